@@ -1,0 +1,1 @@
+"""Datasets and their label maps, the preprocessing contract, and the choice of calibration frames."""

@@ -1,0 +1,282 @@
+"""Datasets as sequences of frames: where they lie, what their labels mean, and clear words for what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from calibration import streets
+from calibration.classes import CAMVID, CAMVID_MAP, CAMVID_VALUES, CITYSCAPES, CITYSCAPES_LABEL_IDS, CITYSCAPES_MAP, CITYSCAPES_VALUES
+from edgekit.core.errors import DataError, UsageError
+from edgekit.core.files import sha256_json, sha256_path
+from edgekit.core.values import IGNORE, ClassSet, Int32, Size, UInt8
+
+DatasetName = Literal["streets", "cityscapes", "camvid"]
+DATASETS: tuple[DatasetName, ...] = ("streets", "cityscapes", "camvid")
+SPLITS = ("train", "val", "test")
+CLASS_SETS: Mapping[str, ClassSet] = {"streets": CITYSCAPES, "cityscapes": CITYSCAPES, "camvid": CAMVID}
+ROOT_VARIABLES: Mapping[str, str] = {"cityscapes": "CITYSCAPES_DATASET", "camvid": "CAMVID_ROOT"}
+STREETS_FRAMES: Mapping[str, int] = {"train": 2000, "val": 64, "test": 64}
+STREETS_DEFAULT_SIZE = Size(512, 1024)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+NO_INSTANCE = -1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One labelled frame at its native size.
+
+    Attributes:
+        name: short, unique within its split.
+        image: uint8 [H, W, 3] RGB.
+        labels: uint8 [H, W] train ids, 255 where no metric counts.
+        instances: int32 [H, W], train id * 1000 + n, -1 where there is no instance; None for datasets without.
+    """
+
+    name: str
+    image: UInt8
+    labels: UInt8
+    instances: Int32 | None = None
+
+
+@dataclass(frozen=True)
+class FrameReference:
+    """A frame not yet loaded. ``identity()`` is a hash that changes when its pixels or labels do."""
+
+    name: str
+    identity: Callable[[], str]
+    load: Callable[[], Frame]
+
+
+@dataclass(frozen=True)
+class Split:
+    """An ordered part of a dataset.
+
+    Attributes:
+        dataset, split: their names.
+        classes: of the dataset; ``instance_pixels`` fitted to the frames' size.
+        references: the frames.
+    """
+
+    dataset: str
+    split: str
+    classes: ClassSet
+    references: tuple[FrameReference, ...]
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def first(self, count: int | None) -> Split:
+        """The first ``count`` frames (all for None), spread evenly over the split."""
+        total = len(self.references)
+        if count is None or count >= total:
+            return self
+        return replace(self, references=tuple(self.references[index * total // count] for index in range(count)))
+
+    def identity(self) -> str:
+        """Hash of all frames' identities, in order."""
+        return sha256_json([reference.identity() for reference in self.references])
+
+
+def class_set(dataset: str) -> ClassSet:
+    """Classes of a dataset by name.
+
+    Raises:
+        UsageError: no such dataset.
+    """
+    if dataset not in CLASS_SETS:
+        raise UsageError(f"there is no dataset '{dataset}': choose from {', '.join(DATASETS)}")
+    return CLASS_SETS[dataset]
+
+
+def open_split(dataset: str, split: str, root: Path | None = None, size: Size | None = None) -> Split:
+    """The frames of one split.
+
+    Args:
+        dataset: ``streets``, ``cityscapes`` or ``camvid``.
+        split: ``train``, ``val`` or ``test``.
+        root: the dataset's folder; by default from ``CITYSCAPES_DATASET`` or ``CAMVID_ROOT``.
+        size: size at which ``streets`` are drawn; the others have their own.
+
+    Raises:
+        UsageError: unknown dataset or split.
+        DataError: no root, or no frames there.
+    """
+    class_set(dataset)
+    if split not in SPLITS:
+        raise UsageError(f"there is no split '{split}': choose from {', '.join(SPLITS)}")
+    if dataset == "streets":
+        return _streets(split, size or STREETS_DEFAULT_SIZE)
+    folder = find_root(dataset, root)
+    return _cityscapes(folder, split) if dataset == "cityscapes" else _camvid(folder, split)
+
+
+def find_root(dataset: str, root: Path | None) -> Path:
+    """Folder of a dataset, from the argument or its environment variable.
+
+    Raises:
+        DataError: neither given, or not a folder.
+    """
+    variable = ROOT_VARIABLES[dataset]
+    if root is None:
+        value = os.environ.get(variable)
+        if not value:
+            raise DataError(
+                f"no {dataset} folder is given: pass --data-root PATH or set {variable}; --calib streets (or --data streets) needs none"
+            )
+        root = Path(value)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: give the {dataset} folder with --data-root PATH or {variable}")
+    return root
+
+
+def _streets(split: str, size: Size) -> Split:
+    code = sha256_path(Path(streets.__file__))
+    area = size.height * size.width / (1024 * 2048)
+    classes = replace(
+        CITYSCAPES, instance_pixels={name: pixels * area for name, pixels in CITYSCAPES.instance_pixels.items()}
+    )
+
+    def reference(index: int) -> FrameReference:
+        def identity() -> str:
+            return sha256_json(["streets", code, split, index, str(size)])
+
+        def load() -> Frame:
+            scene = streets.draw(split, index, size.height, size.width)
+            return Frame(f"{split}-{index:04d}", scene.image, scene.labels, _instances(scene.instances))
+
+        return FrameReference(f"{split}-{index:04d}", identity, load)
+
+    return Split("streets", split, classes, tuple(reference(index) for index in range(STREETS_FRAMES[split])))
+
+
+def _cityscapes(root: Path, split: str) -> Split:
+    images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    if not images:
+        raise DataError(
+            f"no frames under {root / 'leftImg8bit' / split}: --data-root must hold leftImg8bit/ and gtFine/ with split {split}"
+        )
+
+    def reference(image: Path) -> FrameReference:
+        stem = image.name.removesuffix("_leftImg8bit.png")
+        labels = root / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelIds.png"
+        instances = labels.with_name(f"{stem}_gtFine_instanceIds.png")
+
+        def identity() -> str:
+            return sha256_json([sha256_path(path) for path in (image, labels, instances) if path.is_file()])
+
+        def load() -> Frame:
+            pixels = read_image(image)
+            train_ids = CITYSCAPES_MAP[read_labels(labels, pixels, CITYSCAPES_VALUES)]
+            found = _instances(_read_instances(instances, pixels)) if instances.is_file() else None
+            return Frame(stem, pixels, train_ids, found)
+
+        return FrameReference(stem, identity, load)
+
+    return Split("cityscapes", split, CITYSCAPES, tuple(reference(image) for image in images))
+
+
+def _camvid(root: Path, split: str) -> Split:
+    folder, labels_folder = root / split, root / f"{split}annot"
+    images = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"no frames in {folder}: --data-root must hold {split}/ and {split}annot/ (the SegNet layout)")
+    annotations = {path.stem: path for path in labels_folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+
+    def reference(image: Path) -> FrameReference:
+        labels = annotations.get(image.stem, labels_folder / f"{image.stem}.png")
+
+        def identity() -> str:
+            return sha256_json([sha256_path(path) for path in (image, labels) if path.is_file()])
+
+        def load() -> Frame:
+            pixels = read_image(image)
+            return Frame(image.stem, pixels, CAMVID_MAP[read_labels(labels, pixels, CAMVID_VALUES)])
+
+        return FrameReference(image.stem, identity, load)
+
+    return Split("camvid", split, CAMVID, tuple(reference(image) for image in images))
+
+
+def read_image(path: Path) -> UInt8:
+    """An image file as uint8 [H, W, 3] RGB.
+
+    Raises:
+        DataError: missing, damaged or truncated.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"), np.uint8)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: check the path") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
+
+
+def read_labels(path: Path, image: UInt8, values: frozenset[int]) -> UInt8:
+    """A label image of one byte a pixel, as stored: uint8 [H, W].
+
+    Raises:
+        DataError: missing, damaged, of another size than its frame, or with a value the dataset does not define.
+    """
+    labels = _read_plane(path, image)
+    if labels.min() < 0 or labels.max() > 255:
+        raise DataError(f"{path} holds label {int(labels.max())}, outside one byte: it is not this dataset's label image")
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    unknown = [value for value in present if value not in values]
+    if unknown:
+        raise DataError(f"{path} holds label {unknown[0]}, which this dataset does not define: check the file or the --data name")
+    return labels.astype(np.uint8)
+
+
+def _read_instances(path: Path, image: UInt8) -> Int32:
+    return _read_plane(path, image)
+
+
+def _read_plane(path: Path, image: UInt8) -> Int32:
+    try:
+        with Image.open(path) as opened:
+            plane = np.asarray(opened)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: every frame needs its label image") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
+    if plane.ndim != 2:
+        raise DataError(f"{path} has {plane.ndim} dimensions, not a plane of label values: use the dataset's label images")
+    if plane.shape != image.shape[:2]:
+        raise DataError(
+            f"{path} is {Size(*plane.shape)} but its frame is {Size(*image.shape[:2])}: use the label image that belongs to the frame"
+        )
+    return plane.astype(np.int32)
+
+
+def _instances(instance_ids: Int32) -> Int32:
+    """Cityscapes' instanceIds (labelId * 1000 + n, plain labelId elsewhere) -> train id * 1000 + n, else -1."""
+    label_ids = instance_ids // 1000
+    train_ids = np.full(int(max(label_ids.max(), 33)) + 1, IGNORE, np.int32)
+    train_ids[list(CITYSCAPES_LABEL_IDS)] = np.arange(len(CITYSCAPES_LABEL_IDS))
+    train = train_ids[label_ids]
+    # The official evaluation counts ids above 1000; groups (plain labelIds of things) are no instances.
+    return np.where((instance_ids > 1000) & (train != IGNORE), train * 1000 + instance_ids % 1000, NO_INSTANCE).astype(np.int32)
+
+
+def resize_image(image: UInt8, size: Size) -> UInt8:
+    """uint8 [H, W, 3] -> uint8 [size, 3], bilinear with antialiasing; unchanged when the size is right already."""
+    if image.shape[:2] == (size.height, size.width):
+        return image
+    resized = Image.fromarray(image).resize((size.width, size.height), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.uint8)
+
+
+def resize_labels(labels: UInt8, size: Size) -> UInt8:
+    """uint8 [H, W] -> uint8 [size], nearest; unchanged when the size is right already."""
+    if labels.shape == (size.height, size.width):
+        return labels
+    resized = Image.fromarray(labels).resize((size.width, size.height), Image.Resampling.NEAREST)
+    return np.asarray(resized, np.uint8)

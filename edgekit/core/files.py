@@ -1,0 +1,137 @@
+"""Writing so that a kill at any moment leaves the old file, the new file, or nothing; and hashing of contents."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgekit.core.errors import EdgekitError
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EdgekitError(f"no space left while writing {path}: free some disk space and run again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise EdgekitError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` through a temporary name and a rename.
+
+    Raises:
+        EdgekitError: the disk is full or the place is not writable.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes 0600, which would hide results from a colleague
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write one JSON document atomically, with a newline at its end; NaN is refused rather than written."""
+    write_text(path, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document.
+
+    Raises:
+        EdgekitError: the file is not JSON (cut short by hand or by another tool).
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EdgekitError(f"{path} is not valid JSON ({error}): delete it and run again") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block succeeds and vanishes when it does not."""
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o755)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def clean_partials(folder: Path) -> None:
+    """Remove what a killed run (SIGKILL, power cut) left half-written directly inside ``folder``."""
+    if not folder.is_dir():
+        return
+    for entry in folder.glob(".*.partial"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hexadecimal sha256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_json(document: Any) -> str:
+    """Hash of a JSON document that does not depend on the order of its keys."""
+    return sha256_bytes(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sha256_path(path: Path) -> str:
+    """Hash of a file's bytes, or of a folder's relative names and bytes in sorted order (an .mlpackage is a folder)."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+            digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+            digest.update(bytes.fromhex(sha256_path(file)))
+        return digest.hexdigest()
+    with path.open("rb") as file_object:
+        while chunk := file_object.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def path_bytes(path: Path) -> int:
+    """Size in bytes of a file, or of all files under a folder."""
+    if path.is_dir():
+        return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+    return path.stat().st_size
+
+
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON-ready copy of a mapping of plain values."""
+    copy: dict[str, Any] = json.loads(json.dumps(value))
+    return copy

@@ -1,0 +1,72 @@
+"""Targets by entry point, imported on first use."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+
+from edgekit.core.errors import TargetError, UsageError
+from edgekit.core.seam import ENTRY_POINT_GROUP, Target
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)}
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of all installed targets, edgekit's own and those of other packages, sorted."""
+    return tuple(_entries())
+
+
+@cache
+def load_target(name: str) -> Target:
+    """The target of this name.
+
+    Raises:
+        UsageError: no such target.
+        TargetError: its package is broken.
+    """
+    entry = _entries().get(name)
+    if entry is None:
+        raise UsageError(f"there is no target '{name}': choose from {', '.join(target_names())}")
+    try:
+        target = entry.load()
+    except Exception as error:  # a plug-in's import may fail in any way; the user needs its name and cause
+        raise TargetError(f"target '{name}' ({entry.value}) cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(target, Target):
+        raise TargetError(f"target '{name}' ({entry.value}) does not implement edgekit.Target: see docs/architecture.md")
+    return target
+
+
+def require(name: str) -> Target:
+    """The target of this name, able to work here.
+
+    Raises:
+        TargetError: with the sentence that mends it.
+    """
+    target = load_target(name)
+    sentence = target.missing()
+    if sentence is not None:
+        raise TargetError(f"target '{name}' cannot work here: {sentence}")
+    return target
+
+
+def missing_packages(modules: tuple[str, ...], extra: str) -> str | None:
+    """None when all ``modules`` can be imported, else the sentence with the install command. Imports none of them."""
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not absent:
+        return None
+    return f"{', '.join(absent)} not installed: run pip install 'edgekit[{extra}]'"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions by distribution name; absent ones are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,231 @@
+"""Frozen values that flow from checkpoint to report. No torch, no runtime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OutputKind = Literal["labels", "logits"]
+
+UInt8 = NDArray[np.uint8]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+IGNORE = 255
+"""The label of pixels that no metric counts, in every dataset, after its label map."""
+
+MINIMUM_SIDE = 64
+"""The smallest height or width: below it the 1/32 map of the deep branch has no pixels left to pool."""
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """Height and width in pixels, always in this order and always written ``HxW``."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """Read ``HxW``.
+
+        Raises:
+            UsageError: not two whole numbers, or a side below 64 pixels.
+        """
+        match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text.strip())
+        if match is None:
+            raise UsageError(f"'{text}' is not a size: write height x width in pixels, for example 512x1024")
+        size = cls(int(match[1]), int(match[2]))
+        size.check()
+        return size
+
+    def check(self) -> None:
+        """Raise UsageError when a side is below 64 pixels."""
+        if min(self.height, self.width) < MINIMUM_SIDE:
+            raise UsageError(f"size {self} is too small: both sides must be at least {MINIMUM_SIDE} pixels")
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of a dataset, in the order of its train ids.
+
+    Attributes:
+        names: class names; position = train id.
+        categories: the category of each class (Cityscapes groups 19 classes in 7), same length.
+        colours: RGB of each class for pictures, same length.
+        instance_pixels: average instance size in pixels for classes with instances (the iIoU weights).
+    """
+
+    names: tuple[str, ...]
+    categories: tuple[str, ...]
+    colours: tuple[tuple[int, int, int], ...]
+    instance_pixels: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """Category names in order of first appearance."""
+        return tuple(dict.fromkeys(self.categories))
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """``(pixel / 255 - mean) / std`` per RGB channel, as the network was trained with."""
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def scale(self) -> Float32:
+        """Factor per channel on a pixel of 0..255: shape [3]."""
+        return np.asarray([1.0 / (255.0 * s) for s in self.std], np.float32)
+
+    def offset(self) -> Float32:
+        """Offset per channel, added after the factor: shape [3]."""
+        return np.asarray([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
+
+
+Batches = Callable[[], Iterator[UInt8]]
+"""Starts a fresh pass over calibration frames, each uint8 [1, H, W, 3] RGB. A bad frame raises; it never ends a pass."""
+
+
+@dataclass(frozen=True)
+class DeployableGraph:
+    """A network made ready for converters: static size, evaluation mode, exact rewrites applied.
+
+    Attributes:
+        module: torch module, float32 [1, 3, H, W] normalized -> float32 [1, classes, h, w] logits.
+        size: input size.
+        logits_size: h, w of the logits.
+        class_names: names of the logits' channels.
+        normalization: what turns a frame into the module's input.
+        checkpoint_sha256: the checkpoint it came from.
+        rewrites: the exact rewrites that were applied, in order.
+    """
+
+    module: torch.nn.Module
+    size: Size
+    logits_size: Size
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    checkpoint_sha256: str
+    rewrites: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an artifact is to be; part of its identity.
+
+    Attributes:
+        precision: arithmetic of the network's core.
+        output: ``labels`` (label map in the graph's output) or ``logits`` (decoded outside).
+        output_stride: labels are decided at this stride and repeated to full size; 1 is exact.
+    """
+
+    precision: Precision
+    output: OutputKind = "labels"
+    output_stride: int = 1
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a target's converter says of the model it wrote.
+
+    Attributes:
+        model: name of the model's file or folder inside the artifact's folder.
+        native_input: the runtime's own input form, e.g. ``uint8 [1,512,1024,3] RGB``.
+        native_output: the runtime's own output form.
+        tools: package -> version of everything that had a hand in it.
+        kept_float: layers left in higher precision, in the target's terms.
+        notes: what a user should know (the trtexec command line, for one), key -> text.
+    """
+
+    model: str
+    native_input: str
+    native_output: str
+    tools: Mapping[str, str]
+    kept_float: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A converted model in its folder, with what its manifest says."""
+
+    folder: Path
+    target: str
+    precision: Precision
+    size: Size
+    class_names: tuple[str, ...]
+    output: OutputKind
+    output_stride: int
+    model: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def model_path(self) -> Path:
+        """Path of the model's file or folder."""
+        return self.folder / self.model
+
+    @property
+    def title(self) -> str:
+        """Target and precision, as tables name it."""
+        return f"{self.target} {self.precision}"
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session may use the machine. ``threads=None`` means all cores that this process may use."""
+
+    threads: int | None = None
+
+
+ProvenanceKind = Literal["measured", "reference", "not measured"]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a number was obtained: ``measured``, ``reference`` or ``not measured``, by what, and why."""
+
+    kind: ProvenanceKind
+    by: str
+    why: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """The report's form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a target's artifacts on this machine.
+
+    Attributes:
+        kind: ``measured`` when it is the runtime that ships, ``reference`` when another engine stands in.
+        by: engine and version.
+        why: for ``reference``, what it stands in for.
+        no_latency: None when its times count; else why they do not, and how to get real ones.
+    """
+
+    kind: Literal["measured", "reference"]
+    by: str
+    why: str = ""
+    no_latency: str | None = None

@@ -1,0 +1,143 @@
+"""From a checkpoint's network to a :class:`DeployableGraph`, and the edges that make a frame-to-labels module of it."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgekit.core.errors import CheckpointError, ConversionError
+from edgekit.core.values import DeployableGraph, Normalization, OutputKind, Size
+from edgekit.export.rewrites import apply_rewrites
+from edgekit.networks.checkpoint import Checkpoint, load_network
+
+PROOF_TOLERANCE = 1e-4
+"""Largest difference between rewritten and original logits that float rounding explains, relative to their spread."""
+
+
+class Logits(nn.Module):
+    """A user's network reduced to its logits: the first item of a tuple or list, the first ``classes`` channels."""
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Any = self.network(x)
+        if isinstance(output, dict):
+            output = output.get("out", next(iter(output.values())))
+        while isinstance(output, tuple | list):
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            raise CheckpointError("the network's output is not a map of logits [N, classes, h, w]: wrap it in a factory that returns one")
+        if output.shape[1] < self.classes:
+            raise CheckpointError(f"the network gives {output.shape[1]} channels for {self.classes} classes: name the right classes with --data")
+        return output if output.shape[1] == self.classes else output[:, : self.classes]
+
+
+def reference_labels(logits: Tensor, size: Size) -> Tensor:
+    """PyTorch's labels: logits up to the input size, bilinear with half-pixel centres, then argmax (ties: lowest class).
+
+    float [N, C, h, w] -> int64 [N, H, W]. This is the definition that every artifact is held to.
+    """
+    if tuple(logits.shape[-2:]) != (size.height, size.width):
+        logits = F.interpolate(logits, size=(size.height, size.width), mode="bilinear", align_corners=False)
+    return logits.argmax(1)
+
+
+def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
+    """The checkpoint's network at a static size, rewritten, and proved equal to the original on a random frame.
+
+    Raises:
+        CheckpointError: the weights do not fit, or the output is no map of logits.
+        ConversionError: ``torch.export`` cannot take the network, or a rewrite changed its output.
+    """
+    size.check()
+    network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(1, 3, size.height, size.width, generator=generator)
+    with torch.no_grad():
+        expected = network(example)
+        try:
+            # An empty table decomposes nothing but makes in-place operations functional.
+            program = torch.export.export(network, (example,)).run_decompositions({})
+            module = program.module(check_guards=False)
+        except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ConversionError(f"network '{checkpoint.network}' cannot be exported at {size}: {first_line}") from error
+        applied = apply_rewrites(cast(torch.fx.GraphModule, module))
+        difference = (module(example) - expected).abs().max().item()
+    spread = expected.std().item() + 1e-12
+    if not difference <= PROOF_TOLERANCE * max(1.0, spread) * 10:
+        raise ConversionError(
+            f"the rewrites changed the logits of '{checkpoint.network}' at {size} by {difference:.3g} "
+            f"(spread {spread:.3g}): this is a bug of edgekit's, please report it with the network"
+        )
+    return DeployableGraph(
+        module=module,
+        size=size,
+        logits_size=Size(int(expected.shape[2]), int(expected.shape[3])),
+        class_names=checkpoint.class_names,
+        normalization=checkpoint.normalization,
+        checkpoint_sha256=checkpoint.sha256,
+        rewrites=applied,
+    )
+
+
+class FrameToLabels(nn.Module):
+    """The whole way inside one module: a frame of 0..255 in, labels out.
+
+    Args:
+        graph: the deployable graph.
+        channels_last: frame is [1, H, W, 3] (else [1, 3, H, W]).
+        output: ``labels`` or ``logits`` (as the network gives them).
+        output_stride: labels are decided on a map of ceil(H/s) x ceil(W/s) and repeated to full size.
+        label_dtype: dtype of the labels.
+    """
+
+    def __init__(
+        self,
+        graph: DeployableGraph,
+        channels_last: bool,
+        output: OutputKind = "labels",
+        output_stride: int = 1,
+        label_dtype: torch.dtype = torch.uint8,
+    ) -> None:
+        super().__init__()
+        self.core = graph.module
+        self.channels_last = channels_last
+        self.output = output
+        self.size = graph.size
+        self.decision = decision_size(graph.size, output_stride)
+        self.label_dtype = label_dtype
+        shape = (1, 1, 1, 3) if channels_last else (1, 3, 1, 1)
+        self.register_buffer("scale", torch.from_numpy(graph.normalization.scale()).reshape(shape))
+        self.register_buffer("offset", torch.from_numpy(graph.normalization.offset()).reshape(shape))
+
+    def forward(self, frame: Tensor) -> Tensor:
+        x = frame.to(torch.float32) * cast(Tensor, self.scale) + cast(Tensor, self.offset)
+        if self.channels_last:
+            x = x.permute(0, 3, 1, 2)
+        logits = self.core(x)
+        if self.output == "logits":
+            return cast(Tensor, logits)
+        labels = reference_labels(logits, self.decision).to(self.label_dtype)
+        if self.decision != self.size:
+            labels = F.interpolate(
+                labels[:, None].float(), size=(self.size.height, self.size.width), mode="nearest"
+            )[:, 0].to(self.label_dtype)
+        return labels
+
+
+def decision_size(size: Size, output_stride: int) -> Size:
+    """Size of the map on which labels are decided at an output stride."""
+    return Size(-(-size.height // output_stride), -(-size.width // output_stride))
+
+
+def normalize(frame: Tensor, normalization: Normalization) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], the network's input."""
+    scale, offset = torch.from_numpy(normalization.scale()), torch.from_numpy(normalization.offset())
+    return (frame.to(torch.float32) * scale + offset).permute(0, 3, 1, 2).contiguous()

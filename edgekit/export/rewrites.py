@@ -1,0 +1,183 @@
+"""Exact rewrites on an exported ATen graph. Each is one function that changes the graph in place and says how often.
+
+They work on any network that ``torch.export`` takes, because they see operations, not modules. Each is proved equal to
+the original within float rounding by ``tests/test_export.py``.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+
+def _tensor(module: GraphModule, node: Any) -> Tensor | None:
+    """The constant behind a get_attr node, or None."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return cast(Tensor, value)
+
+
+def _constant(module: GraphModule, before: Node, name: str, value: Tensor) -> Node:
+    """Register ``value`` as a buffer under a free name and make a get_attr node for it before ``before``."""
+    index = 0
+    while hasattr(module, f"{name}_{index}"):
+        index += 1
+    module.register_buffer(f"{name}_{index}", value.detach().clone())
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(f"{name}_{index}")
+    node.meta["val"] = value
+    return node
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(int(side) for side in node.meta["val"].shape)
+
+
+def fold_batch_norm(module: GraphModule) -> int:
+    """Merge each batch norm into the convolution before it (paper, section 5.3).
+
+    Where other nodes read that convolution too, or there is none, the batch norm becomes one product and one sum.
+    """
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        source, weight_node, bias_node, mean_node, variance_node, _, epsilon = node.args
+        mean, variance = _tensor(module, mean_node), _tensor(module, variance_node)
+        if mean is None or variance is None or any(user.args[1] != 0 for user in node.users):
+            continue
+        gamma, beta = _tensor(module, weight_node), _tensor(module, bias_node)
+        # In float64, so that the only rounding is the final one.
+        scale = torch.rsqrt(variance.double() + epsilon)
+        if gamma is not None:
+            scale = scale * gamma.double()
+        offset = (0.0 if beta is None else beta.double()) - mean.double() * scale
+        kernel = _tensor(module, source.args[1]) if _is_convolution(source) and len(source.users) == 1 else None
+        if kernel is not None:
+            old_bias = _tensor(module, source.args[2]) if len(source.args) > 2 else None
+            bias = offset if old_bias is None else offset + old_bias.double() * scale
+            weight = (kernel.double() * scale.reshape(-1, 1, 1, 1)).float()
+            weight_constant = _constant(module, source, "folded_weight", weight)
+            bias_constant = _constant(module, source, "folded_bias", bias.float())
+            source.args = (source.args[0], weight_constant, bias_constant, *source.args[3:])
+            result = source
+        else:
+            shape = (1, -1, *[1] * (len(_shape(source)) - 2))
+            factor = _constant(module, node, "batch_norm_scale", scale.float().reshape(shape))
+            addend = _constant(module, node, "batch_norm_offset", offset.float().reshape(shape))
+            with module.graph.inserting_before(node):
+                product = module.graph.call_function(aten.mul.Tensor, (source, factor))
+                result = module.graph.call_function(aten.add.Tensor, (product, addend))
+            product.meta = dict(source.meta)
+            result.meta = dict(source.meta)
+        for user in list(node.users):  # getitem 0: the output; the other two items are training statistics
+            user.replace_all_uses_with(result)
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+        count += 1
+    return count
+
+
+def _is_convolution(node: Node) -> bool:
+    return node.op == "call_function" and node.target is aten.conv2d.default
+
+
+def pooling_matrix(length: int, bins: int) -> Tensor:
+    """Adaptive average pooling along one axis as a matrix: float32 [bins, length].
+
+    Bin ``i`` averages ``floor(i * length / bins)`` up to ``ceil((i + 1) * length / bins)``, as PyTorch defines it.
+    """
+    matrix = torch.zeros(bins, length)
+    for index in range(bins):
+        start = index * length // bins
+        end = -((-(index + 1) * length) // bins)
+        matrix[index, start:end] = 1.0 / (end - start)
+    return matrix
+
+
+def replace_adaptive_pooling(module: GraphModule) -> int:
+    """Adaptive average pooling in a form every runtime has a fast kernel for.
+
+    One bin is a mean; bins that divide the map are an ordinary average pool; any other is two products with constant
+    bin matrices (converters otherwise emit a slice and a mean for every bin). The matrices are precomputed buffers:
+    built inside forward they become an IOTA that the LiteRT interpreter refuses.
+    """
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.adaptive_avg_pool2d.default:
+            continue
+        source = cast(Node, node.args[0])
+        height, width = _shape(source)[-2:]
+        rows, columns = (int(side) for side in cast("list[int]", node.args[1]))
+        graph = module.graph
+        if (rows, columns) == (1, 1):
+            with graph.inserting_before(node):
+                new = graph.call_function(aten.mean.dim, (source, [2, 3], True))
+        elif height % rows == 0 and width % columns == 0:
+            window = [height // rows, width // columns]
+            with graph.inserting_before(node):
+                new = graph.call_function(aten.avg_pool2d.default, (source, window, window))
+        else:
+            right = _constant(module, node, "pool_columns", pooling_matrix(width, columns).t().contiguous())
+            left = _constant(module, node, "pool_rows", pooling_matrix(height, rows))
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.matmul.default, (source, right))
+                product.meta = {**node.meta, "val": source.meta["val"].new_empty(*_shape(source)[:-1], columns)}
+                new = graph.call_function(aten.matmul.default, (left, product))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        count += 1
+    return count
+
+
+def drop_idle(module: GraphModule) -> int:
+    """Remove operations that change nothing in evaluation: dropout, resizes to the same size, slices of everything."""
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        idle = node.target in (aten.dropout.default, aten.alias.default, aten.detach.default, aten.clone.default)
+        if node.target is aten.upsample_bilinear2d.vec or node.target is aten.slice.Tensor:
+            idle = _shape(node) == _shape(cast(Node, node.args[0]))
+        if idle:
+            node.replace_all_uses_with(cast(Node, node.args[0]))
+            module.graph.erase_node(node)
+            count += 1
+    return count
+
+
+REWRITES = (drop_idle, fold_batch_norm, replace_adaptive_pooling)
+
+
+def apply_rewrites(module: GraphModule) -> tuple[str, ...]:
+    """Apply all rewrites; returns lines such as ``fold_batch_norm x 51``."""
+    applied = []
+    for rewrite in REWRITES:
+        count = rewrite(module)
+        if count:
+            applied.append(f"{rewrite.__name__} x {count}")
+    module.graph.eliminate_dead_code()
+    _drop_unused_constants(module)
+    module.graph.lint()
+    module.recompile()
+    return tuple(applied)
+
+
+def _drop_unused_constants(module: GraphModule) -> None:
+    """Forget parameters no node reads, so that converters do not carry the unfolded weights along."""
+    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
+        if name not in used:
+            owner_name, _, attribute = name.rpartition(".")
+            owner = operator.attrgetter(owner_name)(module) if owner_name else module
+            delattr(owner, attribute)

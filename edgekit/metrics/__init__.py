@@ -1,0 +1,1 @@
+"""Accuracy by the definitions of the datasets' own scripts."""

@@ -1,0 +1,299 @@
+"""Checkpoints: safetensors that describe themselves, and plain state dicts that never run code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgekit.core.errors import CheckpointError, UsageError
+from edgekit.core.files import sha256_json, sha256_path, write_bytes
+from edgekit.core.values import Normalization
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+METADATA_KEY = "edgekit"
+SCHEMA = 1
+SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints"
+DEFAULT_CHECKPOINT = "spssn-streets"
+NETWORKS = ("spssn", "spssn-stream", "fast-scnn")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what they are, without the weights being loaded.
+
+    Attributes:
+        name: file name without suffix, or the shipped name.
+        path: the file.
+        sha256: of the file, and of the network's source where it is the user's own.
+        network: a name of edgekit's or ``package.module:factory``.
+        arguments: keyword arguments of the network's constructor.
+        class_names: the logits' channels that are classes, in order.
+        normalization: of the input.
+        dataset: what it was trained on ("" when unknown).
+        recipe, metrics: as recorded by ``edgekit train``; empty for a plain state dict.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    network: str
+    arguments: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    dataset: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """The ``checkpoint`` object of report.json."""
+        return {
+            "name": self.name, "sha256": self.sha256, "network": self.network, "arguments": dict(self.arguments),
+            "classes": list(self.class_names), "dataset": self.dataset, "recipe": dict(self.recipe),
+            "metrics": dict(self.metrics),
+        }  # fmt: skip
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the checkpoints inside the package."""
+    return tuple(sorted(path.stem for path in SHIPPED_FOLDER.glob("*.safetensors")))
+
+
+def locate(reference: str) -> Path:
+    """Path of a checkpoint given as a path or a shipped name.
+
+    Raises:
+        CheckpointError: neither exists.
+    """
+    shipped = SHIPPED_FOLDER / f"{reference}.safetensors"
+    if reference in shipped_names():
+        return shipped
+    path = Path(reference)
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint '{reference}': give a file, or a shipped name ({', '.join(shipped_names())})"
+        )
+    return path
+
+
+def build_network(network: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
+    """A freshly initialized network.
+
+    Raises:
+        UsageError: unknown name, or a factory that cannot be imported.
+        CheckpointError: the constructor refuses the arguments.
+    """
+    factory: Callable[..., Any]
+    if network in ("spssn", "spssn-stream"):
+        from edgekit.networks.spssn import SPSSN
+
+        factory = SPSSN
+        arguments = {**arguments, "stream": network == "spssn-stream"}
+    elif network == "fast-scnn":
+        from edgekit.networks.fast_scnn import FastSCNN
+
+        factory = FastSCNN
+    elif ":" in network:
+        factory = _import_factory(network)
+        try:  # a user's factory may fix its own number of classes
+            takes_classes = "classes" in inspect.signature(factory).parameters
+        except (TypeError, ValueError):
+            takes_classes = False
+        if not takes_classes:
+            return cast("nn.Module", factory(**arguments))
+    else:
+        raise UsageError(
+            f"there is no network '{network}': choose from {', '.join(NETWORKS)}, or name your own as package.module:factory"
+        )
+    try:
+        return cast("nn.Module", factory(classes=classes, **arguments))
+    except TypeError as error:
+        raise CheckpointError(f"network '{network}' does not take these arguments ({error})") from error
+
+
+def _import_factory(reference: str) -> Callable[..., Any]:
+    module_name, _, attribute = reference.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: the user's module often lies in the working folder
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"--network {reference} cannot be imported ({error}): give package.module:factory, importable from here"
+        ) from error
+    if not callable(factory):
+        raise UsageError(f"--network {reference} is not callable: give a class or a function that makes the network")
+    return cast(Callable[..., Any], factory)
+
+
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """The description inside a safetensors file, without loading weights; None when there is none.
+
+    Raises:
+        CheckpointError: the file is not safetensors, or is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(100 << 20, path.stat().st_size):
+                raise ValueError("header longer than the file")
+            header = json.loads(file.read(length))
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        if 8 + length + end != path.stat().st_size:
+            raise ValueError("its length is not what its header says")
+        text = header.get("__metadata__", {}).get(METADATA_KEY)
+        return None if text is None else cast("dict[str, Any]", json.loads(text))
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({error}): copy or train it again") from error
+
+
+def load_checkpoint(
+    reference: str = DEFAULT_CHECKPOINT,
+    network: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    dataset: str = "",
+    normalization: Normalization | None = None,
+) -> Checkpoint:
+    """Describe a checkpoint; weights stay on disk.
+
+    Args:
+        reference: path or shipped name.
+        network: required for a file without edgekit's metadata; overrides the recorded one otherwise.
+        class_names: required for a file without metadata.
+        dataset: the dataset whose classes those are.
+        normalization: for a file without metadata; ImageNet's by default.
+
+    Raises:
+        CheckpointError: unreadable, or not described and ``network``/``class_names`` not given.
+    """
+    path = locate(reference)
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else None
+    digest = sha256_path(path)
+    if metadata is not None:
+        if metadata.get("schema") != SCHEMA:
+            raise CheckpointError(
+                f"{path} has metadata of schema {metadata.get('schema')}, this edgekit reads {SCHEMA}: install a matching version"
+            )
+        checkpoint = Checkpoint(
+            name=path.stem, path=path, sha256=digest,
+            network=network or metadata["network"],
+            arguments={} if network and network != metadata["network"] else metadata["arguments"],
+            class_names=tuple(metadata["classes"]),
+            normalization=Normalization(tuple(metadata["normalization"]["mean"]), tuple(metadata["normalization"]["std"])),
+            dataset=metadata["dataset"], recipe=metadata["recipe"], metrics=metadata["metrics"],
+        )  # fmt: skip
+    else:
+        if network is None:
+            raise CheckpointError(f"{path} does not say which network it belongs to: add --network NAME or --network package.module:factory")
+        if class_names is None:
+            raise CheckpointError(f"{path} does not say which classes it has: add --data DATASET to take that dataset's classes")
+        checkpoint = Checkpoint(
+            path.stem, path, digest, network, {}, class_names, normalization or Normalization(), dataset
+        )
+    if ":" in checkpoint.network:
+        source = inspect.getsourcefile(inspect.unwrap(_import_factory(checkpoint.network)))
+        code = sha256_path(Path(source)) if source else ""
+        digest = sha256_json([digest, checkpoint.network, code])
+        return Checkpoint(**{**{key: getattr(checkpoint, key) for key in checkpoint.__dataclass_fields__}, "sha256": digest})
+    return checkpoint
+
+
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file; pickles are read with ``weights_only=True``.
+
+    Raises:
+        CheckpointError: damaged, or a pickle that holds more than tensors (it is not run).
+    """
+    import torch
+
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return cast("dict[str, torch.Tensor]", load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and was not opened, since loading it could run code: save model.state_dict() instead"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or not a PyTorch file ({type(error).__name__}): copy it again") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} is not a state dict: save model.state_dict() with torch.save")
+    # DataParallel and DistributedDataParallel prefix every key with "module."
+    prefix = "module."
+    if all(key.startswith(prefix) for key in state):
+        return {key[len(prefix) :]: value for key, value in state.items()}
+    return dict(state)
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint's network with its weights, in evaluation mode, float32 on CPU.
+
+    Raises:
+        CheckpointError: the state dict belongs to another network; the message names the first differences.
+    """
+    import torch
+
+    module = build_network(checkpoint.network, len(checkpoint.class_names), checkpoint.arguments)
+    state = load_state(checkpoint.path)
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    problems = [f"{key} is missing" for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    problems += [f"{key} is not in the network" for key in state if key not in expected]
+    problems += [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in state and state[key].shape != shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit network '{checkpoint.network}' with {len(checkpoint.class_names)} classes "
+            f"({'; '.join(problems[:3])}{more}): name the right one with --network"
+        )
+    bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if bad:
+        raise CheckpointError(f"{checkpoint.path} holds NaN or infinity in {bad[0]}: train it again")
+    module.load_state_dict(state, strict=False)
+    return module.float().eval()
+
+
+def save_checkpoint(
+    path: Path,
+    module: nn.Module,
+    *,
+    network: str,
+    arguments: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    normalization: Normalization,
+    dataset: str,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> None:
+    """Write weights and their description as one safetensors file, atomically."""
+    from safetensors.torch import save
+
+    description = {
+        "schema": SCHEMA, "network": network, "arguments": dict(arguments), "classes": list(class_names),
+        "normalization": asdict(normalization), "dataset": dataset, "recipe": dict(recipe), "metrics": dict(metrics),
+    }  # fmt: skip
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    write_bytes(path, save(state, metadata={METADATA_KEY: json.dumps(description)}))

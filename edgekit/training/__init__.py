@@ -1,0 +1,1 @@
+"""Training: the paper's recipe by default, resumable, on CPU or GPU."""

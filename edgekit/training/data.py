@@ -1,0 +1,130 @@
+"""Training samples: frames decoded once into one file, augmented by a seed that depends only on epoch and position."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from calibration.datasets import Split
+from edgekit.core.files import write_json
+from edgekit.core.values import IGNORE, Normalization, Size, UInt8
+from edgekit.training.recipe import TrainingRecipe
+
+
+def decoded_frames(split: Split, folder: Path) -> tuple[list[tuple[int, int, int]], Path]:
+    """Decode a split once: pixels and labels of all frames, 4 bytes a pixel, in one file that workers map.
+
+    Decoding (or drawing) a frame costs more than a training step on a crop of it. The file is kept for as long as the
+    frames' identity stays the same. Returns (offset, height, width) per frame and the file.
+    """
+    index_path, data_path = folder / "frames.json", folder / "frames.bin"
+    identity = split.identity()
+    if index_path.is_file() and data_path.is_file():
+        stored = json.loads(index_path.read_text())
+        if stored["identity"] == identity:
+            return [tuple(entry) for entry in stored["index"]], data_path
+    folder.mkdir(parents=True, exist_ok=True)
+    index_path.unlink(missing_ok=True)
+    index: list[tuple[int, int, int]] = []
+    offset = 0
+    with data_path.open("wb") as file:
+        for reference in split.references:
+            frame = reference.load()
+            height, width = frame.labels.shape
+            packed = np.dstack([frame.image, frame.labels])
+            file.write(np.ascontiguousarray(packed).data)
+            index.append((offset, height, width))
+            offset += packed.nbytes
+    write_json(index_path, {"identity": identity, "index": index})
+    return index, data_path
+
+
+def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generator) -> tuple[UInt8, UInt8]:
+    """Random scale, crop, flip and colours of one frame.
+
+    uint8 [H, W, 4] (RGB and label) -> uint8 [h, w, 3] and uint8 [h, w]. What the crop holds beyond the frame is mean grey,
+    label 255. The crop is cut before it is scaled, so that its cost does not depend on the frame's size.
+    """
+    crop = Size.parse(recipe.crop)
+    height, width = packed.shape[:2]
+    low, high = recipe.scale
+    factor = float(np.exp(generator.uniform(np.log(low), np.log(high))))
+    need = (min(height, round(crop.height / factor)), min(width, round(crop.width / factor)))
+    top = int(generator.integers(0, height - need[0] + 1))
+    left = int(generator.integers(0, width - need[1] + 1))
+    window = packed[top : top + need[0], left : left + need[1]]
+    new = (min(crop.width, max(1, round(need[1] * factor))), min(crop.height, max(1, round(need[0] * factor))))
+    image = Image.fromarray(np.ascontiguousarray(window[..., :3])).resize(new, Image.Resampling.BILINEAR)
+    labels = Image.fromarray(np.ascontiguousarray(window[..., 3])).resize(new, Image.Resampling.NEAREST)
+    pixels, truth = np.asarray(image), np.asarray(labels)
+    if recipe.colour_jitter:
+        pixels = _jitter(pixels, recipe.colour_jitter, generator)
+    if recipe.flip and generator.random() < 0.5:
+        pixels, truth = pixels[:, ::-1], truth[:, ::-1]
+    if (new[1], new[0]) != (crop.height, crop.width):
+        full = np.full((crop.height, crop.width, 3), 124, np.uint8)
+        full_truth = np.full((crop.height, crop.width), IGNORE, np.uint8)
+        y, x = int(generator.integers(0, crop.height - new[1] + 1)), int(generator.integers(0, crop.width - new[0] + 1))
+        full[y : y + new[1], x : x + new[0]] = pixels
+        full_truth[y : y + new[1], x : x + new[0]] = truth
+        return full, full_truth
+    return np.ascontiguousarray(pixels), np.ascontiguousarray(truth)
+
+
+def _jitter(pixels: UInt8, amount: float, generator: np.random.Generator) -> UInt8:
+    brightness, contrast, saturation = generator.uniform(1 - amount, 1 + amount, 3)
+    values = pixels.astype(np.float32) * np.float32(brightness)
+    mean = values.mean()
+    values = (values - mean) * np.float32(contrast) + mean
+    grey = values.mean(2, keepdims=True)
+    values = grey + (values - grey) * np.float32(saturation)
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented crops, indexed by ``epoch * frames + frame``: float32 [3, h, w] normalized and uint8 [h, w]."""
+
+    def __init__(
+        self, index: list[tuple[int, int, int]], path: Path, recipe: TrainingRecipe, normalization: Normalization
+    ) -> None:
+        self.index = index
+        self.path = path
+        self.recipe = recipe
+        self.scale, self.offset = normalization.scale(), normalization.offset()
+        self._data: UInt8 | None = None
+
+    def __len__(self) -> int:
+        return len(self.index) * self.recipe.epochs
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        if self._data is None:  # mapped in the worker, not carried there
+            self._data = np.memmap(self.path, np.uint8, "r")
+        offset, height, width = self.index[position % len(self.index)]
+        packed = self._data[offset : offset + height * width * 4].reshape(height, width, 4)
+        generator = np.random.default_rng([self.recipe.seed, position])
+        image, labels = augment(packed, self.recipe, generator)
+        normalized = image.astype(np.float32) * self.scale + self.offset
+        return torch.from_numpy(normalized).permute(2, 0, 1), torch.from_numpy(labels)
+
+
+class EpochOrder(Sampler[int]):
+    """A seeded order of one epoch, in positions that say which epoch it is; whole batches only."""
+
+    def __init__(self, frames: int, recipe: TrainingRecipe) -> None:
+        self.frames = frames
+        self.recipe = recipe
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.recipe.seed, 1 << 40, self.epoch]).permutation(self.frames)
+        return iter((order + self.epoch * self.frames).tolist())

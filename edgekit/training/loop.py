@@ -1,0 +1,253 @@
+"""The training loop: one code path, resumable at every epoch, stopping before a bad number spoils a good checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from calibration.datasets import Frame, Split, class_set
+from edgekit.core.errors import TrainingError
+from edgekit.core.files import plain, write_bytes
+from edgekit.core.values import IGNORE, Normalization, Size
+from edgekit.export.graph import normalize, reference_labels
+from edgekit.metrics.scores import add_counts, count_frame, score
+from edgekit.networks.checkpoint import build_network, save_checkpoint
+from edgekit.training.data import Crops, EpochOrder, decoded_frames
+from edgekit.training.recipe import TrainingRecipe
+
+STATE_NAME = "training-state.pt"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands; handed to the caller's callback after every step."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    seconds_left: float
+
+
+def train(
+    recipe: TrainingRecipe,
+    data: Split,
+    validation: Split | None,
+    test: Split | None,
+    folder: Path,
+    name: str,
+    command: str,
+    report: Callable[[Progress], None],
+    say: Callable[[str], None],
+    validate_every: int = 10,
+    workers: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Path:
+    """Train, or go on where a killed run stopped, and write ``folder/name.safetensors``.
+
+    Args:
+        recipe: what to train; a resumed run must have the same.
+        data: training frames.
+        validation: frames to report mIoU on along the way and at the end.
+        test: frames evaluated once, at the end.
+        folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
+        command: as typed, recorded in the checkpoint.
+        report, say: progress per step, and lines worth keeping.
+
+    Raises:
+        TrainingError: another recipe lies in ``folder``, the loss is not finite, or no frame holds a class.
+    """
+    recipe.check()
+    # Before the first parallel operation, so that worker threads inherit it: a trained network's weights decay into
+    # subnormals, on which a CPU is up to twenty times slower.
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(recipe.seed)
+    normalization = Normalization()
+    classes = class_set(recipe.dataset)
+    module = build_network(recipe.network, len(classes), recipe.arguments).to(device, memory_format=torch.channels_last)
+    state = _State(module, recipe)
+    state_path = folder / STATE_NAME
+    if state_path.is_file():
+        state.restore(state_path)
+        say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
+    say(f"decoding {len(data)} frames")
+    index, path = decoded_frames(data, folder)
+    order = EpochOrder(len(index), recipe)
+    loader = DataLoader(
+        Crops(index, path, recipe, normalization),
+        batch_size=recipe.batch,
+        sampler=order,
+        drop_last=len(index) >= recipe.batch,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+    )
+    steps = len(loader)
+    total = steps * recipe.epochs
+    started, done = time.monotonic(), 0
+    while state.epoch < recipe.epochs:
+        order.epoch = state.epoch
+        module.train()
+        for step, (images, labels) in enumerate(loader, 1):
+            rate = _learning_rate(recipe, state.step, total)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            loss = segmentation_loss(
+                module(images.to(device, memory_format=torch.channels_last)), labels.to(device), recipe.loss_stride
+            )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                kept = f"; the state after epoch {state.epoch} is kept in {folder}" if state.epoch else ""
+                raise TrainingError(
+                    f"the loss became {value} in epoch {state.epoch + 1}, step {step}: lower --learning-rate (now {recipe.learning_rate}){kept}"
+                )
+            state.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
+            state.optimizer.step()
+            state.step += 1
+            state.update_average()
+            done += 1
+            pace = (time.monotonic() - started) / done
+            report(Progress(state.epoch + 1, recipe.epochs, step, steps, value, recipe.batch / pace, pace * (total - state.step)))
+        state.epoch += 1
+        state.save(state_path)
+        if validation is not None and (state.epoch % validate_every == 0 and state.epoch < recipe.epochs):
+            miou = evaluate_network(state.evaluated(), validation, normalization)["miou"]
+            say(f"epoch {state.epoch}: {validation.split} mIoU {miou:.4f}")
+    metrics: dict[str, Any] = {}
+    for split in (validation, test):
+        if split is not None:
+            scores = evaluate_network(state.evaluated(), split, normalization)
+            metrics[f"{split.dataset}:{split.split}"] = scores
+            say(f"{split.split} mIoU {scores['miou']:.4f} on {len(split)} frames")
+    checkpoint = folder / f"{name}.safetensors"
+    save_checkpoint(
+        checkpoint, state.evaluated(), network=recipe.network, arguments=recipe.arguments, class_names=classes.names,
+        normalization=normalization, dataset=recipe.dataset,
+        recipe={**recipe.to_json(), "command": command, "torch": str(torch.__version__)}, metrics=metrics,
+    )  # fmt: skip
+    return checkpoint
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, stride: int) -> Tensor:
+    """Pixel cross-entropy (section 4.5): logits [N, C, h, w] upsampled bilinearly to the labels' every ``stride``-th pixel."""
+    truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
+    logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+    if not (truth != IGNORE).any():
+        return logits.sum() * 0.0  # a crop of nothing but void: cross_entropy would give NaN
+    return F.cross_entropy(logits, truth, ignore_index=IGNORE)
+
+
+def evaluate_network(
+    module: nn.Module, split: Split, normalization: Normalization, size: Size | None = None
+) -> Mapping[str, Any]:
+    """Scores of a network on a split at the frames' own size, as plain values."""
+    module.eval()
+    device = next(module.parameters()).device
+    counts = []
+    with torch.inference_mode():
+        for reference in split.references:
+            frame = reference.load()
+            counts.append(count_frame(_predict(module, frame, normalization, device), frame.labels, frame.instances, split.classes))
+    document = score(add_counts(counts), split.classes).to_json()
+    return {**document, "frames": len(split)}
+
+
+def _predict(module: nn.Module, frame: Frame, normalization: Normalization, device: torch.device) -> Any:
+    x = normalize(torch.from_numpy(frame.image[None].copy()), normalization).to(device)
+    logits = module(x)
+    size = Size(*frame.labels.shape)
+    return reference_labels(logits, size)[0].to(torch.uint8).cpu().numpy()
+
+
+def _learning_rate(recipe: TrainingRecipe, step: int, total: int) -> float:
+    warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    return recipe.learning_rate * warm * (1.0 - step / total) ** recipe.power
+
+
+class _State:
+    """Everything a resumed run needs: weights, average, optimizer, epoch and step."""
+
+    def __init__(self, module: nn.Module, recipe: TrainingRecipe) -> None:
+        self.module = module
+        self.recipe = recipe
+        self.epoch = 0
+        self.step = 0
+        self.average: dict[str, Tensor] | None = None
+        if recipe.average:
+            self.average = {key: value.clone() for key, value in module.state_dict().items()}
+        parameters = module.parameters()
+        self.optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(
+                parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+    def update_average(self) -> None:
+        if self.average is None:
+            return
+        # Early weights are forgotten quickly: the decay grows to its value over the first steps.
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        for key, value in self.module.state_dict().items():
+            if value.is_floating_point():
+                self.average[key].lerp_(value, 1 - decay)
+            else:
+                self.average[key].copy_(value)
+
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and ship: the averaged weights where there are some."""
+        if self.average is None:
+            return self.module
+        module = build_network(self.recipe.network, len(class_set(self.recipe.dataset)), self.recipe.arguments)
+        module.load_state_dict(self.average)
+        return module.to(next(self.module.parameters()).device, memory_format=torch.channels_last)
+
+    def save(self, path: Path) -> None:
+        import io
+
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
+                "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
+            },
+            buffer,
+        )  # fmt: skip
+        write_bytes(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        try:
+            stored = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
+        except Exception as error:  # damaged in any way: the user must decide what to do with it
+            raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it to start over") from error
+        mine = plain(self.recipe.to_json())
+        differing = [key for key in mine if stored["recipe"].get(key) != mine[key]]
+        if differing:
+            key = differing[0]
+            raise TrainingError(
+                f"{path.parent} holds a run with {key} = {stored['recipe'].get(key)}, not {mine[key]}: "
+                "use the same settings to go on, or another --out to start anew"
+            )
+        self.module.load_state_dict(stored["module"])
+        self.optimizer.load_state_dict(stored["optimizer"])
+        self.average = cast("dict[str, Tensor] | None", stored["average"])
+        self.epoch, self.step = int(stored["epoch"]), int(stored["step"])
+        torch.set_rng_state(stored["rng"].cpu())
+
+

@@ -1,0 +1,387 @@
+"""Core ML: ML Programs for iOS 17 and macOS 14 or newer, made on any operating system."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError
+from edgekit.core.registry import missing_packages, versions
+from edgekit.core.seam import Session
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    Converted,
+    DeployableGraph,
+    Engine,
+    Precision,
+    Recipe,
+    SessionOptions,
+    Size,
+    UInt8,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from targets.mil.executor import Executor
+
+MODEL = "model.mlpackage"
+
+QUANTIZED_OPS = ("conv", "linear", "add", "max_pool", "avg_pool")
+"""What coremltools puts quantize/dequantize pairs around."""
+
+SMALLEST_RANGE = 127 * 2.0**-14
+"""Activation ranges are at least this, so that their scale is a normal fp16 number: devices may flush smaller ones."""
+
+LARGEST_RANGE = 32000.0
+"""coremltools computes twice the range in fp16, whose largest number is 65504."""
+
+Ranges = dict[str, dict[str, float]]
+"""``rmin`` and ``rmax`` by tensor name, the form coremltools' activation passes take."""
+
+
+class CoreML:
+    """Core ML as a target: fp16, fp32 and W8A8 int8 ML Programs with the frame's edges inside."""
+
+    name = "coreml"
+    title = "Core ML"
+    precisions: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+    device_pages: tuple[str, ...] = ("apple",)
+
+    def missing(self) -> str | None:
+        """None when coremltools and torch are installed, else the install command."""
+        return missing_packages(("coremltools", "torch"), "coreml")
+
+    def tools(self) -> Mapping[str, str]:
+        """Versions of what decides the package's bytes."""
+        return versions("coremltools", "torch", "numpy")
+
+    def engine(self) -> Engine:
+        """Core ML itself on a Mac, the reference executor elsewhere."""
+        if sys.platform == "darwin":
+            return Engine("measured", f"Core ML, macOS {platform.mac_ver()[0]}")
+        return Engine(
+            "reference",
+            by=f"edgekit's ML Program executor (torch {versions('torch').get('torch', 'absent')})",
+            why="the package's own program, executed op by op; Core ML itself runs on Apple devices only",
+            no_latency=(
+                "Core ML runs on Apple devices only: run `edgekit bench <artifact folder>` on a Mac to measure it"
+            ),
+        )
+
+    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+        """Write ``folder/model.mlpackage``: RGB image in, int32 labels [1, H, W] (or float32 logits) out.
+
+        Raises:
+            ConversionError: coremltools cannot take the graph, or int8 got no calibration frame.
+        """
+        model = _float_model(graph, recipe)
+        kept: tuple[str, ...] = ()
+        notes = {"deployment target": "iOS 17, macOS 14 or newer"}
+        if recipe.precision == "int8":
+            if batches is None:
+                raise ConversionError("int8 needs calibration frames: name a calibration set")
+            model, frames, floats = _quantized(model, graph.size, batches)
+            kept = ("normalization", *floats, "resizes and matrix products", "final upsampling and argmax")
+            notes["calibration"] = (
+                f"smallest and largest value of each tensor over {frames} frames; activations int8 per tensor, "
+                "symmetric (zero point 0); weights int8 per output channel, symmetric"
+            )
+        _describe(model, graph, recipe)
+        model.save(str(folder / MODEL))
+        height, width = graph.size.height, graph.size.width
+        native_output = f"int32 [1,{height},{width}] labels"
+        if recipe.output == "logits":
+            low = graph.logits_size
+            native_output = f"float32 [1,{len(graph.class_names)},{low.height},{low.width}] logits"
+        return Converted(
+            model=MODEL,
+            native_input=f"RGB image {width} wide, {height} high",
+            native_output=native_output,
+            tools=self.tools(),
+            kept_float=kept,
+            notes=notes,
+        )
+
+    @contextlib.contextmanager
+    def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[Session]:
+        """Load the package: Core ML on a Mac, elsewhere the executor with ``options.threads`` torch threads.
+
+        Raises:
+            ArtifactError: the package is missing or damaged.
+            TargetError: the program holds an op that the executor does not know.
+        """
+        if sys.platform == "darwin":
+            yield _MacSession(artifact)
+            return
+        import torch
+
+        before = torch.get_num_threads()
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        try:
+            yield _ExecutorSession(artifact)
+        finally:
+            torch.set_num_threads(before)
+
+
+TARGET = CoreML()
+
+
+def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
+    """The float program, not yet saved; fp16 is what int8 is made from."""
+    import torch
+
+    ct = importlib.import_module("coremltools")
+
+    from edgekit.export.graph import FrameToLabels
+
+    shape = (1, 3, graph.size.height, graph.size.width)
+    wrapped = FrameToLabels(
+        graph,
+        channels_last=False,
+        output=recipe.output,
+        output_stride=recipe.output_stride,
+        label_dtype=torch.int32,
+    )
+    dtype = np.int32 if recipe.output == "labels" else np.float32
+    precision = ct.precision.FLOAT32 if recipe.precision == "fp32" else ct.precision.FLOAT16
+    try:
+        with torch.no_grad():
+            traced = torch.jit.trace(wrapped, torch.zeros(shape), check_trace=False)
+        return ct.convert(
+            traced,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS17,  # the first with quantize and dequantize
+            inputs=[ct.ImageType(name="frame", shape=shape, color_layout=ct.colorlayout.RGB)],
+            outputs=[ct.TensorType(name=recipe.output, dtype=dtype)],
+            compute_precision=precision,
+            skip_model_load=True,
+        )
+    except Exception as error:  # the converter raises many types; each means that it cannot take this network
+        raise ConversionError(f"coremltools cannot convert the network: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
+    model.short_description = f"Semantic segmentation of {graph.size} frames, {len(graph.class_names)} classes"
+    model.user_defined_metadata["classes"] = json.dumps(list(graph.class_names))
+    model.user_defined_metadata["precision"] = recipe.precision
+    model.input_description["frame"] = "RGB frame"
+    model.output_description[recipe.output] = (
+        "Class of each pixel: its position in the metadata's classes"
+        if recipe.output == "labels"
+        else "Logits by class, before upsampling"
+    )
+
+
+# int8 ----------------------------------------------------------------------------------------------------------------
+
+
+def _quantized(model: Any, size: Size, batches: Batches) -> tuple[Any, int, tuple[str, ...]]:
+    """W8A8 from the fp16 program: quantized model, calibration frames used, ops whose results stay float."""
+    from targets.mil.executor import load_program
+
+    coreml = importlib.import_module("coremltools.optimize.coreml")
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch, MODEL)
+        model.save(str(package))
+        program = load_program(package)
+    ranges, frames = _ranges(program, size, batches)
+    last = _last_ops(program.function)
+    constant_adds = [op.name for op in program.function.operations if op.op_type == "add" and _has_constant(op)]
+    activations = coreml.OptimizationConfig(
+        global_config=coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8"),
+        op_name_configs=dict.fromkeys((*last, *constant_adds)),
+    )
+    # By name, because a global configuration would leave small (depthwise) kernels float and quantize other constants.
+    kernel = coreml.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=0
+    )
+    weights = coreml.OptimizationConfig(op_name_configs=dict.fromkeys(_kernels(program.function), kernel))
+    try:
+        with _calibrated(ranges):
+            model = coreml.linear_quantize_activations(model, activations, sample_data=[])
+        return coreml.linear_quantize_weights(model, weights), frames, last
+    except Exception as error:  # its passes raise many types; each means that this program cannot be quantized
+        raise ConversionError(f"coremltools cannot quantize the program: {_first_line(error)}") from error
+
+
+def _ranges(program: Any, size: Size, batches: Batches) -> tuple[Ranges, int]:
+    """Smallest and largest value of every float tensor over all frames; only these numbers are kept."""
+    import torch
+
+    from targets.mil.executor import Executor
+
+    executor = Executor(program)
+    seen: dict[str, tuple[float, float]] = {}
+
+    def observe(name: str, value: torch.Tensor) -> None:
+        low, high = (float(side) for side in torch.aminmax(value))
+        if name in seen:
+            low, high = min(low, seen[name][0]), max(high, seen[name][1])
+        seen[name] = (low, high)
+
+    frames = 0
+    for frame in batches():
+        if frame.shape != (1, size.height, size.width, 3):
+            raise ConversionError(f"a calibration frame has the shape {list(frame.shape)}, not that of {size}")
+        executor.run({"frame": _planes(frame)}, observe)
+        frames += 1
+    if frames == 0:
+        raise ConversionError("int8 needs calibration frames, and the calibration set gave none")
+    bad = [name for name, (low, high) in seen.items() if not np.isfinite((low, high)).all()]
+    if bad:
+        raise ConversionError(f"'{bad[0]}' overflows fp16 on the calibration frames: Core ML's int8 cannot hold it")
+    return {name: _usable(low, high) for name, (low, high) in seen.items()}, frames
+
+
+def _usable(low: float, high: float) -> dict[str, float]:
+    reach = min(max(abs(low), abs(high), SMALLEST_RANGE), LARGEST_RANGE)
+    return {"rmin": -reach, "rmax": reach}
+
+
+def _planes(frame: UInt8) -> torch.Tensor:
+    """uint8 [1, H, W, 3] -> float32 [1, 3, H, W], 0..255."""
+    import torch
+
+    return torch.from_numpy(frame).permute(0, 3, 1, 2).float()
+
+
+def _has_constant(op: Any) -> bool:
+    return any(op.inputs[key].val is not None for key in ("x", "y"))
+
+
+def _kernels(function: Any) -> list[str]:
+    """Names of the constants that are weights of convolutions and linear layers."""
+    return [
+        op.inputs["weight"].op.name
+        for op in function.operations
+        if op.op_type in ("conv", "conv_transpose", "linear") and op.inputs["weight"].op is not None
+    ]
+
+
+def _last_ops(function: Any) -> tuple[str, ...]:
+    """The ops that make the logits: back from the outputs, the first that would be quantized.
+
+    Their results stay float: the final upsampling interpolates between them, and 256 levels would tie classes.
+    """
+    found: dict[str, None] = {}
+    waiting = [var.op for var in function.outputs]
+    visited: set[str] = set()
+    while waiting:
+        op = waiting.pop()
+        if op is None or op.name in visited:
+            continue
+        visited.add(op.name)
+        if op.op_type in QUANTIZED_OPS:
+            found[op.name] = None
+            continue
+        for source in op.inputs.values():
+            waiting += [var.op for var in (source if isinstance(source, list | tuple) else [source]) if var is not None]
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _calibrated(ranges: Ranges) -> Iterator[None]:
+    """Let coremltools' activation quantization take our ranges.
+
+    Its own calibration predicts with Core ML, so it needs macOS; it also keeps the last sample's ranges only.
+    """
+    module = importlib.import_module("coremltools.optimize.coreml._post_training_quantization")
+    name = "_get_activation_calibration_stats"
+    original = getattr(module, name, None)
+    if original is None:
+        raise TargetError("this coremltools calibrates activations in a way edgekit does not know: install 9.0")
+    setattr(module, name, lambda *_, **__: ranges)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+# Sessions ------------------------------------------------------------------------------------------------------------
+
+
+def _labels(output: Any, artifact: Artifact) -> UInt8:
+    """The model's output, as numpy or torch holds it -> uint8 [1, H, W]."""
+    import torch
+
+    value = torch.as_tensor(output)
+    if artifact.output == "logits":
+        from edgekit.export.graph import reference_labels
+
+        value = reference_labels(value.float(), artifact.size)
+    return cast(UInt8, value.to(torch.uint8).numpy())
+
+
+class _ExecutorSession:
+    """The package's program in the reference executor."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        import torch
+
+        from targets.mil.executor import Executor, load_program
+
+        self._artifact = artifact
+        self._executor: Executor = Executor(load_program(artifact.model_path))
+        self._last: torch.Tensor | None = None
+        self.settings: Mapping[str, Any] = {
+            "engine": "ML Program executor",
+            "threads": torch.get_num_threads(),
+            "inference precision": "float32, rounded to fp16 after each fp16 operation",
+        }
+
+    def run(self, frame: UInt8) -> UInt8:
+        """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
+        self._last = _planes(frame)
+        return _labels(self._executor.run({"frame": self._last})[self._artifact.output], self._artifact)
+
+    def run_graph(self) -> None:
+        """One forward pass on the last frame."""
+        if self._last is None:
+            raise UsageError("run_graph needs a frame first: call run")
+        self._executor.run({"frame": self._last})
+
+
+class _MacSession:
+    """The package in Core ML."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        from targets.mil.executor import quiet
+
+        with quiet():
+            ct = importlib.import_module("coremltools")
+            try:
+                self._model = ct.models.MLModel(str(artifact.model_path), compute_units=ct.ComputeUnit.ALL)
+            except Exception as error:  # Core ML's compiler reports through several types
+                raise ArtifactError(f"Core ML cannot load '{artifact.model_path}': {_first_line(error)}") from error
+        self._image = importlib.import_module("PIL.Image")
+        self._artifact = artifact
+        self._last: Any = None
+        self.settings: Mapping[str, Any] = {"engine": "Core ML", "compute units": "ALL"}
+
+    def run(self, frame: UInt8) -> UInt8:
+        """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
+        self._last = {"frame": self._image.fromarray(frame[0])}
+        return _labels(self._model.predict(self._last)[self._artifact.output], self._artifact)
+
+    def run_graph(self) -> None:
+        """One forward pass on the last frame."""
+        if self._last is None:
+            raise UsageError("run_graph needs a frame first: call run")
+        self._model.predict(self._last)

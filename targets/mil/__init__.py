@@ -1,0 +1,1 @@
+"""ML Programs (the model form of Core ML), read and executed on any operating system."""
