@@ -29,6 +29,7 @@ from edgekit.core.values import (
     Size,
     UInt8,
 )
+from targets.common import check_frame, require_batches, threads
 
 if TYPE_CHECKING:
     import torch
@@ -89,10 +90,13 @@ class CoreML:
         kept: tuple[str, ...] = ()
         notes = {"deployment target": "iOS 17, macOS 14 or newer"}
         if recipe.precision == "int8":
-            if batches is None:
-                raise ConversionError("int8 needs calibration frames: name a calibration set")
-            model, frames, floats = _quantized(model, graph.size, batches)
-            kept = ("normalization", *floats, "resizes and matrix products", "final upsampling and argmax")
+            model, frames, floats = _quantized(model, graph.size, require_batches(recipe, batches))
+            kept = (
+                "normalization",
+                "resizes and matrix products",
+                *(f"result of {name}" for name in floats),
+                *(("final upsampling and argmax",) if recipe.output == "labels" else ()),
+            )
             notes["calibration"] = (
                 f"smallest and largest value of each tensor over {frames} frames; activations int8 per tensor, "
                 "symmetric (zero point 0); weights int8 per output channel, symmetric"
@@ -127,8 +131,7 @@ class CoreML:
         import torch
 
         before = torch.get_num_threads()
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        torch.set_num_threads(threads(options))
         try:
             yield _ExecutorSession(artifact)
         finally:
@@ -158,7 +161,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
     precision = ct.precision.FLOAT32 if recipe.precision == "fp32" else ct.precision.FLOAT16
     try:
         with torch.no_grad():
-            traced = torch.jit.trace(wrapped, torch.zeros(shape), check_trace=False)
+            traced = torch.jit.trace(wrapped, torch.zeros(shape), check_trace=False)  # type: ignore[no-untyped-call]
         return ct.convert(
             traced,
             convert_to="mlprogram",
@@ -348,6 +351,7 @@ class _ExecutorSession:
 
     def run(self, frame: UInt8) -> UInt8:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
+        check_frame(frame, self._artifact)
         self._last = _planes(frame)
         return _labels(self._executor.run({"frame": self._last})[self._artifact.output], self._artifact)
 
@@ -377,6 +381,7 @@ class _MacSession:
 
     def run(self, frame: UInt8) -> UInt8:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
+        check_frame(frame, self._artifact)
         self._last = {"frame": self._image.fromarray(frame[0])}
         return _labels(self._model.predict(self._last)[self._artifact.output], self._artifact)
 

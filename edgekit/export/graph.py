@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from edgekit.core.errors import CheckpointError, ConversionError
 from edgekit.core.values import DeployableGraph, Normalization, OutputKind, Size
 from edgekit.export.rewrites import apply_rewrites
+from edgekit.export.sizes import decision_size
 from edgekit.networks.checkpoint import Checkpoint, load_network
 
 PROOF_TOLERANCE = 1e-4
@@ -64,11 +65,13 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
         try:
             # An empty table decomposes nothing but makes in-place operations functional.
             program = torch.export.export(network, (example,)).run_decompositions({})
-            module = program.module(check_guards=False)
+            exported = program.module(check_guards=False)
         except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ConversionError(f"network '{checkpoint.network}' cannot be exported at {size}: {first_line}") from error
-        applied = apply_rewrites(cast(torch.fx.GraphModule, module))
+        # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
+        module = torch.fx.GraphModule(exported, cast(torch.fx.GraphModule, exported).graph).eval()
+        applied = apply_rewrites(module)
         difference = (module(example) - expected).abs().max().item()
     spread = expected.std().item() + 1e-12
     if not difference <= PROOF_TOLERANCE * max(1.0, spread) * 10:
@@ -111,6 +114,7 @@ class FrameToLabels(nn.Module):
         self.channels_last = channels_last
         self.output = output
         self.size = graph.size
+        self.logits_size = graph.logits_size
         self.decision = decision_size(graph.size, output_stride)
         self.label_dtype = label_dtype
         shape = (1, 1, 1, 3) if channels_last else (1, 3, 1, 1)
@@ -124,17 +128,20 @@ class FrameToLabels(nn.Module):
         logits = self.core(x)
         if self.output == "logits":
             return cast(Tensor, logits)
-        labels = reference_labels(logits, self.decision).to(self.label_dtype)
+        if self.channels_last:
+            # The classes last: a transpose of full-size logits would cost more than the argmax itself.
+            if self.logits_size != self.decision:
+                logits = F.interpolate(
+                    logits, size=(self.decision.height, self.decision.width), mode="bilinear", align_corners=False
+                )
+            labels = logits.permute(0, 2, 3, 1).argmax(3).to(self.label_dtype)
+        else:
+            labels = reference_labels(logits, self.decision).to(self.label_dtype)
         if self.decision != self.size:
             labels = F.interpolate(
                 labels[:, None].float(), size=(self.size.height, self.size.width), mode="nearest"
             )[:, 0].to(self.label_dtype)
         return labels
-
-
-def decision_size(size: Size, output_stride: int) -> Size:
-    """Size of the map on which labels are decided at an output stride."""
-    return Size(-(-size.height // output_stride), -(-size.width // output_stride))
 
 
 def normalize(frame: Tensor, normalization: Normalization) -> Tensor:

@@ -107,9 +107,10 @@ def pooling_matrix(length: int, bins: int) -> Tensor:
 def replace_adaptive_pooling(module: GraphModule) -> int:
     """Adaptive average pooling in a form every runtime has a fast kernel for.
 
-    One bin is a mean; bins that divide the map are an ordinary average pool; any other is two products with constant
-    bin matrices (converters otherwise emit a slice and a mean for every bin). The matrices are precomputed buffers:
-    built inside forward they become an IOTA that the LiteRT interpreter refuses.
+    One bin is a mean; bins that divide the map are an ordinary average pool; any other is a product with one constant
+    bin matrix (converters otherwise emit a slice and a mean for every bin). The product is written channels-last, so that
+    runtimes with that layout need no transpose around it. The matrix is a precomputed buffer: built inside forward it
+    becomes an IOTA that the LiteRT interpreter refuses.
     """
     count = 0
     for node in list(module.graph.nodes):
@@ -127,12 +128,24 @@ def replace_adaptive_pooling(module: GraphModule) -> int:
             with graph.inserting_before(node):
                 new = graph.call_function(aten.avg_pool2d.default, (source, window, window))
         else:
-            right = _constant(module, node, "pool_columns", pooling_matrix(width, columns).t().contiguous())
-            left = _constant(module, node, "pool_rows", pooling_matrix(height, rows))
+            batch, channels = _shape(source)[:2]
+            matrix = torch.kron(pooling_matrix(height, rows), pooling_matrix(width, columns))
+            constant = _constant(module, node, "pool_bins", matrix)
+            chain: list[tuple[Any, tuple[Any, ...]]] = [
+                (aten.permute.default, ([0, 2, 3, 1],)),
+                (aten.reshape.default, ([batch, height * width, channels],)),
+                (aten.matmul.default, ()),
+                (aten.reshape.default, ([batch, rows, columns, channels],)),
+                (aten.permute.default, ([0, 3, 1, 2],)),
+            ]
+            new = source
+            value = torch.empty(_shape(source), device="meta")
             with graph.inserting_before(node):
-                product = graph.call_function(aten.matmul.default, (source, right))
-                product.meta = {**node.meta, "val": source.meta["val"].new_empty(*_shape(source)[:-1], columns)}
-                new = graph.call_function(aten.matmul.default, (left, product))
+                for operation, arguments in chain:
+                    operands = (constant, new) if operation is aten.matmul.default else (new, *arguments)
+                    new = graph.call_function(operation, operands)
+                    value = torch.matmul(matrix.to("meta"), value) if not arguments else operation(value, *arguments)
+                    new.meta = {**node.meta, "val": value}
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)

@@ -87,7 +87,9 @@ def load_program(package: Path) -> Program:
             model = MLModel(str(package), skip_model_load=True)
             return program_of(model.get_spec(), model.weights_dir)
         except Exception as error:  # protobuf, blob reader and coremltools raise many types for damaged packages
-            raise ArtifactError(f"'{package}' cannot be read as an ML Program: {type(error).__name__}: {error}") from error
+            raise ArtifactError(
+                f"'{package}' cannot be read as an ML Program: {type(error).__name__}: {error}"
+            ) from error
 
 
 def program_of(spec: Any, weights_dir: str) -> Program:
@@ -133,9 +135,7 @@ class Executor:
         self.outputs = program.outputs
         self._constants: dict[str, Tensor] = {}
         self._steps = self._build(program, rounding)
-        self._input_rounds = {
-            name: rounding and _dtype(var) == "fp16" for name, var in program.function.inputs.items()
-        }
+        self._input_rounds = {name: rounding and _dtype(var) == "fp16" for name, var in program.function.inputs.items()}
 
     def run(self, inputs: Mapping[str, Tensor], observe: Observer | None = None) -> dict[str, Tensor]:
         """Execute once: inputs by name -> outputs by name.
@@ -157,9 +157,7 @@ class Executor:
                 result = step.function({**step.constants, **given}, step.shape)
                 del given
                 results = result if isinstance(result, tuple) else (result,)
-                for name, value, rounds, is_float in zip(
-                    step.outputs, results, step.rounds, step.floats, strict=True
-                ):
+                for name, value, rounds, is_float in zip(step.outputs, results, step.rounds, step.floats, strict=True):
                     value = _fp16(value) if rounds else value
                     values[name] = value
                     if observe is not None and is_float:
@@ -203,7 +201,12 @@ class Executor:
                     variables[key] = alias.get(source.name, source.name)
             if kind in ("quantize", "dequantize"):  # each reader of a value gets its own equal pair: compute one
                 numbers = [item for item in constants.items() if not isinstance(item[1], str)]
-                twin = (kind, constants.get("output_dtype"), variables.get("input"), repr([(key, _as_tensor(value).tolist()) for key, value in sorted(numbers)]))
+                twin = (
+                    kind,
+                    constants.get("output_dtype"),
+                    variables.get("input"),
+                    repr([(key, _as_tensor(value).tolist()) for key, value in sorted(numbers)]),
+                )
                 if twin in twins and op.outputs[0].name not in program.outputs:
                     alias[op.outputs[0].name] = twins[twin]
                     continue
@@ -575,7 +578,7 @@ def _layer_norm(a: Args, shape: tuple[int, ...]) -> Tensor:
     x = a["x"]
     axes = a.get("axes", list(range(x.ndim)))
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    y = (x - mean) * torch.rsqrt(variance + a.get("epsilon", 1e-5))
+    y: Tensor = (x - mean) * torch.rsqrt(variance + a.get("epsilon", 1e-5))
     form = [side if axis in [item % x.ndim for item in axes] else 1 for axis, side in enumerate(x.shape)]
     gamma, beta = a.get("gamma"), a.get("beta")
     y = y if gamma is None else y * gamma.reshape(form)
@@ -655,9 +658,7 @@ def _along_axis(x: Tensor, axis: int, points: Tensor) -> Tensor:
 def _bilinear(x: Tensor, height: int, width: int, mode: str) -> Tensor:
     if x.ndim == 4 and mode in ("UNALIGN_CORNERS", "STRICT_ALIGN_CORNERS"):
         return F.interpolate(x, (height, width), mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
-    return _along_axis(
-        _along_axis(x, -2, _grid(mode, x.shape[-2], height)), -1, _grid(mode, x.shape[-1], width)
-    )
+    return _along_axis(_along_axis(x, -2, _grid(mode, x.shape[-2], height)), -1, _grid(mode, x.shape[-1], width))
 
 
 def _nearest(x: Tensor, height: int, width: int) -> Tensor:

@@ -1,0 +1,418 @@
+"""From measurement documents to ``report.json``, and the check of its schema."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from edgekit.core.errors import EdgekitError
+from edgekit.core.values import PRECISIONS, ClassSet, Provenance, ProvenanceKind, UInt8
+from edgekit.metrics.scores import Scores, add_counts, counts_from_json, score
+from reports.statistics import Interval, LatencySummary, bootstrap_drop, summarize_latency
+
+SCHEMA = 1
+LOCAL = "local"
+HEADLINE_SCOPE = "frame-to-labels"
+NO_DEVICE = "no device connected"
+
+ROW_KEYS = (
+    "target", "precision", "device", "size", "output_stride", "model_bytes", "miou", "miou_category", "miou_drop",
+    "miou_drop_ci", "per_class_iou", "iiou", "iiou_category", "pixel_accuracy", "mean_class_accuracy",
+    "latency_scope", "latency_ms", "fps", "peak_rss_bytes", "provenance",
+)  # fmt: skip
+LATENCY_KEYS = ("p50", "p90", "mean", "cv", "first", "n")
+PROVENANCE_KEYS = ("kind", "by", "why")
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One frame to look at.
+
+    Attributes:
+        name: of the frame.
+        image: uint8 [h, w, 3] RGB.
+        truth: uint8 [h, w] train ids, 255 ignored.
+        predictions: artifact's title -> uint8 [h, w] train ids, in the order to show.
+    """
+
+    name: str
+    image: UInt8
+    truth: UInt8
+    predictions: Mapping[str, UInt8]
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a report says beside its measurements.
+
+    Attributes:
+        checkpoint: name, sha256, network, classes, dataset, recipe, metrics.
+        dataset: name, split, frames (their number).
+        class_names: in the order of train ids.
+        classes: categories and colours of the same classes.
+        command: the command line that made the run.
+        created: ISO time.
+        edgekit_version: of the edgekit that wrote the report.
+        strips: frames to show.
+        run_folder: the run's folder as commands should name it; empty means ``runs/<checkpoint>``.
+    """
+
+    checkpoint: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    classes: ClassSet
+    command: str
+    created: str
+    edgekit_version: str
+    strips: tuple[Strip, ...] = ()
+    run_folder: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, for command lines."""
+        return self.run_folder or f"runs/{self.checkpoint.get('name', 'checkpoint')}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One artifact on one device, with everything derived from its raw samples.
+
+    Attributes:
+        document: the measurement document; of a failed artifact only target, title, precision, size and failed.
+        device: where the result stands; another than the document's for a page without a connected device.
+        scores: None when the accuracy was not measured.
+        drop: float PyTorch minus artifact, fractions of mIoU; None for the float itself or without scores.
+        latency: None when it was not measured.
+        accuracy_provenance, latency_provenance: how the numbers were obtained.
+        agreement: mean fraction of pixels labelled as float PyTorch does; None when not recorded.
+    """
+
+    document: Mapping[str, Any]
+    device: str
+    scores: Scores | None
+    drop: Interval | None
+    latency: LatencySummary | None
+    accuracy_provenance: Provenance
+    latency_provenance: Provenance
+    agreement: float | None = None
+
+    @property
+    def failed(self) -> str | None:
+        """Why there is no artifact, or None."""
+        reason = self.document.get("failed")
+        return None if reason is None else str(reason)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it is the float PyTorch that drops are measured from."""
+        return is_float(self.document)
+
+    @property
+    def name(self) -> str:
+        """Title and precision, as charts and tables name it."""
+        return f"{self.document.get('title', self.document['target'])} {self.document['precision']}"
+
+    @property
+    def scope(self) -> str | None:
+        """The latency's scope, None when it was not measured."""
+        return None if self.latency is None else str(self.document["latency"].get("scope", HEADLINE_SCOPE))
+
+
+def is_float(document: Mapping[str, Any]) -> bool:
+    """Whether a measurement document is the float PyTorch reference."""
+    return bool(document["target"] == "pytorch" and document["precision"] == "fp32")
+
+
+def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
+    """The command that would measure an artifact's latency on a device."""
+    return f"edgekit bench {context.folder}/artifacts/{document['artifact']} --device {device}"
+
+
+def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> tuple[Result, ...]:
+    """Everything derived from the documents: one result per document and one more for each page it stands on.
+
+    The order is that of the documents; the float reference comes first.
+
+    Raises:
+        EdgekitError: two documents' accuracies are not of the same frames, or a document lacks what its kind needs.
+    """
+    ordered = sorted(documents, key=lambda document: not is_float(document))
+    confusions: dict[tuple[int, int], Any] = {}
+    frames: Sequence[str] | None = None
+    for document in ordered:
+        accuracy = document.get("accuracy")
+        if not accuracy:
+            continue
+        if frames is not None and list(accuracy["frames"]) != list(frames):
+            raise EdgekitError(
+                f"{_label(document)} was evaluated on other frames than {_label(ordered[0])}: evaluate both again"
+            )
+        frames = accuracy["frames"]
+        if is_float(document):
+            confusions[_size(document)] = _confusions(document, context)
+    connected = {(document.get("artifact"), document.get("device", LOCAL)) for document in ordered}
+    results: list[Result] = []
+    for document in ordered:
+        result = _own_result(document, context, confusions.get(_size(document)))
+        results.append(result)
+        if result.device != LOCAL:
+            continue
+        for page in document.get("device_pages", ()):
+            if "artifact" not in document or (document["artifact"], page) not in connected:
+                results.append(_unconnected(result, context, str(page)))
+    return tuple(results)
+
+
+def _label(document: Mapping[str, Any]) -> str:
+    return str(document.get("artifact", f"{document['target']} {document['precision']}"))
+
+
+def _size(document: Mapping[str, Any]) -> tuple[int, int]:
+    height, width = document["size"]
+    return int(height), int(width)
+
+
+def _confusions(document: Mapping[str, Any], context: ReportContext) -> Any:
+    """int64 [frames, C, C]."""
+    classes = len(context.class_names)
+    return np.stack([counts_from_json(counts, classes).confusion for counts in document["accuracy"]["counts"]])
+
+
+def _own_result(document: Mapping[str, Any], context: ReportContext, reference: Any) -> Result:
+    device = str(document.get("device", LOCAL))
+    if document.get("failed") is not None:
+        nothing = Provenance("not measured", "", f"no artifact: {document['failed']}")
+        return Result(document, device, None, None, None, nothing, nothing)
+    if document.get("schema") != SCHEMA:
+        raise EdgekitError(f"the measurement of {_label(document)} has another schema than {SCHEMA}: measure it again")
+    accuracy, latency = document.get("accuracy"), document["latency"]
+    scores, drop, agreement = None, None, None
+    if accuracy:
+        counts = [counts_from_json(frame, len(context.class_names)) for frame in accuracy["counts"]]
+        scores = score(add_counts(counts), context.classes)
+        accuracy_provenance = _provenance(accuracy["provenance"])
+        if accuracy.get("agreement"):
+            agreement = float(np.mean(accuracy["agreement"]))
+        if reference is not None and not is_float(document):
+            drop = bootstrap_drop(reference, np.stack([frame.confusion for frame in counts]))
+            drop = None if any(math.isnan(value) for value in (drop.value, drop.low, drop.high)) else drop
+    else:
+        subject = f"{context.folder}/artifacts/{document['artifact']}"
+        if is_float(document):
+            subject = str(context.checkpoint.get("name", "CHECKPOINT"))
+        data, split = context.dataset.get("name", "DATA"), context.dataset.get("split", "SPLIT")
+        way = f"edgekit evaluate {subject} --data {data} --split {split}"
+        accuracy_provenance = Provenance("not measured", "", f"it was not evaluated; measure with: {way}")
+    latency_provenance = _provenance(latency["provenance"])
+    summary = None
+    if latency_provenance.kind != "not measured":
+        summary = summarize_latency(
+            latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
+        )
+    elif not latency_provenance.why:
+        way = bench_command(document, context, device)
+        latency_provenance = Provenance("not measured", "", f"it was not timed; measure with: {way}")
+    return Result(document, device, scores, drop, summary, accuracy_provenance, latency_provenance, agreement)
+
+
+def _provenance(document: Mapping[str, Any]) -> Provenance:
+    return Provenance(document["kind"], str(document.get("by") or ""), str(document.get("why") or ""))
+
+
+def _unconnected(local: Result, context: ReportContext, device: str) -> Result:
+    """The result of a device that is not there: accuracy by the local engine, latency by nobody."""
+    if local.failed is not None:
+        return Result(
+            local.document, device, None, None, None, local.accuracy_provenance, local.latency_provenance
+        )  # fmt: skip
+    accuracy = local.accuracy_provenance
+    if local.scores is not None:
+        why = "; ".join(part for part in ("ran on this machine, not on the device", accuracy.why) if part)
+        accuracy = Provenance("reference", accuracy.by, why)
+    latency = local.latency_provenance
+    if local.latency is not None:
+        way = bench_command(local.document, context, device)
+        latency = Provenance("not measured", "", f"{NO_DEVICE}; measure with: {way}")
+    return Result(local.document, device, local.scores, local.drop, None, accuracy, latency, local.agreement)
+
+
+def build(results: Sequence[Result], context: ReportContext) -> dict[str, Any]:
+    """The ``report.json`` document of :func:`analyse`'s results; validated."""
+    document = {
+        "schema": SCHEMA,
+        "checkpoint": _finite(dict(context.checkpoint)),
+        "dataset": _finite(dict(context.dataset)),
+        "rows": [_row(result) for result in results],
+    }
+    validate(document)
+    return document
+
+
+def build_document(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, Any]:
+    """The ``report.json`` document of measurement documents; see :func:`analyse` for what it raises."""
+    return build(analyse(documents, context), context)
+
+
+def _finite(value: Any) -> Any:
+    """A JSON-ready copy with null for NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _row(result: Result) -> dict[str, Any]:
+    document, latency, drop = result.document, result.latency, result.drop
+    row: dict[str, Any] = dict.fromkeys(ROW_KEYS)
+    row.update(
+        target=document["target"],
+        precision=document["precision"],
+        device=result.device,
+        size=list(_size(document)),
+        output_stride=document.get("output_stride"),
+        model_bytes=document.get("model_bytes"),
+        provenance={"miou": result.accuracy_provenance.to_json(), "latency": result.latency_provenance.to_json()},
+    )
+    if result.scores is not None:
+        row.update(result.scores.to_json())
+    if drop is not None:
+        row.update(miou_drop=drop.value, miou_drop_ci=[drop.low, drop.high])
+    if latency is not None:
+        row.update(
+            latency_scope=result.scope,
+            latency_ms={key: getattr(latency, key) for key in LATENCY_KEYS},
+            fps=latency.fps,
+            peak_rss_bytes=document["latency"].get("peak_rss_bytes"),
+        )
+    return row
+
+
+def validate(document: Any) -> None:
+    """Check a ``report.json`` document against schema 1.
+
+    Raises:
+        EdgekitError: names the first place that is wrong, for example ``rows[3].latency_ms.p50``.
+    """
+    for problem in _problems(document):
+        raise EdgekitError(f"this is not a report of schema {SCHEMA}: {problem}")
+
+
+def _problems(document: Any) -> Iterator[str]:
+    if not isinstance(document, Mapping):
+        yield "the document must be an object"
+        return
+    yield from _keys(document, ("schema", "checkpoint", "dataset", "rows"), "the document")
+    if document["schema"] != SCHEMA or isinstance(document["schema"], bool):
+        yield f"schema must be {SCHEMA}"
+    for key in ("checkpoint", "dataset"):
+        if not isinstance(document[key], Mapping):
+            yield f"{key} must be an object"
+    if not isinstance(document["rows"], list):
+        yield "rows must be a list"
+        return
+    for index, row in enumerate(document["rows"]):
+        yield from _row_problems(row, f"rows[{index}]")
+
+
+def _keys(value: Any, expected: Sequence[str], place: str) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield f"{place} must be an object"
+        return
+    for key in expected:
+        if key not in value:
+            yield f"{place} lacks {key}"
+    for key in value:
+        if key not in expected:
+            yield f"{place} has the unknown key {key}"
+
+
+def _number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _whole(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _row_problems(row: Any, place: str) -> Iterator[str]:
+    yield from _keys(row, ROW_KEYS, place)
+    for key in ("target", "device"):
+        if not isinstance(row[key], str) or not row[key]:
+            yield f"{place}.{key} must be a text"
+    if row["precision"] not in PRECISIONS:
+        yield f"{place}.precision must be one of {', '.join(PRECISIONS)}"
+    size = row["size"]
+    if not isinstance(size, list) or len(size) != 2 or not all(_whole(side, 1) for side in size):
+        yield f"{place}.size must be [height, width]"
+    for key, low in (("output_stride", 1), ("model_bytes", 0), ("peak_rss_bytes", 0)):
+        if row[key] is not None and not _whole(row[key], low):
+            yield f"{place}.{key} must be a whole number or null"
+    for key in ("miou", "miou_category", "iiou", "iiou_category", "pixel_accuracy", "mean_class_accuracy"):
+        if row[key] is not None and not _number(row[key], 0, 1):
+            yield f"{place}.{key} must be a fraction or null"
+    if row["miou_drop"] is not None and not _number(row["miou_drop"], -1, 1):
+        yield f"{place}.miou_drop must be a difference of fractions or null"
+    interval = row["miou_drop_ci"]
+    if interval is not None and not (
+        isinstance(interval, list)
+        and len(interval) == 2
+        and all(_number(end, -1, 1) for end in interval)
+        and interval[0] <= interval[1]
+    ):
+        yield f"{place}.miou_drop_ci must be [low, high] or null"
+    if (interval is None) != (row["miou_drop"] is None):
+        yield f"{place}.miou_drop and miou_drop_ci must stand together"
+    ious = row["per_class_iou"]
+    if ious is not None and not (
+        isinstance(ious, list) and all(value is None or _number(value, 0, 1) for value in ious)
+    ):
+        yield f"{place}.per_class_iou must be a list of fractions or null"
+    if row["latency_scope"] is not None and not isinstance(row["latency_scope"], str):
+        yield f"{place}.latency_scope must be a text or null"
+    latency = row["latency_ms"]
+    if latency is not None:
+        yield from _keys(latency, LATENCY_KEYS, f"{place}.latency_ms")
+        for key in ("p50", "p90", "mean"):
+            if not _number(latency[key], 0, float("inf")) or not 0 < latency[key] < float("inf"):
+                yield f"{place}.latency_ms.{key} must be a positive number"
+        if not _number(latency["cv"], 0, 1e9):
+            yield f"{place}.latency_ms.cv must be a fraction"
+        if latency["first"] is not None and not _number(latency["first"], 0, 1e12):
+            yield f"{place}.latency_ms.first must be a number or null"
+        if not _whole(latency["n"], 1):
+            yield f"{place}.latency_ms.n must be a whole number"
+        if not _number(row["fps"], 0, 1e12):
+            yield f"{place}.fps must be a number where the latency is one"
+        if row["latency_scope"] is None:
+            yield f"{place}.latency_scope must name the latency's scope"
+    elif row["fps"] is not None:
+        yield f"{place}.fps must be null where no latency is"
+    yield from _provenance_problems(row, place)
+
+
+def _provenance_problems(row: Mapping[str, Any], place: str) -> Iterator[str]:
+    yield from _keys(row["provenance"], ("miou", "latency"), f"{place}.provenance")
+    for key, number in (("miou", row["miou"]), ("latency", row["latency_ms"])):
+        provenance, where = row["provenance"][key], f"{place}.provenance.{key}"
+        yield from _keys(provenance, PROVENANCE_KEYS, where)
+        if provenance["kind"] not in get_args(ProvenanceKind):
+            yield f"{where}.kind must be one of {', '.join(get_args(ProvenanceKind))}"
+        for text in ("by", "why"):
+            if not isinstance(provenance[text], str):
+                yield f"{where}.{text} must be a text"
+        if provenance["kind"] == "not measured":
+            if number is not None:
+                yield f"{where} says not measured, but the number is there"
+            if not provenance["why"].strip():
+                yield f"{where}.why must say why it was not measured"
+        elif key == "latency" and number is None:
+            yield f"{where} says {provenance['kind']}, but the number is missing"
+        elif not provenance["by"].strip():
+            yield f"{where}.by must name what produced the number"

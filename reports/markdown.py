@@ -1,0 +1,787 @@
+"""All pages of a report: index.md, a page per device, report.json and the figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekit.core.errors import EdgekitError
+from reports import figures
+from reports.document import (
+    HEADLINE_SCOPE,
+    LOCAL,
+    NO_DEVICE,
+    ReportContext,
+    Result,
+    analyse,
+    bench_command,
+    build,
+)
+from reports.numbers import megabytes, milliseconds, percent, points
+from reports.statistics import CONTRACT, WARMUP_CONTRACT, Interval, bootstrap_ratio
+
+STANDING_PAGES = ("apple", "jetson", "android")
+"""Pages that every report has, with or without a device."""
+
+VERDICT_POINTS = 1.0
+"""The verdict lines look for the fastest artifact whose drop's interval ends within this many points of mIoU."""
+
+_SCOPES = {
+    HEADLINE_SCOPE: (
+        "Frame to labels",
+        (
+            "Batch 1, synchronous: from one frame in host memory to its label map in host memory, the runtime's own "
+            "input and output forms included."
+        ),
+    ),
+    "graph": ("Bare graph", "One forward pass of the bare model: no frame conversion, no label map."),
+}
+
+
+# Text -------------------------------------------------------------------------------------------------------------
+
+
+def escape(text: str) -> str:
+    """A name as markdown shows it literally, also inside a table's cell: on one line, every special sign escaped."""
+    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", " ".join(str(text).split()))
+    text = re.sub(r"&(?=#?\w+;)", r"\\&", text)
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word an underscore is plain text
+
+
+def _code(text: str) -> str:
+    """A fenced block; its fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _interval(value: Interval) -> str:
+    return f"{points(value.value)} [{points(value.low)}, {points(value.high)}]"
+
+
+class _Notes:
+    """Numbered notes below a table; equal notes share a number."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+
+    def mark(self, cell: str, *texts: str) -> str:
+        """The cell with the numbers of its notes."""
+        numbers = []
+        for text in texts:
+            if text not in self._texts:
+                self._texts.append(text)
+            numbers.append(self._texts.index(text) + 1)
+        return " ".join([cell, *(f"[{number}]" for number in dict.fromkeys(numbers))])
+
+    def lines(self) -> list[str]:
+        """The notes as a list, empty without notes."""
+        if not self._texts:
+            return []
+        return [f"- [{number}] {escape(text)}" for number, text in enumerate(self._texts, 1)] + [""]
+
+
+_WORDS = frozenset({"How obtained", "Scope", "Pair", "Reading", "Mode"})
+"""Headers of columns that hold words."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
+    """A markdown table, its first ``left`` columns and columns of words aligned left, numbers right, all padded.
+
+    Cells must be escaped already.
+
+    Raises:
+        EdgekitError: a cell is blank or a row has another length than the header.
+    """
+    listed = [list(row) for row in rows]
+    for row in listed:
+        if len(row) != len(header) or not all(cell.strip() for cell in row):
+            raise EdgekitError(f"a report's table has a blank or missing cell in the row of {row[0] if row else '?'}")
+    widths = [max(3, *(len(row[column]) for row in [list(header), *listed])) for column in range(len(header))]
+
+    lefts = [column < left or name in _WORDS for column, name in enumerate(header)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if lefts[column] else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * width if lefts[column] else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return [line(header), line(rule), *(line(row) for row in listed), ""]
+
+
+# Cells ------------------------------------------------------------------------------------------------------------
+
+
+def _size(result: Result) -> str:
+    height, width = result.document["size"]
+    return f"{height}x{width}"
+
+
+def _target(result: Result) -> str:
+    return str(result.document.get("title", result.document["target"]))
+
+
+def _names(results: Sequence[Result]) -> list[str]:
+    """A name per result that tells it from the others of its page; a size or variant only where it is needed."""
+    sizes = {_size(result) for result in results}
+    names = [result.name + (f" {_size(result)}" if len(sizes) > 1 else "") for result in results]
+    variants = [
+        f"{name} ({result.document.get('output', 'labels')}, stride {result.document.get('output_stride', 1)})"
+        for name, result in zip(names, results, strict=True)
+    ]
+    names = [variant if names.count(name) > 1 else name for name, variant in zip(names, variants, strict=True)]
+    return [
+        f"{name} {result.document.get('artifact', '')}".strip() if names.count(name) > 1 else name
+        for name, result in zip(names, results, strict=True)
+    ]
+
+
+def _missing(notes: _Notes, why: str) -> str:
+    return notes.mark("not measured", why)
+
+
+def _accuracy_cell(result: Result, notes: _Notes) -> str:
+    if result.scores is None:
+        return _missing(notes, result.accuracy_provenance.why)
+    if math.isnan(result.scores.miou):
+        return _missing(notes, "no pixel of these frames is labelled")
+    return percent(result.scores.miou)
+
+
+def _drop_cell(result: Result, notes: _Notes) -> str:
+    if result.is_float:
+        return "does not apply"
+    if result.drop is not None:
+        return _interval(result.drop)
+    if result.scores is None:
+        return _missing(notes, result.accuracy_provenance.why)
+    return _missing(notes, f"float PyTorch was not evaluated at {_size(result)}, or no pixel is labelled")
+
+
+def _latency_cells(result: Result, notes: _Notes) -> list[str]:
+    """p50, p90, FPS and peak memory."""
+    latency = result.latency
+    if latency is None:
+        return [_missing(notes, result.latency_provenance.why)] * 4
+    p90 = milliseconds(latency.p90)
+    if latency.p90_early_stopping:
+        p90 = notes.mark(p90, "MLPerf's early-stopping estimate: with 99 % confidence the p90 is not above it")
+    peak = result.document["latency"].get("peak_rss_bytes")
+    memory = _missing(notes, "the device did not offer its peak memory") if peak is None else megabytes(peak, 0)
+    p50 = notes.mark(milliseconds(latency.p50), *(f"warning, {text}" for text in latency.warnings))
+    return [p50, p90, f"{latency.fps:.3g}" if latency.fps < 100 else f"{latency.fps:.0f}", memory]
+
+
+def _provenance_cell(result: Result, notes: _Notes) -> str:
+    """How the row's numbers were obtained; who did it is named, a reason is a note."""
+
+    def one(provenance: Any) -> str:
+        text = provenance.kind + (f" by {escape(provenance.by)}" if provenance.by.strip() else "")
+        return notes.mark(text, provenance.why) if provenance.why else text
+
+    accuracy, latency = one(result.accuracy_provenance), one(result.latency_provenance)
+    return accuracy if accuracy == latency else f"mIoU: {accuracy}; latency: {latency}"
+
+
+# Sections ---------------------------------------------------------------------------------------------------------
+
+
+def _main_table(results: Sequence[Result]) -> list[str]:
+    notes = _Notes()
+    rows = []
+    for result in results:
+        start = [escape(_target(result)), str(result.document["precision"]), _size(result)]
+        if result.failed is not None:
+            why = f"failed, no artifact: {result.failed}"
+            rows.append([*start, notes.mark("failed", why), *[_missing(notes, why)] * 6, notes.mark("failed", why)])
+            continue
+        size = result.document.get("model_bytes")
+        rows.append([
+            *start, "does not apply" if result.is_float and size is None else megabytes(size),
+            _accuracy_cell(result, notes), _drop_cell(result, notes), *_latency_cells(result, notes),
+            _provenance_cell(result, notes),
+        ])  # fmt: skip
+    header = [
+        "Target", "Precision", "Size", "Model, MB", "mIoU, %", "Drop, points [95 %]", "p50, ms", "p90, ms", "FPS",
+        "Peak memory, MB", "How obtained",
+    ]  # fmt: skip
+    return table(header, rows, left=2) + notes.lines()
+
+
+def _result_sections(results: Sequence[Result]) -> list[str]:
+    """The main table, one per latency scope: numbers of two scopes never share a column."""
+    scopes = [scope for scope in dict.fromkeys(result.scope for result in results) if scope is not None]
+    scopes.sort(key=lambda scope: scope != HEADLINE_SCOPE)
+    first = scopes[0] if scopes else HEADLINE_SCOPE
+    lines = []
+    for scope in scopes or [first]:
+        title, meaning = _SCOPES.get(scope, (scope, ""))
+        if len(scopes) > 1:
+            lines += [f"### {escape(title)}", ""]
+        if scopes:
+            lines += [f"Latency scope `{scope}`. {meaning}".strip(), ""]
+        lines += _main_table([r for r in results if r.scope == scope or (r.scope is None and scope == first)])
+    lines += [
+        ("Drop is float PyTorch minus the artifact on the same frames, in points of mIoU, with its 95 % paired "
+        "bootstrap interval over frames. Positive is worse. MB are 10^6 bytes. p50 and p90 are percentiles of the "
+        "latency."), "",
+    ]  # fmt: skip
+    return lines
+
+
+def _accuracy_section(results: Sequence[Result]) -> list[str]:
+    scored = [result for result in results if result.scores is not None]
+    if not scored:
+        return []
+    rows = []
+    for name, result in zip(_names(scored), scored, strict=True):
+        scores = result.scores
+        assert scores is not None
+        instances = (scores.iiou, scores.iiou_category)
+        optional = ["does not apply" if value is None else percent(value) for value in instances]
+        agreement = percent(result.agreement) if result.agreement is not None else "not recorded"
+        rows.append([
+            escape(name), percent(scores.miou), percent(scores.miou_category), *optional,
+            percent(scores.pixel_accuracy), percent(scores.mean_class_accuracy),
+            "does not apply" if result.is_float else agreement,
+        ])  # fmt: skip
+    header = [
+        "Artifact", "mIoU", "Category mIoU", "iIoU", "Category iIoU", "Pixel accuracy", "Mean class accuracy",
+        "Labelled as float PyTorch",
+    ]  # fmt: skip
+    lines = ["## Accuracy in full", "", "All values in %.", "", *table(header, rows)]
+    if any(result.scores is not None and result.scores.iiou is None for result in scored):
+        lines += ["iIoU does not apply where the frames have no labelled instances.", ""]
+    return lines
+
+
+def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
+    """Float PyTorch at the result's size."""
+    for other in results:
+        if other.is_float and other.scores is not None and _size(other) == _size(result):
+            return other
+    return None
+
+
+def _class_section(page: Sequence[Result], everything: Sequence[Result], context: ReportContext) -> list[str]:
+    compared = [(result, _float_of(result, everything)) for result in page if result.drop is not None]
+    lines: list[str] = []
+    sizes = dict.fromkeys(_size(result) for result, _ in compared)
+    for size in sizes:
+        group = [result for result, _ in compared if _size(result) == size]
+        floating = next(reference for result, reference in compared if _size(result) == size)
+        assert floating is not None and floating.scores is not None
+        base = floating.scores.per_class_iou
+        rows = []
+        for index, name in enumerate(context.class_names):
+            cells = []
+            for result in group:
+                assert result.scores is not None
+                drop = float(base[index] - result.scores.per_class_iou[index])
+                cells.append("absent" if math.isnan(drop) else points(drop))
+            rows.append([escape(name), percent(float(base[index])), *cells])
+        if len(sizes) > 1:
+            lines += [f"### {size}", ""]
+        lines += table(["Class", "Float IoU, %", *(escape(name) for name in _names(group))], rows)
+    if not lines:
+        return []
+    lead = "Points of IoU that each artifact loses against float PyTorch. Positive is worse."
+    if any("absent" in line for line in lines):
+        lead += " `absent`: neither the truth nor the prediction has the class in these frames."
+    return ["## Drops by class", "", lead, "", *lines]
+
+
+def _ratio_section(results: Sequence[Result]) -> list[str]:
+    """int8 against float of one target, where both ran in the same interleaved rounds and have the same scope."""
+    rows = []
+    for result in results:
+        if result.latency is None or result.document["precision"] != "int8":
+            continue
+        for other in results:
+            if other.latency is None or other.document["precision"] == "int8" or not _interleaved(result, other):
+                continue
+            ratio = bootstrap_ratio(result.document["latency"]["rounds_ms"], other.document["latency"]["rounds_ms"])
+            if ratio.high < 1:
+                reading = f"int8 is {1 / ratio.value:.2f} times as fast"
+            elif ratio.low > 1:
+                reading = f"int8 is slower: {ratio.value:.2f} times the time"
+            else:
+                reading = "no difference shown"
+            rows.append([
+                escape(_target(result)), _size(result), str(result.scope), f"int8 / {other.document['precision']}",
+                f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]", reading,
+            ])  # fmt: skip
+    lead = (
+        "p50 of int8 over p50 of the same target in float, with its 95 % paired bootstrap interval over rounds. Only "
+        "pairs that ran in the same interleaved rounds, with one scope, size, output and thread count, are compared."
+    )
+    if not rows:
+        lead = "No int8 artifact of this page was interleaved with its float."
+        return ["## int8 against float latency", "", lead, ""]
+    header = ["Target", "Size", "Scope", "Pair", "Ratio [95 %]", "Reading"]
+    return ["## int8 against float latency", "", lead, "", *table(header, rows)]
+
+
+def _interleaved(first: Result, second: Result) -> bool:
+    """Whether a ratio of two measured artifacts has a meaning."""
+    one, two = first.document, second.document
+    return (
+        one["target"] == two["target"]
+        and all(one.get(key) == two.get(key) for key in ("size", "output", "output_stride", "device"))
+        and first.scope == second.scope
+        and one["latency"]["mode"] == two["latency"]["mode"]
+        and len(one["latency"]["rounds_ms"]) == len(two["latency"]["rounds_ms"]) >= 2
+        and one["latency"].get("settings", {}).get("threads") == two["latency"].get("settings", {}).get("threads")
+    )
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "":
+        return "unavailable"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_plain(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+def _spread(values: Sequence[int]) -> str:
+    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def _how_section(results: Sequence[Result]) -> list[str]:
+    lines = ["## How it was measured", ""]
+    timed = [result for result in results if result.latency is not None]
+    if not timed:
+        return [*lines, "Latency: not measured on this device. The notes above say why and how to get it.", ""]
+    for scope in dict.fromkeys(str(result.scope) for result in timed):
+        lines.append(f"- Scope `{scope}`: {_SCOPES.get(scope, ('', 'as the runtime defines it.'))[1]}")
+    lines += [
+        "- Each artifact runs in a fresh process. The process that runs the model reads the clock.",
+        f"- Warm-up: at least {WARMUP_CONTRACT[0]} runs and {WARMUP_CONTRACT[1]:g} s before the first sample.",
+    ]
+    for mode in dict.fromkeys(str(result.document["latency"]["mode"]) for result in timed):
+        queries, seconds = CONTRACT[mode]
+        text = f"- {mode.capitalize()} mode: at least {queries} queries and {seconds:g} s."
+        if mode == "full":
+            text += " p90 is MLPerf's early-stopping estimate, p99 needs 662 queries."
+        lines.append(text)
+    lines += [
+        "- Artifacts run in interleaved rounds, so that a change of the clock reaches all of them."
+        if all(len(result.document["latency"]["rounds_ms"]) > 1 for result in timed)
+        else "- Artifacts of one round were not interleaved with others, so they have no ratio.",
+        "- A warning stands beside a number: CV above 2.5 %, a rising latency, too few samples, too short a warm-up.",
+        "",
+    ]
+    rows = []
+    for name, result in zip(_names(timed), timed, strict=True):
+        latency, raw = result.latency, result.document["latency"]
+        assert latency is not None
+        warmup = raw.get("warmup_ms")
+        settings = "; ".join(f"{key.replace('_', ' ')}: {_plain(v)}" for key, v in (raw.get("settings") or {}).items())
+        rows.append([
+            escape(name), escape(settings) or "not recorded",
+            escape("; ".join(latency.warnings)) or "none", latency.mode,
+            str(len(raw["rounds_ms"])), _spread([len(samples) for samples in raw["rounds_ms"]]), str(latency.n),
+            "not recorded" if warmup is None else f"{len(warmup)} in {sum(warmup) / 1000:.1f} s",
+            milliseconds(latency.mean), f"{100 * latency.cv:.1f}",
+            "does not apply" if latency.mode != "full"
+            else "too few queries" if latency.p99 is None else milliseconds(latency.p99),
+            *("not recorded" if value is None else milliseconds(value)
+              for value in (latency.first, raw.get("load_ms"))),
+        ])  # fmt: skip
+    header = [
+        "Artifact", "Settings", "Warnings", "Mode", "Rounds", "Samples a round", "Samples", "Warm-up", "Mean, ms",
+        "CV, %", "p99, ms", "First, ms", "Load, ms",
+    ]  # fmt: skip
+    return lines + table(header, rows, left=3)
+
+
+def _environment_section(results: Sequence[Result]) -> list[str]:
+    machines: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    packages: dict[str, set[str]] = {}
+    temperatures: dict[str, list[str]] = {}
+    for name, result in zip(_names(results), results, strict=True):
+        environment = result.document.get("environment")
+        if not environment:
+            continue
+        rest = {key: value for key, value in environment.items() if key not in ("packages", "temperature")}
+        identity = json.dumps(rest, sort_keys=True, default=str)
+        machines.setdefault(identity, (environment, []))[1].append(name)
+        temperatures.setdefault(identity, []).append(_plain(environment.get("temperature")))
+        for package, version in (environment.get("packages") or {}).items():
+            packages.setdefault(str(package), set()).add(_plain(version))
+    lines = ["## Environment", ""]
+    if not machines:
+        return [*lines, "Not recorded.", ""]
+    for identity, (environment, names) in machines.items():
+        if len(machines) > 1:
+            lines += [f"For {escape(', '.join(names))}:", ""]
+        rows = []
+        for key, value in environment.items():
+            if key == "packages":
+                continue
+            known = {"cpu": "CPU", "os": "OS", "memory_bytes": "Memory, GB"}
+            label = known.get(key, key.replace("_", " ").capitalize())
+            if key == "temperature":  # it differs between artifacts of one machine
+                value = list(dict.fromkeys(temperatures[identity]))
+            text = f"{value / 1e9:.1f}" if key == "memory_bytes" and isinstance(value, (int, float)) else _plain(value)
+            rows.append([escape(label), escape(text)])
+        lines += table(["Machine", "Value"], rows, left=2)
+    if packages:
+        rows = [[escape(name), escape(", ".join(sorted(packages[name])))] for name in sorted(packages)]
+        lines += table(["Package", "Version"], rows, left=2)
+    return lines
+
+
+def _artifact_section(results: Sequence[Result]) -> list[str]:
+    rows, commands = [], []
+    artifacts = [result for result in results if result.failed is None and not result.is_float]
+    for name, result in zip(_names(artifacts), artifacts, strict=True):
+        document = result.document
+        calibration = document.get("calibration")
+        frames = (
+            f"{calibration['frames']} frames of {calibration['dataset']} {calibration['split']}"
+            if calibration
+            else ("not recorded" if document["precision"] == "int8" else "does not apply")
+        )
+        kept = list(document.get("kept_float") or ())
+        output = f"{document.get('output', 'labels')}, stride {document.get('output_stride', 1)}"
+        layers = f"{len(kept)}: {', '.join(kept)}" if kept else "none"
+        rows.append([escape(name), escape(output), escape(frames), escape(layers)])
+        for key, text in (document.get("notes") or {}).items():
+            commands += [f"{escape(name)}, {escape(key)}:", "", _code(str(text)), ""]
+    if not rows:
+        return []
+    header = ["Artifact", "Output", "Calibration", "Layers kept in higher precision"]
+    return ["## Artifacts", "", *table(header, rows, left=4), *commands]
+
+
+# Figures ----------------------------------------------------------------------------------------------------------
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
+
+
+def _scatter(page: Sequence[Result], everything: Sequence[Result], form: str = "svg") -> bytes | None:
+    chosen = [r for r in page if r.scope == HEADLINE_SCOPE and r.scores is not None and not math.isnan(r.scores.miou)]
+    if not chosen:
+        return None
+    sizes = {_size(result) for result in chosen}
+    references = [_float_of(result, everything) for result in chosen]
+    # One line can only stand for one size.
+    reference = references[0] if len(sizes) == 1 else None
+    drawn = []
+    for name, result, floating in zip(_names(chosen), chosen, references, strict=True):
+        assert result.latency is not None and result.scores is not None
+        interval = None
+        if result.drop is not None and floating is not None and floating.scores is not None:
+            base = floating.scores.miou
+            interval = (base - result.drop.high, base - result.drop.low)
+        document = result.document
+        drawn.append(
+            figures.Point(
+                name, document["target"], document["precision"], result.latency.p50, result.scores.miou, interval
+            )
+        )
+    miou = None if reference is None or reference.scores is None else reference.scores.miou
+    return figures.scatter(drawn, miou, _colours(everything), form)
+
+
+def _colours(results: Sequence[Result]) -> dict[str, str]:
+    return figures.target_colours([str(result.document["target"]) for result in results if not result.is_float]) | {
+        "pytorch": "#1f2937"
+    }
+
+
+def _class_chart(
+    page: Sequence[Result], everything: Sequence[Result], context: ReportContext, form: str = "svg"
+) -> bytes | None:
+    compared = [result for result in page if result.drop is not None]
+    if not compared:
+        return None
+    artifacts = []
+    for name, result in zip(_names(compared), compared, strict=True):
+        floating = _float_of(result, everything)
+        assert floating is not None and floating.scores is not None and result.scores is not None
+        drops = np.asarray(floating.scores.per_class_iou - result.scores.per_class_iou, np.float64)
+        artifacts.append(figures.ClassDrops(name, result.document["target"], result.document["precision"], drops))
+    return figures.class_drops(artifacts, context.class_names, _colours(everything), form)
+
+
+def _reference_title(predictions: Mapping[str, Any]) -> str | None:
+    """The key of float PyTorch among a strip's predictions."""
+    return next((title for title in predictions if title.lower().startswith(("pytorch", "float pytorch"))), None)
+
+
+# Pages ------------------------------------------------------------------------------------------------------------
+
+
+def _verdicts(results: Sequence[Result], device: str) -> list[str]:
+    """What to ship, in one or two sentences."""
+    artifacts = [result for result in results if not result.is_float and result.failed is None]
+    names = dict(zip(map(id, artifacts), _names(artifacts), strict=True))
+    good = [r for r in artifacts if r.drop is not None and round(100 * r.drop.high, 9) <= VERDICT_POINTS]
+    timed = [result for result in good if result.scope == HEADLINE_SCOPE and result.latency is not None]
+    where = f"on {escape(device)}"
+
+    def describe(result: Result) -> str:
+        assert result.drop is not None
+        return f"**{escape(names[id(result)])}**, drop {_interval(result.drop)} points"
+
+    if timed:
+        best = min(timed, key=lambda result: result.latency.p50 if result.latency else math.inf)
+        assert best.latency is not None
+        text = f"Fastest {where} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
+        text += f"p50 {milliseconds(best.latency.p50)} ms ({best.latency_provenance.kind}), mIoU "
+        text += f"{best.accuracy_provenance.kind}."
+        if best.latency.warnings:
+            text += f" Warning, {escape('; '.join(best.latency.warnings))}."
+        return [text]
+    if any(result.scope == HEADLINE_SCOPE for result in artifacts):
+        return [f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."]
+    if good:
+        best = min(good, key=lambda result: (result.document.get("model_bytes") or math.inf, names[id(result)]))
+        return [
+            (
+                f"Smallest for {escape(device)} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
+                f"{megabytes(best.document.get('model_bytes'))} MB. mIoU: {best.accuracy_provenance.kind}. "
+                "Latency: not measured."
+            )
+        ]
+    if artifacts:
+        text = f"For {escape(device)} no latency was measured"
+        return [f"{text}, and no artifact is shown to be within {VERDICT_POINTS:g} point of float."]
+    return [f"No artifact of this run is for {escape(device)}."]
+
+
+def _subject(context: ReportContext) -> list[str]:
+    checkpoint, data = context.checkpoint, context.dataset
+    return [
+        (
+            f"Checkpoint **{escape(checkpoint.get('name', 'unnamed'))}**, "
+            f"dataset {escape(data.get('name', 'unnamed'))} "
+            f"{escape(data.get('split', ''))}, {data.get('frames', 'unknown')} frames. [Index](index.md)."
+        ),
+        "",
+    ]
+
+
+def _footer(context: ReportContext) -> list[str]:
+    return [f"Written by edgekit {escape(context.edgekit_version)}, {escape(context.created)}.", ""]
+
+
+def _measured_page(
+    device: str,
+    page: Sequence[Result],
+    everything: Sequence[Result],
+    context: ReportContext,
+    pictures: Mapping[str, str],
+) -> str:
+    lines = [f"# {escape(device)}", "", *_subject(context)]
+    lines += [f"- {text}" for text in _verdicts(page, device)] + [""]
+    lines += ["## Accuracy against latency", "", *_result_sections(page)]
+    if "scatter" in pictures:
+        alternative = f"mIoU over p50 latency of each artifact on {escape(device)}"
+        lines += [f"![{alternative}]({pictures['scatter']})", ""]
+        if any(r.document["size"] != page[0].document["size"] for r in page if r.latency is not None):
+            lines += ["The artifacts have several sizes; each is compared with float PyTorch at its own size.", ""]
+    else:
+        lines += ["No chart: no artifact of this page has both a measured latency and a mIoU.", ""]
+    lines += _ratio_section(page)
+    lines += _accuracy_section(page)
+    lines += _class_section(page, everything, context)
+    if "drops" in pictures:
+        lines += [f"![Points of IoU lost by class]({pictures['drops']})", ""]
+        if sum(result.drop is not None for result in page) > 5:
+            lines += ["The chart shows the five artifacts that lost most.", ""]
+    lines += _strip_section(pictures, context) if device == LOCAL else []
+    lines += _how_section(page)
+    lines += _artifact_section(page)
+    lines += _environment_section(page)
+    return "\n".join(lines + _footer(context))
+
+
+def _strip_section(pictures: Mapping[str, str], context: ReportContext) -> list[str]:
+    lines: list[str] = []
+    for index, frame in enumerate(context.strips):
+        name = escape(frame.name)
+        lines += [f"![{name}: image, truth and predictions]({pictures[f'strip-{index}']})", ""]
+    if not lines:
+        return []
+    lead = "The image, its truth and what each artifact labels, side by side."
+    if any(_reference_title(frame.predictions) for frame in context.strips):
+        lead += " White pixels differ from float PyTorch."
+    return ["## Frames", "", lead, "", *lines]
+
+
+def _unconnected_page(device: str, page: Sequence[Result], context: ReportContext) -> str:
+    lines = [f"# {escape(device)}: {NO_DEVICE}", "", *_subject(context)]
+    lines += [f"- {text}" for text in _verdicts(page, device)] + [""]
+    if not page:
+        lines += [
+            "Accuracy and latency: not measured, because no artifact of this run is for this device.",
+            "`edgekit targets` lists the targets; make an artifact for one of them, then measure it:", "",
+            _code(f"edgekit bench {context.folder}/artifacts/ARTIFACT --device {device}"), "",
+        ]  # fmt: skip
+        return "\n".join(lines + _footer(context))
+    lines += [
+        ("The accuracy is a reference: the artifact's own bytes ran in the engine named in its row, on this machine "
+        "and not on the device. The latency is not measured."), "",
+    ]  # fmt: skip
+    lines += ["## Accuracy, and latency to be measured", "", *_result_sections(page)]
+    commands = [bench_command(result.document, context, device) for result in page if result.failed is None]
+    if commands:
+        lines += ["## How to measure", "", "Connect the device, then:", "", _code("\n".join(commands)), ""]
+    lines += _accuracy_section(page)
+    drops = "Drops by class and the frames to look at are in [local](local.md)."
+    lines += [drops, ""] if any(result.drop is not None for result in page) else []
+    lines += _artifact_section(page)
+    return "\n".join(lines + _footer(context))
+
+
+def _index(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result], context: ReportContext) -> str:
+    checkpoint, data = context.checkpoint, context.dataset
+    lines = [f"# Report: {escape(checkpoint.get('name', 'unnamed'))}", ""]
+    for device, page in pages.items():
+        lines += [f"- {text}" for text in _verdicts(page, device)]
+    lines += [
+        "", "## Devices", "", *_device_table(pages), "## Latency over devices", "",
+        *_matrix(pages, everything),
+    ]  # fmt: skip
+    labels = {"name": "Name", "sha256": "sha256", "network": "Network", "dataset": "Trained on", "recipe": "Recipe"}
+    rows = [
+        [label, escape(_plain(checkpoint[key]) if key in checkpoint else "not recorded")]
+        for key, label in labels.items()
+    ]
+    rows.append(["Classes", str(len(context.class_names))])
+    metrics = checkpoint.get("metrics")
+    rows.append(["Metrics it carries", escape(_plain(metrics)) if metrics else "not recorded"])
+    lines += ["## Checkpoint", "", *table(["Checkpoint", "Value"], rows, left=2)]
+    rows = [["Name", escape(_plain(data.get("name")))], ["Split", escape(_plain(data.get("split")))]]
+    rows.append(["Frames", escape(_plain(data.get("frames")))])
+    lines += ["## Dataset", "", *table(["Dataset", "Value"], rows, left=2)]
+    lines += ["## How to read it", "", *_LEGEND, "", "## Command", "", _code(context.command), ""]
+    lines += ["All numbers are in [report.json](report.json).", ""]
+    return "\n".join(lines + _footer(context))
+
+
+_LEGEND = (
+    "- `measured`: that artifact ran on that device.",
+    "- `reference`: the artifact's own bytes ran in another engine, which is named.",
+    "- `not measured`: a note says why, and how to get the number.",
+    "- Drop: float PyTorch minus the artifact, same frames, in points of mIoU, with a 95 % paired bootstrap interval.",
+    f"- Within {VERDICT_POINTS:g} point of float: the upper end of that interval is at most {VERDICT_POINTS:g} point.",
+)
+
+
+def _device_table(pages: Mapping[str, Sequence[Result]]) -> list[str]:
+    rows = []
+    for device, page in pages.items():
+        artifacts = [result for result in page if not result.is_float]
+        counted = []
+        for provenances in (
+            [result.accuracy_provenance.kind for result in artifacts],
+            [result.latency_provenance.kind for result in artifacts],
+        ):
+            kinds = [(kind, provenances.count(kind)) for kind in ("measured", "reference", "not measured")]
+            counted.append(", ".join(f"{count} {kind}" for kind, count in kinds if count) or "no artifact")
+        link = f"[{escape(device)}]({_file_name(device)}.md)"
+        failed = sum(result.failed is not None for result in artifacts)
+        rows.append([link, *counted, str(len(artifacts) - failed), str(failed)])
+    return table(["Device", "Accuracy", "Latency", "Artifacts", "Failed"], rows, left=3)
+
+
+def _matrix(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result]) -> list[str]:
+    """One row per artifact, one column of p50 per device."""
+    notes = _Notes()
+    own: dict[str, Result] = {}
+    for result in everything:
+        own.setdefault(_key(result), result)
+    listed = list(own.values())
+    rows = []
+    for name, result in zip(_names(listed), listed, strict=True):
+        cells = []
+        for device, page in pages.items():
+            here = next((other for other in page if _key(other) == _key(result)), None)
+            if here is None:
+                cells.append("does not apply")
+            elif here.failed is not None:
+                cells.append(notes.mark("failed", f"no artifact: {here.failed}"))
+            elif here.latency is None:
+                why = here.latency_provenance.why
+                if why.startswith(NO_DEVICE):
+                    why = f"{NO_DEVICE}; the page {_file_name(device)}.md has the command that measures"
+                cells.append(_missing(notes, why))
+            else:
+                scope = () if here.scope == HEADLINE_SCOPE else (f"scope {here.scope}: not comparable with the others",)
+                warnings = (f"warning, {text}" for text in here.latency.warnings)
+                cells.append(notes.mark(milliseconds(here.latency.p50), *scope, *warnings))
+        if result.failed is not None:
+            mark = notes.mark("failed", f"no artifact: {result.failed}")
+            accuracy = [mark, mark]
+        else:
+            accuracy = [_accuracy_cell(result, notes), _drop_cell(result, notes)]
+        rows.append([escape(name), *accuracy, *cells])
+    header = ["Artifact", "mIoU, %", "Drop, points [95 %]", *(f"{escape(device)} p50, ms" for device in pages)]
+    return table(header, rows) + notes.lines()
+
+
+def _key(result: Result) -> str:
+    document = result.document
+    return str(document.get("artifact", f"{document['target']} {document['precision']} {document['size']}"))
+
+
+def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
+    """All files of a report.
+
+    Args:
+        documents: measurement documents of a run, the float reference and failed artifacts among them.
+        context: checkpoint, dataset, classes, strips.
+
+    Returns:
+        Path relative to the report's folder -> text or bytes: index.md, local.md, a page per further device,
+        report.json, figures/*.
+
+    Raises:
+        EdgekitError: the documents contradict each other or lack what they must have.
+    """
+    everything = analyse(documents, context)
+    devices = dict.fromkeys([LOCAL, *STANDING_PAGES, *(result.device for result in everything)])
+    pages = {device: [result for result in everything if result.device == device] for device in devices}
+    names = [_file_name(device) for device in devices]
+    if len(set(names)) != len(names) or "index" in names:
+        raise EdgekitError(f"two devices would share a page: rename one of {', '.join(devices)}")
+    files: dict[str, bytes | str] = {"index.md": _index(pages, everything, context)}
+    for device, page in pages.items():
+        # A page is measured when a document is from that device; a page of borrowed accuracies is not connected.
+        connected = any(str(result.document.get("device", LOCAL)) == device for result in page)
+        if device != LOCAL and not connected:
+            files[f"{_file_name(device)}.md"] = _unconnected_page(device, page, context)
+            continue
+        pictures: dict[str, str] = {}
+        charts = {"scatter": _scatter(page, everything), "drops": _class_chart(page, everything, context)}
+        for kind, chart in charts.items():
+            if chart is not None:
+                pictures[kind] = f"figures/{_file_name(device)}-{kind}.svg"
+                files[pictures[kind]] = chart
+        if device == LOCAL:
+            for index, frame in enumerate(context.strips):
+                pictures[f"strip-{index}"] = f"figures/strip-{index + 1}-{_file_name(frame.name)}.png"
+                picture = figures.strip(frame, context.classes, _reference_title(frame.predictions))
+                files[pictures[f"strip-{index}"]] = picture
+        files[f"{_file_name(device)}.md"] = _measured_page(device, page, everything, context, pictures)
+    text = json.dumps(build(everything, context), indent=1, allow_nan=False, ensure_ascii=False)
+    files["report.json"] = text + "\n"
+    return files

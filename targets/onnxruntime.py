@@ -1,0 +1,59 @@
+"""ONNX Runtime: the ONNX graph, quantized for its CPU kernels, run and measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.core.files import write_bytes
+from edgekit.core.registry import missing_packages, versions
+from edgekit.core.seam import Session
+from edgekit.core.values import Artifact, Batches, Converted, DeployableGraph, Engine, Precision, Recipe, SessionOptions
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The ``onnxruntime`` target."""
+
+    name: str = "onnxruntime"
+    title: str = "ONNX Runtime"
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    device_pages: tuple[str, ...] = ()
+
+    def missing(self) -> str | None:
+        """See :class:`edgekit.Target`."""
+        return missing_packages(("onnx", "onnxscript", "onnxruntime", "torch"), "onnxruntime")
+
+    def tools(self) -> Mapping[str, str]:
+        """See :class:`edgekit.Target`."""
+        return versions("onnx", "onnxscript", "onnxruntime", "torch")
+
+    def engine(self) -> Engine:
+        """See :class:`edgekit.Target`."""
+        return Engine("measured", f"ONNX Runtime {versions('onnxruntime').get('onnxruntime', '')} CPU provider")
+
+    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+        """See :class:`edgekit.Target`."""
+        from targets.onnx_graph.build import build
+
+        model = build(graph, recipe, batches, "asymmetric")
+        write_bytes(folder / "model.onnx", model.SerializeToString())
+        quantized = recipe.precision == "int8"
+        return Converted(
+            model="model.onnx",
+            native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
+            native_output=f"uint8 [1,{graph.size.height},{graph.size.width}]" if recipe.output == "labels" else "float32 logits",
+            tools=self.tools(),
+            kept_float=("MatMul", "Resize", "normalization", "final upsampling and argmax") if quantized else (),
+        )
+
+    def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
+        """See :class:`edgekit.Target`."""
+        from targets.onnx_graph.session import open_session
+
+        return open_session(artifact, options)
+
+
+TARGET = OnnxRuntime()

@@ -1,0 +1,199 @@
+"""OpenVINO: IR quantized by NNCF, run by the CPU plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.core.errors import ConversionError
+from edgekit.core.registry import missing_packages, versions
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    Converted,
+    DeployableGraph,
+    Engine,
+    Precision,
+    Recipe,
+    SessionOptions,
+    Size,
+    UInt8,
+)
+from edgekit.export.sizes import decision_size
+from targets.common import check_frame, decode_logits, normalized, require_batches, threads
+
+# NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
+KEPT_FLOAT = ("MatMul", "Interpolate")
+
+
+@dataclass(frozen=True)
+class OpenVINO:
+    """The ``openvino`` target."""
+
+    name: str = "openvino"
+    title: str = "OpenVINO"
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    device_pages: tuple[str, ...] = ()
+
+    def missing(self) -> str | None:
+        """See :class:`edgekit.Target`."""
+        return missing_packages(("openvino", "nncf", "torch"), "openvino")
+
+    def tools(self) -> Mapping[str, str]:
+        """See :class:`edgekit.Target`."""
+        return versions("openvino", "nncf", "torch", "numpy")
+
+    def engine(self) -> Engine:
+        """See :class:`edgekit.Target`."""
+        return Engine("measured", f"OpenVINO {versions('openvino').get('openvino', '')} CPU plugin")
+
+    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+        """The core first, quantized alone, then the edges around it.
+
+        NNCF over the whole frame-to-labels graph gives a model that the CPU plugin cannot compile.
+        """
+        import openvino as ov
+        import torch
+
+        size = graph.size
+        example = torch.zeros(1, 3, size.height, size.width)
+        core = ov.convert_model(graph.module, example_input=example, input=[1, 3, size.height, size.width])
+        if recipe.precision == "int8":
+            core = _quantize(core, graph, require_batches(recipe, batches))
+        model = _add_edges(core, graph, recipe)
+        ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
+        quantized = recipe.precision == "int8"
+        return Converted(
+            model="model.xml",
+            native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
+            native_output=_native_output(graph, recipe),
+            tools=self.tools(),
+            kept_float=(*KEPT_FLOAT, "normalization", "final upsampling and argmax") if quantized else (),
+            notes={"weights": "model.bin lies beside model.xml and is part of the model"},
+        )
+
+    @contextmanager
+    def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[OpenVINOSession]:
+        """See :class:`edgekit.Target`."""
+        import openvino as ov
+
+        core = ov.Core()
+        # By default the plugin runs "f32" in bf16 on CPUs with AMX: a float row must be what its name says.
+        hint = "f16" if artifact.precision == "fp16" else "f32"
+        if hint == "f16" and "FP16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            hint = "f32"
+        compiled = core.compile_model(
+            artifact.model_path,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_NUM_THREADS": threads(options),
+                "INFERENCE_PRECISION_HINT": hint,
+            },
+        )
+        settings = {
+            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
+            "performance hint": "LATENCY",
+        }
+        yield OpenVINOSession(artifact, compiled.create_infer_request(), settings)
+
+
+@dataclass
+class OpenVINOSession:
+    """An inference request on a compiled model."""
+
+    artifact: Artifact
+    request: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, frame: UInt8) -> UInt8:
+        """See :class:`edgekit.Session`."""
+        check_frame(frame, self.artifact)
+        output = self.request.infer([frame], share_inputs=True, share_outputs=True)[0]
+        if self.artifact.output == "logits":
+            return decode_logits(output, self.artifact.size)
+        labels: UInt8 = output.copy()
+        return labels
+
+    def run_graph(self) -> None:
+        """See :class:`edgekit.Session`."""
+        self.request.infer()
+
+
+class _Pass:
+    """An iterable that starts a fresh pass each time, as NNCF needs several."""
+
+    def __init__(self, batches: Batches, graph: DeployableGraph) -> None:
+        self.batches = batches
+        self.graph = graph
+
+    def __iter__(self) -> Iterator[Any]:
+        return normalized(self.batches, self.graph.normalization)
+
+
+def _quantize(core: Any, graph: DeployableGraph, batches: Batches) -> Any:
+    import nncf
+
+    try:
+        return nncf.quantize(
+            core,
+            nncf.Dataset(_Pass(batches, graph)),
+            # Symmetric weights, asymmetric activations: after ReLU the same, before a sum without one finer.
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=1_000_000,  # all the frames that were chosen; NNCF stops at 300 of its own accord
+            ignored_scope=nncf.IgnoredScope(types=list(KEPT_FLOAT), validate=False),
+        )
+    except (nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as error:
+        raise ConversionError(f"NNCF cannot quantize this network ({error}): convert it in fp32 or fp16") from error
+
+
+def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
+    """Frame in, labels out, around the core: the input through the pre-processor, the output as operations."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+    from openvino.preprocess import PrePostProcessor
+
+    edge = PrePostProcessor(core)
+    edge.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC")).set_shape(
+        [1, graph.size.height, graph.size.width, 3]
+    )
+    edge.input().model().set_layout(ov.Layout("NCHW"))
+    normalization = graph.normalization
+    edge.input().preprocess().convert_element_type(ov.Type.f32).mean([255.0 * mean for mean in normalization.mean]).scale(
+        [255.0 * std for std in normalization.std]
+    )
+    model = edge.build()
+    if recipe.output == "logits":
+        return model
+    node = model.outputs[0].node.input_value(0)
+    decision = decision_size(graph.size, recipe.output_stride)
+
+    def to_size(value: Any, size: Size, mode: str) -> Any:
+        return ops.interpolate(
+            value, np.asarray([size.height, size.width], np.int64), mode, "sizes", axes=np.asarray([2, 3], np.int64),
+            coordinate_transformation_mode="half_pixel" if mode == "linear_onnx" else "asymmetric", nearest_mode="floor",
+        )  # fmt: skip
+
+    if decision != graph.logits_size:
+        node = to_size(node, decision, "linear_onnx").output(0)
+    best = ops.topk(node, np.int64(1), 1, "max", "none", index_element_type="i32")
+    labels = ops.convert(best.output(1), "u8").output(0)
+    if decision != graph.size:
+        labels = to_size(labels, graph.size, "nearest").output(0)
+    labels = ops.squeeze(labels, np.asarray([1], np.int64)).output(0)
+    labels.get_tensor().set_names({"labels"})
+    return ov.Model([ops.result(labels)], model.get_parameters(), "edgekit")
+
+
+def _native_output(graph: DeployableGraph, recipe: Recipe) -> str:
+    if recipe.output == "logits":
+        return f"float32 [1,{len(graph.class_names)},{graph.logits_size.height},{graph.logits_size.width}]"
+    return f"uint8 [1,{graph.size.height},{graph.size.width}]"
+
+
+TARGET = OpenVINO()

@@ -1,0 +1,83 @@
+"""TensorRT (Jetson): an ONNX with explicit Q/DQ that obeys its parser, and the trtexec line that builds it on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.core.errors import ConversionError
+from edgekit.core.files import write_bytes
+from edgekit.core.registry import missing_packages, versions
+from edgekit.core.seam import Session
+from edgekit.core.values import Artifact, Batches, Converted, DeployableGraph, Engine, Precision, Recipe, SessionOptions
+
+TRTEXEC = (
+    "trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped --useCudaGraph --useSpinWait --noDataTransfers "
+    "--separateProfileRun --warmUp=1000 --duration=10 --percentile=50,90,99 --exportTimes=times.json"
+)
+"""Builds the engine on the device and times one forward pass (``computeMs``), the same on TensorRT 10 and 11.
+
+``--stronglyTyped`` takes the graph's own precisions at their word on 10; 11 always does and ignores the flag.
+"""
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """The ``tensorrt`` target."""
+
+    name: str = "tensorrt"
+    title: str = "TensorRT"
+    precisions: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+    device_pages: tuple[str, ...] = ("jetson",)
+
+    def missing(self) -> str | None:
+        """See :class:`edgekit.Target`."""
+        return missing_packages(("onnx", "onnxscript", "onnxruntime", "torch"), "tensorrt")
+
+    def tools(self) -> Mapping[str, str]:
+        """See :class:`edgekit.Target`."""
+        return versions("onnx", "onnxscript", "onnxruntime", "torch")
+
+    def engine(self) -> Engine:
+        """See :class:`edgekit.Target`."""
+        number = versions("onnxruntime").get("onnxruntime", "")
+        return Engine(
+            "reference",
+            f"ONNX Runtime {number} CPU provider",
+            why="the same ONNX with its Q/DQ; TensorRT builds and runs it on the device only",
+            no_latency="TensorRT runs on NVIDIA devices only: build and time it there with the trtexec line in the manifest",
+        )
+
+    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+        """See :class:`edgekit.Target`; the written graph passes :func:`targets.onnx_graph.rules.check`."""
+        from targets.onnx_graph.build import build
+        from targets.onnx_graph.rules import check
+
+        model = build(graph, recipe, batches, "symmetric")
+        broken = [finding for finding in check(model) if finding.level == "error"]
+        if broken:
+            raise ConversionError(
+                f"the graph breaks a rule of TensorRT's parser at {broken[0].node}: {broken[0].text} "
+                f"({len(broken)} finding(s)): convert in fp16, or report the network"
+            )
+        write_bytes(folder / "model.onnx", model.SerializeToString())
+        quantized = recipe.precision == "int8"
+        return Converted(
+            model="model.onnx",
+            native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
+            native_output=f"uint8 [1,{graph.size.height},{graph.size.width}]" if recipe.output == "labels" else "float32 logits",
+            tools=self.tools(),
+            kept_float=("MatMul", "Resize", "sums", "normalization", "final upsampling and argmax") if quantized else (),
+            notes={"trtexec": TRTEXEC},
+        )
+
+    def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
+        """See :class:`edgekit.Target`."""
+        from targets.onnx_graph.session import open_session
+
+        return open_session(artifact, options)
+
+
+TARGET = TensorRT()

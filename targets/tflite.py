@@ -1,0 +1,199 @@
+"""TFLite / LiteRT: litert-torch converts, ai-edge-quantizer quantizes, the LiteRT interpreter (XNNPACK) runs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekit.core.errors import ConversionError, TargetError
+from edgekit.core.files import write_bytes
+from edgekit.core.registry import missing_packages, versions
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    Converted,
+    DeployableGraph,
+    Engine,
+    Precision,
+    Recipe,
+    SessionOptions,
+    UInt8,
+)
+from targets.common import check_frame, decode_logits, require_batches, threads
+
+SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True)
+class TFLite:
+    """The ``tflite`` target."""
+
+    name: str = "tflite"
+    title: str = "TFLite"
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    device_pages: tuple[str, ...] = ("android",)
+
+    def missing(self) -> str | None:
+        """See :class:`edgekit.Target`. Running alone needs one interpreter; converting needs the rest too."""
+        interpreters = [name for name in ("ai_edge_litert", "tflite_runtime") if importlib.util.find_spec(name)]
+        return missing_packages(
+            ("litert_torch", "ai_edge_quantizer", "torch") if interpreters else ("ai_edge_litert",), "tflite"
+        )
+
+    def tools(self) -> Mapping[str, str]:
+        """See :class:`edgekit.Target`."""
+        return versions("litert-torch", "ai-edge-quantizer", "ai-edge-litert", "tflite-runtime", "torch")
+
+    def engine(self) -> Engine:
+        """See :class:`edgekit.Target`."""
+        found = versions("ai-edge-litert", "tflite-runtime")
+        package, number = next(iter(found.items()), ("LiteRT", ""))
+        return Engine("measured", f"{package} {number} interpreter, XNNPACK")
+
+    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+        """Channels-last from edge to edge, then int8 for all but the edges."""
+        import litert_torch
+        import torch
+
+        from edgekit.export.graph import FrameToLabels
+
+        size = graph.size
+        module = FrameToLabels(graph, True, recipe.output, recipe.output_stride).eval()
+        frame = torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8)
+        path = folder / "model.tflite"
+        litert_torch.convert(module, (frame,)).export(str(path))
+        kept: tuple[str, ...] = ()
+        if recipe.precision == "int8":
+            model = _quantize(path.read_bytes(), require_batches(recipe, batches))
+            write_bytes(path, model)
+            kept = ("BATCH_MATMUL", "normalization", "final upsampling and argmax")
+        outputs = (
+            f"uint8 [1,{size.height},{size.width}]"
+            if recipe.output == "labels"
+            else f"float32 [1,{len(graph.class_names)},{graph.logits_size.height},{graph.logits_size.width}]"
+        )
+        return Converted(
+            model="model.tflite",
+            native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
+            native_output=outputs,
+            tools=self.tools(),
+            kept_float=kept,
+        )
+
+    @contextmanager
+    def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[TFLiteSession]:
+        """See :class:`edgekit.Target`."""
+        count = threads(options)
+        interpreter = _interpreter_class()(model_path=str(artifact.model_path), num_threads=count)
+        interpreter.allocate_tensors()
+        settings = {"threads": count, "delegate": "XNNPACK"}
+        yield TFLiteSession(
+            artifact,
+            interpreter,
+            interpreter.get_input_details()[0]["index"],
+            interpreter.get_output_details()[0]["index"],
+            settings,
+        )
+
+
+def _interpreter_class() -> Any:
+    """LiteRT's interpreter, or tflite-runtime's where only that is installed."""
+    if importlib.util.find_spec("ai_edge_litert"):
+        from ai_edge_litert.interpreter import Interpreter
+    elif importlib.util.find_spec("tflite_runtime"):
+        from tflite_runtime.interpreter import Interpreter
+    else:
+        raise TargetError("no TFLite interpreter is installed: run pip install 'edgekit[tflite]'")
+    return Interpreter
+
+
+@dataclass
+class TFLiteSession:
+    """An interpreter with its tensors allocated."""
+
+    artifact: Artifact
+    interpreter: Any
+    input_index: int
+    output_index: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, frame: UInt8) -> UInt8:
+        """See :class:`edgekit.Session`."""
+        check_frame(frame, self.artifact)
+        self.interpreter.set_tensor(self.input_index, frame)
+        self.interpreter.invoke()
+        output = self.interpreter.get_tensor(self.output_index)
+        if self.artifact.output == "logits":
+            return decode_logits(output, self.artifact.size)
+        labels: UInt8 = output
+        return labels
+
+    def run_graph(self) -> None:
+        """See :class:`edgekit.Session`."""
+        self.interpreter.invoke()
+
+
+def _quantize(model: bytes, batches: Batches) -> bytes:
+    """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    tool = quantizer.Quantizer(model, recipe.static_wi8_ai8())
+    for name in _edge_tensors(model):
+        tool.update_quantization_recipe(
+            regex=name, operation_name=recipe.TFLOperationName.ALL_SUPPORTED, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE
+        )
+    # The constant pooling products: a handful of operations on a 1/32 map, where int8 gains nothing.
+    tool.update_quantization_recipe(
+        regex=".*", operation_name=recipe.TFLOperationName.BATCH_MATMUL, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE
+    )
+    name = _input_name(model)
+    ranges = tool.calibrate({SIGNATURE: _Pass(batches, name)}, num_threads=threads(SessionOptions()))
+    if not ranges:
+        raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
+    return bytes(tool.quantize(ranges).quantized_model)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Starts a fresh pass each time: the calibrator first counts the samples, which would empty a generator."""
+
+    batches: Batches
+    input_name: str
+
+    def __iter__(self) -> Iterator[dict[str, UInt8]]:
+        return ({self.input_name: frame} for frame in self.batches())
+
+
+def _input_name(model: bytes) -> str:
+    interpreter = _interpreter_class()(model_content=model)
+    return str(interpreter.get_signature_list()[SIGNATURE]["inputs"][0])
+
+
+def _edge_tensors(model: bytes) -> list[str]:
+    """Patterns for the outputs of the operations before the first and after the last convolution."""
+    import re
+
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    graph = flatbuffer.subgraphs[0]
+    core = qtyping.TFLOperationName
+    names = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
+    convolutions = [
+        index
+        for index, operator in enumerate(graph.operators)
+        if names.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
+        in (core.CONV_2D, core.DEPTHWISE_CONV_2D, core.CONV_2D_TRANSPOSE, core.FULLY_CONNECTED)
+    ]
+    if not convolutions:
+        raise ConversionError("this network has no convolution that could be quantized: convert it in fp32")
+    edges = [*graph.operators[: convolutions[0]], *graph.operators[convolutions[-1] + 1 :]]
+    return [f"^{re.escape(graph.tensors[operator.outputs[0]].name.decode())}[;]?$" for operator in edges]
+
+
+TARGET = TFLite()

@@ -1,0 +1,129 @@
+"""Fixtures that several tests share: a checkpoint that is worth converting, drawn frames, and datasets on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from calibration import streets
+from calibration.classes import CITYSCAPES
+from calibration.datasets import Frame, open_split
+from edgekit.core.values import IGNORE, Normalization, Size
+from edgekit.export.graph import normalize
+from edgekit.networks.checkpoint import SHIPPED_FOLDER, save_checkpoint
+from edgekit.networks.spssn import SPSSN
+
+torch.set_num_threads(1)
+
+
+def _frames(count: int, height: int, width: int, split: str = "val") -> list[Frame]:
+    return [reference.load() for reference in open_split("streets", split, size=Size(height, width)).references[:count]]
+
+
+@pytest.fixture(scope="session")
+def streets_frames() -> Callable[..., list[Frame]]:
+    """``streets_frames(n, h, w, split="val")``: the first n drawn frames of a split."""
+    return _frames
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SPSSN of 19 classes whose labels vary over a frame: the shipped one, or one trained for some seconds.
+
+    Randomly initialized weights answer one class everywhere, which every broken artifact would match. Do not write to it.
+    """
+    shipped = SHIPPED_FOLDER / "spssn-streets.safetensors"
+    if shipped.is_file():
+        return shipped
+    torch.manual_seed(0)
+    frames = _frames(8, 64, 128, "train")
+    images = normalize(torch.from_numpy(np.stack([frame.image for frame in frames])), Normalization())
+    truth = torch.from_numpy(np.stack([frame.labels for frame in frames]))[:, 4::8, 4::8].long()
+    network = SPSSN(19)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for step in range(60):
+        chosen = slice(4 * (step % 2), 4 * (step % 2) + 4)
+        loss = F.cross_entropy(network(images[chosen]), truth[chosen], ignore_index=IGNORE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("checkpoint") / "spssn-small.safetensors"
+    save_checkpoint(
+        path, network.eval(), network="spssn", arguments={}, class_names=CITYSCAPES.names,
+        normalization=Normalization(), dataset="streets", recipe={}, metrics={},
+    )  # fmt: skip
+    return path
+
+
+def _real_root(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: it names the folder of the real data")
+    return Path(value)
+
+
+@pytest.fixture
+def camvid_root() -> Path:
+    """The real CamVid."""
+    return _real_root("CAMVID_ROOT")
+
+
+@pytest.fixture
+def cityscapes_root() -> Path:
+    """The real Cityscapes, or a part of it."""
+    return _real_root("CITYSCAPES_DATASET")
+
+
+def write_png(path: Path, plane: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(plane).save(path)
+
+
+@pytest.fixture
+def cityscapes_tree(tmp_path: Path) -> Path:
+    """Drawn frames in Cityscapes' layout: three of train, two of val, 128x256, with what real label images hold.
+
+    Besides the drawn things there are a group (a plain labelId among the instanceIds) and a caravan (not evaluated).
+    """
+    root = tmp_path / "cityscapes"
+    for split, count in (("train", 3), ("val", 2)):
+        for index in range(count):
+            scene = streets.draw(split, index, 128, 256)
+            city = ("aachen", "bochum")[index % 2]
+            stem = f"{city}_{index:06d}_000019"
+            to_label = np.zeros(256, np.uint8)
+            to_label[:19] = streets.LABEL_IDS
+            label_ids, instances = to_label[scene.labels], scene.instances.astype(np.uint16)
+            label_ids[90:100, 20:60], instances[90:100, 20:60] = 26, 26  # cars too close together to be told apart
+            label_ids[90:110, 180:230], instances[90:110, 180:230] = 29, 29000
+            write_png(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", scene.image)
+            write_png(root / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png", label_ids)
+            write_png(root / "gtFine" / split / city / f"{stem}_gtFine_instanceIds.png", instances)
+    return root
+
+
+CAMVID_OF_STREETS = (3, 4, 1, 1, 7, 2, 6, 6, 5, 5, 0, 9, 10, 8, 8, 8, 8, 10, 10)
+"""A CamVid class for each Cityscapes train id."""
+
+
+@pytest.fixture
+def camvid_tree(tmp_path: Path) -> Path:
+    """Drawn frames in CamVid's (SegNet's) layout, 96x128, images and labels of several suffixes."""
+    root = tmp_path / "camvid"
+    to_camvid = np.full(256, 11, np.uint8)
+    to_camvid[:19] = CAMVID_OF_STREETS
+    suffixes = {"train": ("png", "jpg", "webp", "PNG"), "val": ("png", "bmp"), "test": ("jpeg",)}
+    for split, names in suffixes.items():
+        for index, suffix in enumerate(names):
+            scene = streets.draw(split, index, 96, 128)
+            (root / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(scene.image).save(root / split / f"frame_{index:03d}.{suffix}")
+            write_png(root / f"{split}annot" / f"frame_{index:03d}.{'png' if index % 2 == 0 else 'bmp'}", to_camvid[scene.labels])
+    return root

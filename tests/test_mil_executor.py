@@ -1,0 +1,351 @@
+"""Core ML packages at the seam: what edgekit writes, executed from its own bytes, gives PyTorch's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgekit.core.errors import ArtifactError, ConversionError, TargetError
+from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size, UInt8
+from edgekit.export.graph import deployable, normalize, reference_labels
+from edgekit.networks.checkpoint import load_checkpoint, save_checkpoint
+from edgekit.networks.spssn import SPSSN
+from targets.coreml import TARGET
+from targets.mil.executor import OPS, Executor, Program, load_program
+
+ct = pytest.importorskip("coremltools")
+mb = pytest.importorskip("coremltools.converters.mil").Builder
+
+CLASSES = tuple("abcdefgh")
+SMALL, ODD = Size(96, 160), Size(77, 203)
+
+
+def scenes(count: int, size: Size, seed: int) -> tuple[Tensor, Tensor]:
+    """Smooth random frames uint8 [N, 3, H, W], and labels that say which channels are bright."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(count, 3, 6, 8, generator=generator) * 255
+    smooth = F.interpolate(low, (size.height, size.width), mode="bicubic")
+    noise = torch.randn(smooth.shape, generator=generator) * 12
+    bright = (smooth > 127).long()
+    return (smooth + noise).clamp(0, 255).byte(), bright[:, 0] * 4 + bright[:, 1] * 2 + bright[:, 2]
+
+
+def frames(count: int, size: Size, seed: int) -> Iterator[UInt8]:
+    """Frames as sessions take them: uint8 [1, H, W, 3]."""
+    for frame in scenes(count, size, seed)[0]:
+        yield frame[None].permute(0, 2, 3, 1).contiguous().numpy()
+
+
+@pytest.fixture(scope="module")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A briefly fitted SPSSN: an untrained one amplifies rounding errors as no trained network does."""
+    torch.manual_seed(0)
+    network = SPSSN(len(CLASSES), pooling_stages=1)
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
+    for step in range(45):
+        batch, labels = scenes(4, SMALL, step)
+        logits = network(normalize(batch.permute(0, 2, 3, 1), Normalization()))
+        upsampled = F.interpolate(logits, (SMALL.height, SMALL.width), mode="bilinear")
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(upsampled, labels))
+        optimizer.step()
+    path = tmp_path_factory.mktemp("checkpoint") / "spssn.safetensors"
+    save_checkpoint(
+        path,
+        network,
+        network="spssn",
+        arguments={"pooling_stages": 1},
+        class_names=CLASSES,
+        normalization=Normalization(),
+        dataset="test",
+        recipe={},
+        metrics={},
+    )
+    return path
+
+
+def converted(graph: DeployableGraph, folder: Path, precision: Precision, recipe: Recipe | None = None) -> Artifact:
+    recipe = recipe or Recipe(precision)
+    batches = (lambda: frames(4, graph.size, 1)) if precision == "int8" else None
+    result = TARGET.convert(graph, recipe, batches, folder)
+    return Artifact(
+        folder=folder,
+        target="coreml",
+        precision=precision,
+        size=graph.size,
+        class_names=graph.class_names,
+        output=recipe.output,
+        output_stride=recipe.output_stride,
+        model=result.model,
+        manifest={"kept_float": result.kept_float},
+    )
+
+
+def agreement(graph: DeployableGraph, artifact: Artifact) -> float:
+    """Share of pixels with PyTorch's label, over frames that calibration has not seen."""
+    shares = []
+    with TARGET.open(artifact, SessionOptions(threads=1)) as session:
+        for frame in frames(2, graph.size, 77):
+            labels = session.run(frame)
+            assert labels.dtype == np.uint8 and labels.shape == (1, graph.size.height, graph.size.width)
+            with torch.no_grad():
+                logits = graph.module(normalize(torch.from_numpy(frame), graph.normalization))
+            shares.append((reference_labels(logits, graph.size).numpy() == labels).mean())
+        session.run_graph()
+    return float(np.mean(shares))
+
+
+@pytest.fixture(scope="module")
+def small_graph(checkpoint_path: Path) -> DeployableGraph:
+    return deployable(load_checkpoint(str(checkpoint_path)), SMALL)
+
+
+def test_fp32_labels_are_pytorchs_at_a_size_no_stride_divides(checkpoint_path: Path, tmp_path: Path) -> None:
+    graph = deployable(load_checkpoint(str(checkpoint_path)), ODD)
+    artifact = converted(graph, tmp_path, "fp32")
+    kinds = [op.op_type for op in load_program(artifact.model_path).function.operations]
+    assert "upsample_bilinear" in kinds
+    assert agreement(graph, artifact) >= 0.999
+
+
+def test_fp16_logits_give_pytorchs_labels(small_graph: DeployableGraph, tmp_path: Path) -> None:
+    artifact = converted(small_graph, tmp_path, "fp16", Recipe("fp16", output="logits"))
+    assert agreement(small_graph, artifact) >= 0.99
+
+
+def test_int8_is_w8a8_and_agrees(
+    small_graph: DeployableGraph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = converted(small_graph, tmp_path, "int8")
+    program = load_program(artifact.model_path)
+    operations = list(program.function.operations)
+    kinds = [op.op_type for op in operations]
+    convolutions = [op for op in operations if op.op_type == "conv"]
+    assert all(op.inputs["weight"].op.op_type == "constexpr_affine_dequantize" for op in convolutions)
+    assert all(op.inputs["weight"].op.quantized_data.val.dtype == np.int8 for op in convolutions)
+    assert all(op.inputs["x"].op.op_type in ("dequantize", "reduce_mean", "matmul") for op in convolutions)
+    assert kinds.count("quantize") > len(convolutions)
+    # The frame's edges stay float: nothing quantizes the frame itself, nor what argmax reads.
+    assert operations[kinds.index("quantize")].inputs["input"].op.op_type == "batch_norm"
+    assert "quantize" not in kinds[len(kinds) - 1 - kinds[::-1].index("conv") :]
+    assert any("logits" in text for text in artifact.manifest["kept_float"])
+    capsys.readouterr()
+    assert agreement(small_graph, artifact) >= 0.95
+    assert capsys.readouterr() == ("", "")  # open() and run() are quiet
+
+
+@pytest.fixture(scope="module")
+def tiny_graph() -> DeployableGraph:
+    """One strided convolution: enough for what does not depend on the network."""
+    torch.manual_seed(3)
+    module = torch.nn.Conv2d(3, len(CLASSES), 3, 4, 1).eval()
+    return DeployableGraph(module, SMALL, Size(24, 40), CLASSES, Normalization(), "0" * 64)
+
+
+def test_output_stride_decides_on_the_coarse_map(tiny_graph: DeployableGraph, tmp_path: Path) -> None:
+    artifact = converted(tiny_graph, tmp_path, "fp32", Recipe("fp32", output_stride=4))
+    with TARGET.open(artifact, SessionOptions()) as session:
+        frame = next(frames(1, SMALL, 3))
+        labels = session.run(frame)
+        with pytest.raises(TargetError, match="resize"):
+            session.run(frame[:, :64])
+    logits = tiny_graph.module(normalize(torch.from_numpy(frame), tiny_graph.normalization))
+    assert np.array_equal(labels[:, ::4, ::4], logits.argmax(1).numpy())
+    assert np.array_equal(labels, labels[:, ::4, ::4].repeat(4, 1).repeat(4, 2))
+
+
+def test_int8_without_frames_is_refused(tiny_graph: DeployableGraph, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="calibration set gave none"):
+        TARGET.convert(tiny_graph, Recipe("int8"), lambda: iter(()), tmp_path)
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"model\.mlpackage"):
+        load_program(tmp_path / "model.mlpackage")
+
+
+# Single ops ----------------------------------------------------------------------------------------------------------
+
+
+def built(body: Callable[[Any], Any], shape: tuple[int, ...], folder: Path, fp16: bool = False) -> Program:
+    """A tiny package with one input ``x``, written and read back."""
+    program = mb.program(input_specs=[mb.TensorSpec(shape=shape)], opset_version=ct.target.iOS17)(body)
+    precision = ct.precision.FLOAT16 if fp16 else ct.precision.FLOAT32
+    model = ct.convert(
+        program,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS17,
+        compute_precision=precision,
+        skip_model_load=True,
+    )
+    model.save(str(folder / "tiny.mlpackage"))
+    return load_program(folder / "tiny.mlpackage")
+
+
+def execute(program: Program, x: Tensor) -> list[Tensor]:
+    (name,) = program.inputs
+    results = Executor(program).run({name: x})
+    return [results[output] for output in program.outputs]
+
+
+X = torch.randn(1, 4, 9, 12, generator=torch.Generator().manual_seed(1))
+W = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(2))
+
+
+def linear_map(x: Tensor, axis: int, points: Tensor) -> Tensor:
+    """Values between pixels of an axis, by numpy's own interpolation."""
+    array = np.apply_along_axis(lambda row: np.interp(points, np.arange(len(row)), row), axis, x.numpy())
+    return torch.from_numpy(array).float()
+
+
+CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
+    "grouped conv, same padding, stride 2": (
+        lambda x: mb.conv(x=x, weight=W.numpy(), groups=2, strides=[2, 2], pad_type="same"),
+        lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1)), W, stride=2, groups=2),
+    ),
+    "grouped conv, same_lower": (
+        lambda x: mb.conv(x=x, weight=W.numpy(), groups=2, pad_type="same_lower"),
+        lambda x: F.conv2d(F.pad(x, (2, 1, 1, 1)), W, groups=2),
+    ),
+    "dilated conv, custom padding": (
+        lambda x: mb.conv(x=x, weight=W.numpy(), groups=2, dilations=[2, 1], pad_type="custom", pad=[2, 1, 0, 3]),
+        lambda x: F.conv2d(F.pad(x, (0, 3, 2, 1)), W, groups=2, dilation=(2, 1)),
+    ),
+    "max_pool 5x5 stride 2": (
+        lambda x: mb.max_pool(x=x, kernel_sizes=[5, 5], strides=[2, 2], pad_type="custom", pad=[2, 2, 2, 2]),
+        lambda x: F.max_pool2d(x, 5, 2, 2),
+    ),
+    "max_pool uneven padding": (
+        lambda x: mb.max_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="same"),
+        lambda x: F.max_pool2d(F.pad(x, (0, 0, 0, 1), value=-1e9), 2),
+    ),
+    "max_pool ceil": (
+        lambda x: mb.max_pool(x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="valid", ceil_mode=True),
+        lambda x: F.max_pool2d(x, 2, 2, ceil_mode=True),
+    ),
+    "avg_pool counting padding": (
+        lambda x: mb.avg_pool(x=x, kernel_sizes=[3, 3], strides=[2, 2], pad_type="custom", pad=[1, 1, 1, 1]),
+        lambda x: F.avg_pool2d(x, 3, 2, 1),
+    ),
+    "avg_pool uneven, not counting padding": (
+        lambda x: mb.avg_pool(
+            x=x, kernel_sizes=[2, 2], strides=[2, 2], pad_type="same", exclude_padding_from_average=True
+        ),
+        lambda x: F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False),
+    ),
+    "upsample_bilinear half-pixel, factor not whole": (
+        lambda x: mb.upsample_bilinear(x=x, scale_factor_height=2.3334, scale_factor_width=1.75, align_corners=False),
+        lambda x: F.interpolate(x, (21, 21), mode="bilinear", align_corners=False),
+    ),
+    "upsample_bilinear corners aligned": (
+        lambda x: mb.upsample_bilinear(x=x, scale_factor_height=2, scale_factor_width=3, align_corners=True),
+        lambda x: F.interpolate(x, (18, 36), mode="bilinear", align_corners=True),
+    ),
+    "resize_bilinear default": (
+        lambda x: mb.resize_bilinear(x=x, target_size_height=18, target_size_width=7, sampling_mode="DEFAULT"),
+        lambda x: linear_map(linear_map(x, 2, torch.arange(18) / 2), 3, torch.arange(7) * 12 / 7),
+    ),
+    "resize_bilinear offset corners": (
+        lambda x: mb.resize_bilinear(x=x, target_size_height=9, target_size_width=20, sampling_mode="OFFSET_CORNERS"),
+        lambda x: linear_map(linear_map(x, 2, (torch.arange(9) + 0.5) * 8 / 9), 3, (torch.arange(20) + 0.5) * 11 / 20),
+    ),
+    "resize half-pixel": (
+        lambda x: mb.resize(
+            x=x, shape=[5, 30], resized_dims=np.uint32(2), interpolation_mode="LINEAR", sampling_mode="UNALIGN_CORNERS"
+        ),
+        lambda x: F.interpolate(x, (5, 30), mode="bilinear"),
+    ),
+    "upsample_nearest_neighbor": (
+        lambda x: mb.upsample_nearest_neighbor(x=x, scale_factor_height=2.0, scale_factor_width=1.5),
+        lambda x: F.interpolate(x, (18, 18), mode="nearest"),
+    ),
+    "slice_by_index with masks": (
+        lambda x: mb.slice_by_index(
+            x=x,
+            begin=[0, -2, 1, 0],
+            end=[0, 0, 8, 12],
+            stride=[1, 1, 2, 1],
+            begin_mask=[True, False, False, True],
+            end_mask=[True, True, False, False],
+            squeeze_mask=[False, True, False, False],
+        ),
+        lambda x: x[:, -2, 1:8:2],
+    ),
+    "concat, transpose, reshape": (
+        lambda x: mb.reshape(x=mb.transpose(x=mb.concat(values=[x, x], axis=1), perm=[0, 2, 3, 1]), shape=[9, -1]),
+        lambda x: torch.cat([x, x], 1).permute(0, 2, 3, 1).reshape(9, -1),
+    ),
+    "softmax, reduce_mean, matmul": (
+        lambda x: mb.matmul(
+            x=np.eye(9, dtype=np.float32) * 2,
+            y=mb.sub(x=mb.softmax(x=x, axis=1), y=mb.reduce_mean(x=x, axes=[1], keep_dims=True)),
+        ),
+        lambda x: 2 * (x.softmax(1) - x.mean(1, keepdim=True)),
+    ),
+    "clip, leaky_relu, sigmoid_hard": (
+        lambda x: mb.sigmoid_hard(
+            x=mb.leaky_relu(x=mb.clip(x=x, alpha=-1.0, beta=0.5), alpha=0.1), alpha=0.2, beta=0.5
+        ),
+        lambda x: (F.leaky_relu(x.clamp(-1.0, 0.5), 0.1) * 0.2 + 0.5).clamp(0, 1),
+    ),
+    "quantize and dequantize": (
+        lambda x: mb.dequantize(
+            input=mb.quantize(input=x, scale=np.float32(0.011), zero_point=np.int8(-7), output_dtype="int8"),
+            scale=np.float32(0.011),
+            zero_point=np.int8(-7),
+        ),
+        lambda x: ((x / 0.011).round() - 7).clamp(-128, 127).add(7) * 0.011,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_op_semantics(case: str, tmp_path: Path) -> None:
+    body, expected = CASES[case]
+    (result,) = execute(built(lambda x: body(x), tuple(X.shape), tmp_path), X)
+    torch.testing.assert_close(result, expected(X), rtol=1e-4, atol=1e-5)
+
+
+def test_quantize_rounds_ties_to_even(tmp_path: Path) -> None:
+    program = built(
+        lambda x: mb.cast(x=mb.quantize(input=x, scale=np.float32(0.5), output_dtype="int8"), dtype="int32"),
+        (6,),
+        tmp_path,
+    )
+    (result,) = execute(program, torch.tensor([0.25, 0.75, 1.25, -0.25, 99.0, -99.0]))
+    assert result.tolist() == [0, 2, 2, 0, 127, -128]
+
+
+def test_fp16_values_are_rounded_after_each_op(tmp_path: Path) -> None:
+    program = built(lambda x: mb.add(x=mb.mul(x=x, y=0.1), y=1.0), (1, 4), tmp_path, fp16=True)
+    x = torch.tensor([[0.1, 1.0, 3.3, 1000.3]])
+    (result,) = execute(program, x)
+    expected = ((x.half().float() * torch.tensor(0.1).half().float()).half().float() + 1).half().float()
+    assert torch.equal(result, expected)
+    (name,) = program.inputs
+    exact = Executor(program, rounding=False).run({name: x})[program.outputs[0]]
+    assert not torch.equal(exact, expected)
+    torch.testing.assert_close(exact, x * 0.1 + 1, rtol=1e-3, atol=1e-4)
+
+
+def test_the_observer_sees_every_float(tmp_path: Path) -> None:
+    program = built(lambda x: mb.reduce_argmax(x=mb.relu(x=x), axis=1), tuple(X.shape), tmp_path)
+    seen: dict[str, float] = {}
+    (name,) = program.inputs
+    Executor(program).run({name: X}, lambda tensor, value: seen.update({tensor: value.max().item()}))
+    assert len(seen) == 2  # the input and relu's result, not the integer labels
+    assert set(seen.values()) == {X.max().item()}
+
+
+def test_an_unknown_op_is_named_with_its_place(tmp_path: Path) -> None:
+    assert "cumsum" not in OPS
+    program = built(lambda x: mb.cumsum(x=x, axis=1), tuple(X.shape), tmp_path)
+    with pytest.raises(TargetError, match=rf"'cumsum', which makes '{program.outputs[0]}' \(operation \d+ of \d+\)"):
+        Executor(program)
