@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.core.errors import CheckpointError, ConversionError
+from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError
 from edgekit.core.values import DeployableGraph, Normalization, OutputKind, Size
 from edgekit.export.rewrites import apply_rewrites
 from edgekit.export.sizes import decision_size
@@ -61,14 +61,18 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(1, 3, size.height, size.width, generator=generator)
     with torch.no_grad():
-        expected = network(example)
+        try:
+            expected = network(example)
+        except EdgekitError:
+            raise
+        except Exception as error:  # the user's network may demand sizes of its own and says so in its own way
+            raise ConversionError(f"network '{checkpoint.network}' does not run at {size} ({_first_line(error)}): try another --size") from error
         try:
             # An empty table decomposes nothing but makes in-place operations functional.
             program = torch.export.export(network, (example,)).run_decompositions({})
             exported = program.module(check_guards=False)
         except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ConversionError(f"network '{checkpoint.network}' cannot be exported at {size}: {first_line}") from error
+            raise ConversionError(f"network '{checkpoint.network}' cannot be exported at {size}: {_first_line(error)}") from error
         # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
         module = torch.fx.GraphModule(exported, cast(torch.fx.GraphModule, exported).graph).eval()
         applied = apply_rewrites(module)
@@ -88,6 +92,10 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
         checkpoint_sha256=checkpoint.sha256,
         rewrites=applied,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class FrameToLabels(nn.Module):

@@ -94,6 +94,7 @@ def build_network(network: str, classes: int, arguments: Mapping[str, Any]) -> n
         CheckpointError: the constructor refuses the arguments.
     """
     factory: Callable[..., Any]
+    takes_classes = True
     if network in ("spssn", "spssn-stream"):
         from edgekit.networks.spssn import SPSSN
 
@@ -109,16 +110,25 @@ def build_network(network: str, classes: int, arguments: Mapping[str, Any]) -> n
             takes_classes = "classes" in inspect.signature(factory).parameters
         except (TypeError, ValueError):
             takes_classes = False
-        if not takes_classes:
-            return cast("nn.Module", factory(**arguments))
     else:
         raise UsageError(
             f"there is no network '{network}': choose from {', '.join(NETWORKS)}, or name your own as package.module:factory"
         )
     try:
-        return cast("nn.Module", factory(classes=classes, **arguments))
+        module = factory(**({"classes": classes} if takes_classes else {}), **arguments)
     except TypeError as error:
-        raise CheckpointError(f"network '{network}' does not take these arguments ({error})") from error
+        raise CheckpointError(f"network '{network}' does not take these arguments ({_one_line(error)})") from error
+    except Exception as error:
+        if ":" not in network:
+            raise
+        raise CheckpointError(f"network '{network}' cannot be made ({type(error).__name__}: {_one_line(error)})") from error
+    if not callable(getattr(module, "state_dict", None)):
+        raise CheckpointError(f"network '{network}' makes a {type(module).__name__}, not a torch.nn.Module: return the network")
+    return cast("nn.Module", module)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _import_factory(reference: str) -> Callable[..., Any]:
@@ -127,9 +137,10 @@ def _import_factory(reference: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: the user's module often lies in the working folder
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's module may fail in any way while it is imported
         raise UsageError(
-            f"--network {reference} cannot be imported ({error}): give package.module:factory, importable from here"
+            f"--network {reference} cannot be imported ({type(error).__name__}: {_one_line(error)}): "
+            "give package.module:factory, importable from here"
         ) from error
     if not callable(factory):
         raise UsageError(f"--network {reference} is not callable: give a class or a function that makes the network")
@@ -152,7 +163,10 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         if 8 + length + end != path.stat().st_size:
             raise ValueError("its length is not what its header says")
         text = header.get("__metadata__", {}).get(METADATA_KEY)
-        return None if text is None else cast("dict[str, Any]", json.loads(text))
+        description = None if text is None else json.loads(text)
+        if description is not None and not isinstance(description, dict):
+            raise ValueError("its description is not a JSON object")
+        return description
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}): copy or train it again") from error
 
@@ -184,14 +198,17 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{path} has metadata of schema {metadata.get('schema')}, this edgekit reads {SCHEMA}: install a matching version"
             )
-        checkpoint = Checkpoint(
-            name=path.stem, path=path, sha256=digest,
-            network=network or metadata["network"],
-            arguments={} if network and network != metadata["network"] else metadata["arguments"],
-            class_names=tuple(metadata["classes"]),
-            normalization=Normalization(tuple(metadata["normalization"]["mean"]), tuple(metadata["normalization"]["std"])),
-            dataset=metadata["dataset"], recipe=metadata["recipe"], metrics=metadata["metrics"],
-        )  # fmt: skip
+        try:
+            checkpoint = Checkpoint(
+                name=path.stem, path=path, sha256=digest,
+                network=network or metadata["network"],
+                arguments={} if network and network != metadata["network"] else metadata["arguments"],
+                class_names=tuple(metadata["classes"]),
+                normalization=Normalization(tuple(metadata["normalization"]["mean"]), tuple(metadata["normalization"]["std"])),
+                dataset=metadata["dataset"], recipe=metadata["recipe"], metrics=metadata["metrics"],
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has an incomplete description ({type(error).__name__}: {error}): copy or train it again") from error
     else:
         if network is None:
             raise CheckpointError(f"{path} does not say which network it belongs to: add --network NAME or --network package.module:factory")
@@ -201,7 +218,11 @@ def load_checkpoint(
             path.stem, path, digest, network, {}, class_names, normalization or Normalization(), dataset
         )
     if ":" in checkpoint.network:
-        source = inspect.getsourcefile(inspect.unwrap(_import_factory(checkpoint.network)))
+        factory = _import_factory(checkpoint.network)
+        try:
+            source = inspect.getsourcefile(inspect.unwrap(factory))
+        except TypeError:  # a functools.partial, say, has no source of its own: that of the module which names it
+            source = getattr(sys.modules[checkpoint.network.partition(":")[0]], "__file__", None)
         code = sha256_path(Path(source)) if source else ""
         digest = sha256_json([digest, checkpoint.network, code])
         return Checkpoint(**{**{key: getattr(checkpoint, key) for key in checkpoint.__dataclass_fields__}, "sha256": digest})

@@ -1,0 +1,679 @@
+"""edgekit's commands. Nothing heavy is imported before a command knows that it needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from edgekit import __version__
+from edgekit.core.errors import BudgetError, EdgekitError, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.core.values import OutputKind, Precision, Size
+    from edgekit.networks.checkpoint import Checkpoint
+
+app = typer.Typer(
+    name="edgekit",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Take a trained segmentation network to phones, boards and PCs, and see what it costs in accuracy.",
+)
+
+INTERRUPTED = 130
+
+# Options that several commands share.
+CheckpointArgument = Annotated[str, typer.Argument(help="A file, or a shipped name.", metavar="[CHECKPOINT]")]
+NetworkOption = Annotated[
+    str | None, typer.Option("--network", help="spssn, spssn-stream, fast-scnn, or your own: package.module:factory.")
+]
+ClassesOption = Annotated[
+    str | None, typer.Option("--classes", help="Dataset whose classes a checkpoint without metadata has.")
+]
+TargetsOption = Annotated[str | None, typer.Option("--target", help="One or more, with commas. All available ones by default.")]
+SizeOption = Annotated[str | None, typer.Option("--size", help="Input HEIGHTxWIDTH, e.g. 512x1024.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. runs/<checkpoint> by default.")]
+RootOption = Annotated[Path | None, typer.Option("--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT).")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the runtime. All cores by default.")]
+OutputOption = Annotated[str, typer.Option("--output", help="labels: decided in the model. logits: decoded outside.")]
+StrideOption = Annotated[
+    int, typer.Option("--output-stride", help="Decide labels at this stride (1, 2, 4 or 8) and repeat them; 1 is exact.")
+]
+FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Evaluate so many frames, spread over the split.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def _example(text: str) -> dict[str, Any]:
+    return {"epilog": f"Example: {text}"}
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        _print(__version__)
+        raise typer.Exit
+
+
+@app.command(**_example("edgekit run --targets openvino,tflite --size 512x1024 --frames 24"))
+def run(
+    checkpoint: CheckpointArgument = "spssn-streets",
+    targets: Annotated[str | None, typer.Option("--targets", help="With commas. All by default.")] = None,
+    precisions: Annotated[
+        str | None, typer.Option("--precisions", help="fp32, fp16, int8, with commas. Each target's first float one and int8 by default.")
+    ] = None,
+    size: SizeOption = None,
+    data: Annotated[str | None, typer.Option("--data", help="Dataset to evaluate on. The checkpoint's own by default.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Split to evaluate on.")] = "test",
+    frames: FramesOption = None,
+    calib: Annotated[str | None, typer.Option("--calib", help="Dataset to calibrate with. --data's by default.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
+    data_root: RootOption = None,
+    device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    full: Annotated[bool, typer.Option("--full", help="Measure latency long enough for p99 (a minute or more each).")] = False,
+    output: OutputOption = "labels",
+    output_stride: StrideOption = 1,
+    network: NetworkOption = None,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
+    from calibration.datasets import open_split
+    from edgekit.core.files import read_json
+    from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration
+    from edgekit.pipeline.run import run as run_plan
+    from reports.summary import summary
+
+    _check_device(device)
+    names = chosen_targets(_list(targets))
+    chosen = _precisions(precisions)
+    found = _checkpoint(checkpoint, network, data)
+    dataset = data or found.dataset
+    if not dataset:
+        raise UsageError("the checkpoint does not say which dataset it belongs to: add --data")
+    input_size = _size(size) or default_size(found)
+    calibration_dataset = calib or dataset
+    plan = Plan(
+        checkpoint=found,
+        size=input_size,
+        targets=names,
+        precisions=chosen,
+        evaluation=open_split(dataset, split, data_root, input_size).first(frames),
+        calibration=open_calibration(
+            calibration_dataset, data_root if calibration_dataset == dataset else None, samples, input_size
+        ),
+        folder=out or Path("runs") / found.name,
+        mode="full" if full else "quick",
+        threads=threads,
+        output=_output(output),
+        output_stride=_stride(output_stride),
+        command=_command_line(),
+    )
+    page = run_plan(plan, _progress())
+    document = read_json(page.parent / "report.json")
+    failures = read_json(plan.folder / "run.json")["failed"]
+    if as_json:
+        _print_json({"report": str(page), **document, "failed": failures})
+    else:
+        _print(summary(document["rows"]))
+        _print(f"\nreport: {page}")
+    broken = [entry for entry in failures]
+    if broken:
+        raise EdgekitError(
+            f"{len(broken)} of the artifacts could not be made or run, first {broken[0]['title']} {broken[0]['precision']}: "
+            f"{broken[0]['failed']}"
+        )
+
+
+@app.command(**_example("edgekit convert --target coreml"))
+def convert(
+    checkpoint: CheckpointArgument = "spssn-streets",
+    target: TargetsOption = None,
+    precision: Annotated[str | None, typer.Option("--precision", help="fp32 or fp16; the target's usual one by default.")] = None,
+    size: SizeOption = None,
+    output: OutputOption = "labels",
+    output_stride: StrideOption = 1,
+    network: NetworkOption = None,
+    classes: ClassesOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a float artifact of a checkpoint for a target."""
+    from edgekit.pipeline.commands import convert as do_convert
+    from edgekit.pipeline.run import default_size
+
+    chosen = _precisions(precision)
+    if chosen is not None and (len(chosen) != 1 or chosen[0] == "int8"):
+        raise UsageError("convert makes fp32 or fp16: for int8 use edgekit quantize, which calibrates")
+    names = _available(target)
+    found = _checkpoint(checkpoint, network, classes)
+    made = do_convert(
+        found, names, chosen[0] if chosen else None, _size(size) or default_size(found), _output(output),
+        _stride(output_stride), out or Path("runs") / found.name, _command_line(), _progress(),
+    )  # fmt: skip
+    if as_json:
+        _print_json({"artifacts": [{"folder": str(artifact.folder), **artifact.manifest} for artifact in made]})
+        return
+    for artifact in made:
+        _print(f"{artifact.title}: {artifact.model_path} ({artifact.manifest['model_bytes'] / 1e6:.1f} MB)")
+        for name, text in artifact.manifest["notes"].items():
+            _print(f"  {name}: {text}")
+
+
+@app.command(**_example("edgekit quantize --target openvino --calib streets"))
+def quantize(
+    calib: Annotated[str, typer.Option("--calib", help="Dataset to calibrate with: cityscapes, camvid or streets.")],
+    checkpoint: CheckpointArgument = "spssn-streets",
+    target: TargetsOption = None,
+    data_root: RootOption = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
+    evaluation: Annotated[
+        str | None, typer.Option("--eval", help="DATA:SPLIT to measure the drop on. The checkpoint's own val by default.")
+    ] = None,
+    frames: FramesOption = 32,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Largest allowed mIoU drop, e.g. 0.01; exit code 4 beyond it.")
+    ] = None,
+    size: SizeOption = None,
+    output: OutputOption = "labels",
+    output_stride: StrideOption = 1,
+    network: NetworkOption = None,
+    classes: ClassesOption = None,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an int8 artifact, calibrated on real frames, and say what it lost."""
+    from calibration.datasets import open_split
+    from edgekit.pipeline.commands import evaluation_split
+    from edgekit.pipeline.commands import quantize as do_quantize
+    from edgekit.pipeline.run import default_size
+
+    names = _available(target)
+    found = _checkpoint(checkpoint, network, classes)
+    input_size = _size(size) or default_size(found)
+    split = open_split(calib, "train", data_root, input_size)
+    evaluated, why_not = evaluation_split(found, evaluation, data_root, calib, input_size, frames)
+    if max_drop is not None and evaluated is None:
+        raise UsageError(f"--max-drop needs labelled frames, and {why_not}")
+    rows = do_quantize(
+        found, names, split, samples, evaluated, why_not, input_size, _output(output), _stride(output_stride), max_drop,
+        out or Path("runs") / found.name, threads, _command_line(), _progress(),
+    )  # fmt: skip
+    if as_json:
+        _print_json({"rows": rows})
+    else:
+        for row in rows:
+            _print(_quantize_line(row, why_not))
+    over = [row for row in rows if row.get("budget") and not row["budget"]["holds"]]
+    if over:
+        low, high = over[0]["miou_drop_ci"]
+        raise BudgetError(
+            f"{over[0]['target']} int8 loses {100 * over[0]['miou_drop']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
+            f"which is not within --max-drop {max_drop}: the artifact is kept in {over[0]['artifact']}"
+        )
+
+
+def _quantize_line(row: dict[str, Any], why_not: str) -> str:
+    lines = [
+        f"{row['target']} int8 at {row['size'][0]}x{row['size'][1]}: {row['artifact']} ({row['model_bytes'] / 1e6:.1f} MB)",
+        f"  calibrated on {row['calibration']['frames']} {row['calibration']['dataset']} {row['calibration']['split']} frames",
+        f"  labels as float PyTorch: {100 * row['agreement']:.2f} % of pixels on {row['agreement_frames']} frames that did not "
+        f"calibrate ({row['provenance']['kind']} by {row['provenance']['by']})",
+    ]
+    if row["miou"] is None:
+        lines.append(f"  mIoU: not measured, {why_not}")
+    else:
+        low, high = row["miou_drop_ci"]
+        where = row["evaluation"]
+        lines.append(
+            f"  mIoU {100 * row['miou']:.2f} %, float {100 * row['miou_float']:.2f} %, drop {100 * row['miou_drop']:+.2f} points "
+            f"[{100 * low:+.2f}, {100 * high:+.2f}] on {where['frames']} {where['dataset']} {where['split']} frames"
+        )
+    return "\n".join(lines)
+
+
+@app.command(**_example("edgekit evaluate spssn-streets --split val"))
+def evaluate(
+    subject: Annotated[str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")] = "spssn-streets",
+    data: Annotated[str | None, typer.Option("--data", help="Dataset. The checkpoint's own by default.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    data_root: RootOption = None,
+    frames: FramesOption = None,
+    size: SizeOption = None,
+    network: NetworkOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """All accuracy metrics of a checkpoint (in PyTorch) or an artifact, on a dataset."""
+    from calibration.datasets import CLASS_SETS, open_split
+    from edgekit.pipeline.artifacts import is_artifact, load_artifact
+    from edgekit.pipeline.commands import evaluate as do_evaluate
+    from edgekit.pipeline.run import default_size
+
+    logs = Path("runs") / "logs"
+    if is_artifact(subject):
+        artifact = load_artifact(Path(subject))
+        if data is None:
+            data = next((name for name, classes in CLASS_SETS.items() if classes.names == artifact.class_names), "")
+        if not data:
+            raise UsageError("add --data: no known dataset has this artifact's classes")
+        if size is not None and _size(size) != artifact.size:
+            raise UsageError(f"{subject} takes {artifact.size} only: convert again for {size}")
+        frames_split = open_split(data, split, data_root, artifact.size).first(frames)
+        result = do_evaluate(None, artifact, frames_split, artifact.size, threads, logs, _progress())
+    else:
+        found = _checkpoint(subject, network, data)
+        dataset = data or found.dataset
+        input_size = _size(size) or default_size(found)
+        frames_split = open_split(dataset, split, data_root, input_size).first(frames)
+        result = do_evaluate(found, None, frames_split, input_size, threads, logs, _progress())
+    if as_json:
+        _print_json(result)
+        return
+    _print(f"{result['subject']} on {result['frames']} {result['dataset']} {result['split']} frames at input {result['size'][0]}x{result['size'][1]}")
+    _print(f"({result['provenance']['kind']} by {result['provenance']['by']})\n")
+    for key, name in (
+        ("miou", "class mIoU"), ("miou_category", "category mIoU"), ("iiou", "class iIoU"), ("iiou_category", "category iIoU"),
+        ("pixel_accuracy", "pixel accuracy"), ("mean_class_accuracy", "mean class accuracy"),
+    ):  # fmt: skip
+        _print(f"{name:22}{_percent(result[key])}")
+    _print("")
+    for name, value in zip(result["class_names"], result["per_class_iou"], strict=True):
+        _print(f"  {name:20}{_percent(value)}")
+
+
+@app.command(**_example("edgekit bench runs/spssn-streets/artifacts/openvino-int8-512x1024"))
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts' folders; several are measured in interleaved rounds.")],
+    device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    full: Annotated[bool, typer.Option("--full", help="At least 1024 queries and 60 s each.")] = False,
+    threads: ThreadsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for samples and logs.")] = Path("runs/bench"),
+    as_json: JsonOption = False,
+) -> None:
+    """Latency from frame to labels, each artifact in a process of its own."""
+    from edgekit.pipeline.artifacts import load_artifact
+    from edgekit.pipeline.commands import bench as do_bench
+    from reports.statistics import summarize_latency
+
+    _check_device(device)
+    loaded = [load_artifact(path) for path in artifacts]
+    rows = do_bench(loaded, "full" if full else "quick", threads, out, _progress())
+    for row in rows:
+        latency = row["latency"]
+        if "rounds_ms" in latency:
+            summary = summarize_latency(latency["rounds_ms"], latency["mode"], latency["warmup_ms"], latency["first_ms"])
+            row["summary"] = {
+                "p50": summary.p50, "p90": summary.p90, "mean": summary.mean, "cv": summary.cv, "first": summary.first,
+                "n": summary.n, "fps": summary.fps, "warnings": list(summary.warnings),
+            }  # fmt: skip
+    if as_json:
+        _print_json({"rows": rows})
+        return
+    for row in rows:
+        _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]} ({row['artifact']})")
+        if "summary" not in row:
+            _print(f"  not measured: {row['latency']['provenance']['why']}")
+            continue
+        numbers, latency = row["summary"], row["latency"]
+        _print(
+            f"  frame to labels: p50 {numbers['p50']:.1f} ms, p90 {numbers['p90']:.1f} ms, {numbers['fps']:.1f} frames/s "
+            f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
+        )
+        if latency["peak_rss_bytes"] is not None:
+            _print(f"  load {latency['load_ms']:.0f} ms, first frame {numbers['first']:.0f} ms, peak memory {latency['peak_rss_bytes'] / 1e6:.0f} MB")
+        for warning in numbers["warnings"]:
+            _print(f"  warning: {warning}")
+
+
+@app.command(**_example("edgekit report runs/spssn-streets"))
+def report(
+    run_folder: Annotated[Path, typer.Argument(help="What edgekit run wrote.", metavar="RUN_DIR")],
+    data_root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's report again from its measurements."""
+    from edgekit.core.files import read_json
+    from edgekit.pipeline.run import report_again
+    from reports.summary import summary
+
+    page = report_again(run_folder, data_root, _progress())
+    document = read_json(page.parent / "report.json")
+    if as_json:
+        _print_json({"report": str(page), **document})
+    else:
+        _print(summary(document["rows"]))
+        _print(f"\nreport: {page}")
+
+
+@app.command(**_example("edgekit predict spssn-streets photo.jpg --out predictions"))
+def predict(
+    subject: Annotated[str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")],
+    images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.", metavar="IMAGE...")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("predictions"),
+    size: SizeOption = None,
+    network: NetworkOption = None,
+    classes: ClassesOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Label images and write overlays to look at."""
+    from edgekit.pipeline.artifacts import is_artifact, load_artifact
+    from edgekit.pipeline.commands import image_files
+    from edgekit.pipeline.commands import predict as do_predict
+    from edgekit.pipeline.run import default_size
+
+    files = image_files(images)
+    if is_artifact(subject):
+        artifact = load_artifact(Path(subject))
+        if size is not None and _size(size) != artifact.size:
+            raise UsageError(f"{subject} takes {artifact.size} only: convert again for {size}")
+        rows = do_predict(None, artifact, files, artifact.size, out, threads, _progress())
+    else:
+        found = _checkpoint(subject, network, classes)
+        rows = do_predict(found, None, files, _size(size) or default_size(found), out, threads, _progress())
+    if as_json:
+        _print_json({"images": rows})
+        return
+    for row in rows:
+        top = sorted(row["classes"].items(), key=lambda entry: -entry[1])[:4]
+        _print(f"{row['overlay']}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in top))
+
+
+@app.command(**_example("edgekit train --network spssn --data camvid --data-root CamVid --epochs 100 --crop 360x480 --batch 8"))
+def train(
+    network: Annotated[str, typer.Option("--network", help="spssn, spssn-stream, fast-scnn, or package.module:factory.")] = "spssn",
+    data: Annotated[str, typer.Option("--data", help="cityscapes, camvid or streets.")] = "cityscapes",
+    data_root: RootOption = None,
+    draw_size: Annotated[str, typer.Option("--draw-size", help="Size at which streets frames are drawn.")] = "512x1024",
+    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Train on so many frames. All by default.")] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 800,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a step.")] = 4,
+    crop: Annotated[str, typer.Option("--crop", help="HEIGHTxWIDTH of the random crop.")] = "1024x2048",
+    scale: Annotated[tuple[float, float], typer.Option("--scale", help="Range of the random rescaling.")] = (0.5, 2.0),
+    flip: Annotated[bool, typer.Option(help="Mirror every other crop.")] = True,
+    colour_jitter: Annotated[float, typer.Option("--colour-jitter", help="Largest relative change of colours.")] = 0.0,
+    optimizer: Annotated[str, typer.Option("--optimizer", help="sgd or adamw.")] = "sgd",
+    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 0.02,
+    momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
+    weight_decay: Annotated[float, typer.Option("--weight-decay")] = 1e-5,
+    power: Annotated[float, typer.Option("--power", help="Of the poly schedule.")] = 0.9,
+    warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Linear rise at the start.")] = 0,
+    loss_stride: Annotated[int, typer.Option("--loss-stride", help="Loss on every n-th pixel: 1, 2, 4 or 8.")] = 1,
+    average: Annotated[float, typer.Option("--average", help="Decay of the weights' moving average; 0 is off.")] = 0.0,
+    camvid_variant: Annotated[
+        bool, typer.Option("--camvid-variant", help="No downsampling in the first bottleneck unit (paper, section 5.2).")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Epochs between val mIoUs.")] = 10,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare crops.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    threads: ThreadsOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="runs/train-<network>-<data> by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network. The defaults are the paper's recipe for Cityscapes. Run again to go on after a kill."""
+    import time
+
+    from calibration.datasets import open_split
+    from edgekit.core.errors import DataError
+    from edgekit.core.files import clean_partials
+    from edgekit.core.progress import duration
+    from edgekit.core.values import Size
+    from edgekit.networks.checkpoint import read_metadata
+    from edgekit.training.recipe import TrainingRecipe
+
+    if optimizer not in ("sgd", "adamw"):
+        raise UsageError(f"--optimizer {optimizer} is not known: choose sgd or adamw")
+    recipe = TrainingRecipe(
+        network=network, arguments={"camvid": True} if camvid_variant else {}, dataset=data, draw_size=draw_size,
+        frames=frames, epochs=epochs, batch=batch, crop=crop, optimizer=cast(Any, optimizer), learning_rate=learning_rate,
+        momentum=momentum, weight_decay=weight_decay, power=power, warmup_steps=warmup_steps, scale=scale, flip=flip,
+        loss_stride=loss_stride, colour_jitter=colour_jitter, average=average, seed=seed,
+    )  # fmt: skip
+    recipe.check()
+    drawn = Size.parse(draw_size)
+    folder = out or Path("runs") / f"train-{network.replace(':', '-')}-{data}"
+    clean_partials(folder)
+    splits = {"train": open_split(data, "train", data_root, drawn).first(frames)}
+    for name in ("val", "test"):
+        try:
+            splits[name] = open_split(data, name, data_root, drawn)
+            splits[name].references[0].load()
+        except DataError:
+            splits.pop(name, None)  # a dataset may keep its test labels to itself, and a sample of it may have one split only
+    progress = _progress()
+    from edgekit.training.loop import Progress as TrainingProgress
+    from edgekit.training.loop import train as do_train
+
+    started = time.monotonic()
+
+    def report_step(now: TrainingProgress) -> None:
+        progress.update(
+            f"epoch {now.epoch} of {now.epochs}, step {now.step} of {now.steps}: loss {now.loss:.3f}, "
+            f"{now.images_per_second:.1f} images/s, {duration(now.seconds_left)} left"
+        )
+
+    checkpoint = do_train(
+        recipe, splits["train"], splits.get("val"), splits.get("test"), folder, network.replace(":", "-"), _command_line(),
+        report_step, progress.say, validate_every=validate_every, workers=workers, device=device, threads=threads,
+    )  # fmt: skip
+    metrics = (read_metadata(checkpoint) or {}).get("metrics", {})
+    if as_json:
+        _print_json({"checkpoint": str(checkpoint), "metrics": metrics, "seconds": time.monotonic() - started})
+        return
+    for where, scores in metrics.items():
+        _print(f"{where}: class mIoU {_percent(scores['miou'])} on {scores['frames']} frames")
+    _print(f"checkpoint: {checkpoint}")
+
+
+@app.command(**_example("edgekit targets"))
+def targets(as_json: JsonOption = False) -> None:
+    """What can be converted to, what is missing, and how to get it."""
+    from edgekit.core.registry import load_target, target_names
+
+    rows = []
+    for name in target_names():
+        try:
+            target = load_target(name)
+        except EdgekitError as error:
+            rows.append({"target": name, "title": name, "precisions": [], "available": False, "missing": str(error), "engine": None})
+            continue
+        sentence = target.missing()
+        engine = target.engine() if sentence is None else None
+        rows.append(
+            {
+                "target": name, "title": target.title, "precisions": list(target.precisions), "available": sentence is None,
+                "missing": sentence,
+                "engine": None if engine is None else {"kind": engine.kind, "by": engine.by, "no_latency": engine.no_latency},
+            }
+        )  # fmt: skip
+    if as_json:
+        _print_json({"targets": rows})
+        return
+    for row in rows:
+        _print(f"{row['target']:14}{', '.join(cast('list[str]', row['precisions'])):18}", end="")
+        engine_row = cast("dict[str, Any] | None", row["engine"])
+        if engine_row is None:
+            _print(str(row["missing"]))
+            continue
+        _print(f"{engine_row['kind']} by {engine_row['by']}")
+        if engine_row["no_latency"]:
+            _print(f"{'':32}latency: {engine_row['no_latency']}")
+
+
+@app.command(**_example("edgekit doctor"))
+def doctor(as_json: JsonOption = False) -> None:
+    """What is installed here, which data is at hand, and what to do about the rest."""
+    import shutil
+
+    from calibration.datasets import ROOT_VARIABLES, find_root
+    from edgekit.core.registry import load_target, target_names
+    from edgekit.devices.environment import local_environment
+    from edgekit.networks.checkpoint import shipped_names
+
+    environment = local_environment()
+    findings: list[dict[str, Any]] = []
+
+    def note(subject: str, good: bool, text: str) -> None:
+        findings.append({"subject": subject, "good": good, "text": text})
+
+    note("python", True, f"{platform.python_version()} at {sys.executable}")
+    in_environment = sys.prefix != sys.base_prefix
+    note("environment", in_environment, "a virtual environment" if in_environment else "no virtual environment: edgekit has the top-level packages targets, calibration and reports, so give it an environment of its own")
+    note("machine", True, f"{environment['cpu']}, {environment['cores']} cores, {environment['os']}")
+    free = shutil.disk_usage(".").free
+    note("disk", free > 2 << 30, f"{free / 1e9:.0f} GB free here" + ("" if free > 2 << 30 else ": a run needs about 2 GB"))
+    for name in target_names():
+        try:
+            sentence = load_target(name).missing()
+        except EdgekitError as error:
+            sentence = str(error)
+        note(f"target {name}", sentence is None, sentence or "ready")
+    for dataset, variable in ROOT_VARIABLES.items():
+        try:
+            note(f"data {dataset}", True, str(find_root(dataset, None)))
+        except EdgekitError:
+            note(f"data {dataset}", False, f"no folder: set {variable} or pass --data-root (streets needs none)")
+    note("checkpoints", bool(shipped_names()), ", ".join(shipped_names()) or "none shipped")
+    for package, number in environment["packages"].items():
+        note(f"package {package}", True, number)
+    if as_json:
+        _print_json({"edgekit": __version__, "findings": findings, "environment": environment})
+        return
+    _print(f"edgekit {__version__}")
+    for finding in findings:
+        _print(f"{'ok  ' if finding['good'] else 'miss'}  {finding['subject']:26}{finding['text']}")
+
+
+def _checkpoint(reference: str, network: str | None, dataset: str | None) -> Checkpoint:
+    from calibration.datasets import class_set
+    from edgekit.networks.checkpoint import load_checkpoint
+
+    names = class_set(dataset).names if dataset else None
+    return load_checkpoint(reference, network, names, dataset or "")
+
+
+def _size(text: str | None) -> Size | None:
+    from edgekit.core.values import Size
+
+    return None if text is None else Size.parse(text)
+
+
+def _list(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _available(text: str | None) -> tuple[str, ...]:
+    """The asked targets, or those that can work here."""
+    from edgekit.core.registry import load_target, target_names
+    from edgekit.pipeline.run import chosen_targets
+
+    if text is not None:
+        return chosen_targets(_list(text))
+    names = tuple(name for name in target_names() if load_target(name).missing() is None)
+    if not names:
+        raise EdgekitError("no target can work here: run edgekit targets to see what each is missing")
+    return names
+
+
+def _precisions(text: str | None) -> tuple[Precision, ...] | None:
+    from edgekit.core.values import PRECISIONS
+
+    parts = _list(text)
+    for part in parts or ():
+        if part not in PRECISIONS:
+            raise UsageError(f"there is no precision '{part}': choose from {', '.join(PRECISIONS)}")
+    return None if parts is None else cast("tuple[Precision, ...]", tuple(parts))
+
+
+def _output(text: str) -> OutputKind:
+    if text not in ("labels", "logits"):
+        raise UsageError(f"--output {text} is not known: choose labels or logits")
+    return cast("OutputKind", text)
+
+
+def _stride(value: int) -> int:
+    if value not in (1, 2, 4, 8):
+        raise UsageError(f"--output-stride {value} must be 1, 2, 4 or 8")
+    return value
+
+
+def _check_device(name: str) -> None:
+    if name != "local":
+        raise UsageError(f"there is no device '{name}': this version measures on this machine only (--device local)")
+
+
+def _progress() -> Any:
+    from edgekit.core.progress import Progress
+
+    return Progress()
+
+
+def _percent(value: float | None) -> str:
+    return "not defined" if value is None else f"{100 * value:6.2f} %"
+
+
+def _command_line() -> str:
+    return shlex.join(["edgekit", *sys.argv[1:]])
+
+
+def _print(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+
+
+def _print_json(document: Any) -> None:
+    _print(json.dumps(document, ensure_ascii=False, indent=1))
+
+
+def _log_bug(error: BaseException) -> Path:
+    """Traceback and versions, for the report of a bug."""
+    handle, name = tempfile.mkstemp(prefix="edgekit-", suffix=".log")
+    with os.fdopen(handle, "w") as file:
+        file.write(f"edgekit {__version__}, Python {platform.python_version()}, {platform.platform()}\n{_command_line()}\n\n")
+        file.write("".join(traceback.format_exception(error)))
+    return Path(name)
+
+
+def main(call: Callable[..., Any] | None = None) -> None:
+    """The one place where errors become sentences and exit codes."""
+    try:
+        code = (call or app)(standalone_mode=False)
+    except EdgekitError as error:
+        sys.stderr.write(f"edgekit: {error}\n")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\nedgekit: interrupted; nothing half-written was kept, the same command goes on where it was\n")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader (head, less) has gone; it is no error of ours
+        sys.exit(0)
+    except OSError as error:
+        sys.stderr.write(f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left\n")
+        sys.exit(1)
+    except Exception as error:
+        show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if callable(show) and isinstance(exit_code, int):  # typer's usage errors, whose base class has no public name
+            show()
+            sys.exit(exit_code)
+        traceback.print_exc()
+        sys.stderr.write(f"edgekit: this is a bug of edgekit's, please report it with {_log_bug(error)}\n")
+        sys.exit(3)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

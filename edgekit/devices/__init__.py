@@ -1,0 +1,1 @@
+"""Measuring artifacts where they run. The clock is always in the process that runs the model."""

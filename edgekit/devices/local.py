@@ -1,0 +1,152 @@
+"""Latency on this machine: a fresh process for each artifact, interleaved rounds, raw samples kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit.core.errors import ArtifactError, EdgekitError
+from edgekit.core.progress import Progress
+from edgekit.core.values import Artifact
+
+ROUNDS = 8
+Mode = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How much is measured. Quick and full are the latency contract's two modes."""
+
+    warmup_runs: int
+    warmup_seconds: float
+    queries: int
+    seconds: float
+
+
+CONTRACTS: dict[Mode, Contract] = {
+    "quick": Contract(warmup_runs=3, warmup_seconds=1.0, queries=64, seconds=5.0),
+    "full": Contract(warmup_runs=3, warmup_seconds=1.0, queries=1024, seconds=60.0),
+}
+
+
+class Worker:
+    """One artifact in a process of its own."""
+
+    def __init__(self, artifact: Artifact, frames: Path, threads: int | None, log: Path) -> None:
+        self.artifact = artifact
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "edgekit.devices.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            )  # fmt: skip
+        try:
+            self.opened = self.ask(
+                {"do": "open", "artifact": str(artifact.folder), "frames": str(frames), "threads": threads}
+            )
+        except BaseException:
+            self.stop()
+            raise
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """One command and its answer.
+
+        Raises:
+            ArtifactError: the process reported an error or died; its log is named.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            raise ArtifactError(f"{self.artifact.title} ended its process with code {code} (its output is in {self.log})")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ArtifactError(f"{self.artifact.title} cannot be run: {answer['error']} (its output is in {self.log})")
+        return answer
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    continue
+
+
+def measure(
+    artifacts: Sequence[Artifact], frames: Path, mode: Mode, threads: int | None, logs: Path, progress: Progress
+) -> list[dict[str, Any] | EdgekitError]:
+    """Frame-to-labels latency of artifacts that are to be compared, one result for each.
+
+    All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
+    minute of the machine falls on all of them.
+
+    Args:
+        frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
+
+    Returns:
+        Per artifact the ``latency`` object of a measurement without its provenance, or the error that stopped it.
+    """
+    contract = CONTRACTS[mode]
+    started: list[Worker] = []
+    workers: list[Worker | None] = []
+    results: list[dict[str, Any] | EdgekitError] = []
+    counts: list[int] = []
+    try:
+        for artifact in artifacts:
+            progress.update(f"loading {artifact.title}")
+            try:
+                worker = Worker(artifact, frames, threads, logs / f"{artifact.folder.name}.bench.log")
+                started.append(worker)
+                warmup = worker.ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
+            except EdgekitError as error:
+                workers.append(None)
+                counts.append(0)
+                results.append(error)
+                continue
+            pace = sorted(warmup["samples_ms"])[len(warmup["samples_ms"]) // 2] / 1e3
+            total = max(contract.queries, math.ceil(contract.seconds / pace))
+            workers.append(worker)
+            counts.append(math.ceil(total / ROUNDS))
+            results.append(
+                {
+                    "scope": "frame-to-labels", "mode": mode, "rounds_ms": [], "warmup_ms": warmup["samples_ms"],
+                    "first_ms": worker.opened["first_ms"], "load_ms": worker.opened["load_ms"],
+                    "peak_rss_bytes": None, "settings": worker.opened["settings"],
+                }
+            )  # fmt: skip
+        for number in range(ROUNDS):
+            for index, opened in enumerate(workers):
+                result = results[index]
+                if opened is None or isinstance(result, EdgekitError):
+                    continue
+                progress.update(f"measuring latency: round {number + 1} of {ROUNDS}, {opened.artifact.title}")
+                try:
+                    result["rounds_ms"].append(opened.ask({"do": "round", "count": counts[index]})["samples_ms"])
+                except EdgekitError as error:
+                    results[index] = error
+        for index, opened in enumerate(workers):
+            result = results[index]
+            if opened is not None and not isinstance(result, EdgekitError):
+                result["peak_rss_bytes"] = opened.ask({"do": "close"})["peak_rss_bytes"]
+    finally:
+        for worker in started:
+            worker.stop()
+    return results

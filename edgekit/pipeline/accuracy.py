@@ -1,0 +1,169 @@
+"""Accuracy: float PyTorch once, then every artifact on the same frames, counted frame by frame."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from calibration.datasets import Frame, Split, resize_image, resize_labels
+from edgekit.core.errors import ArtifactError, DataError, EdgekitError
+from edgekit.core.files import new_folder, sha256_json
+from edgekit.core.progress import Progress, noise_to
+from edgekit.core.seam import Target
+from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
+from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
+from edgekit.networks.checkpoint import Checkpoint
+
+MEMORY_FOR_FRAMES = 1 << 30
+Labeller = Callable[[UInt8], UInt8]
+"""uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
+
+
+class Frames:
+    """A split's frames, kept in memory up to 1 GiB, since every artifact sees them again."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self._kept: dict[int, Frame] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Frame:
+        if index in self._kept:
+            return self._kept[index]
+        frame = self.split.references[index].load()
+        size = frame.image.nbytes + frame.labels.nbytes + (frame.instances.nbytes if frame.instances is not None else 0)
+        if self._bytes + size <= MEMORY_FOR_FRAMES:
+            self._kept[index] = frame
+            self._bytes += size
+        return frame
+
+
+@contextmanager
+def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = None) -> Iterator[Labeller]:
+    """The float reference: the checkpoint's own network in PyTorch, float32, no rewrites."""
+    import torch
+
+    from edgekit.export.graph import Logits, normalize, reference_labels
+    from edgekit.networks.checkpoint import load_network
+
+    torch.set_flush_denormal(True)
+    if threads:
+        torch.set_num_threads(threads)
+    network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval().to(memory_format=torch.channels_last)
+
+    def label(frame: UInt8) -> UInt8:
+        with torch.inference_mode():
+            x = normalize(torch.from_numpy(frame), checkpoint.normalization).to(memory_format=torch.channels_last)
+            labels: UInt8 = reference_labels(network(x), size).to(torch.uint8).numpy()
+        return labels
+
+    yield label
+
+
+@contextmanager
+def artifact_labeller(target: Target, artifact: Artifact, threads: int | None, log: Path) -> Iterator[Labeller]:
+    """An artifact opened here; what its runtime prints goes to the log."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+        try:
+            with noise_to(log):
+                session = stack.enter_context(target.open(artifact, SessionOptions(threads=threads)))
+        except EdgekitError:
+            raise
+        except Exception as error:  # runtimes raise anything when they cannot load a model
+            raise ArtifactError(f"{artifact.title} cannot be loaded: {error} (its output is in {log})") from error
+
+        def label(frame: UInt8) -> UInt8:
+            try:
+                return session.run(frame)
+            except EdgekitError:
+                raise
+            except Exception as error:  # the same for running it
+                raise ArtifactError(f"{artifact.title} failed on a frame: {error}") from error
+
+        yield label
+
+
+def reference_labels_folder(
+    checkpoint: Checkpoint, size: Size, frames: Frames, run_folder: Path, progress: Progress, threads: int | None
+) -> Path:
+    """A folder of float PyTorch's labels at the input size, one PNG a frame, made once."""
+    key = sha256_json([checkpoint.sha256, str(size), frames.split.identity(), "pytorch"])
+    folder = run_folder / "cache" / f"pytorch-{size}-{key[:16]}"
+    if folder.is_dir():
+        return folder
+    started = time.monotonic()
+    with new_folder(folder) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
+        for index in range(len(frames)):
+            progress.count("labelling with float PyTorch", index, len(frames), started)
+            labels = label(resize_image(frames[index].image, size)[None].copy())[0]
+            Image.fromarray(labels).save(temporary / f"{index:05d}.png")
+    progress.say(f"float PyTorch labelled {len(frames)} frames at {size}")
+    return folder
+
+
+def read_reference(folder: Path, index: int) -> UInt8:
+    """Float PyTorch's labels of one frame: uint8 [H, W] at the input size."""
+    with Image.open(folder / f"{index:05d}.png") as image:
+        return np.asarray(image, np.uint8)
+
+
+def measure_accuracy(
+    title: str,
+    label: Labeller,
+    size: Size,
+    frames: Frames,
+    reference: Path | None,
+    pictures: Path | None,
+    picture_frames: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Counts and agreement per frame: the ``accuracy`` object of a measurement without its provenance.
+
+    Labels are compared at the truth's own size: where the input is smaller, labels are repeated up to it, as the
+    datasets' scripts ask.
+
+    Args:
+        reference: folder of float PyTorch's labels, for the agreement.
+        pictures: folder that receives the labels of the first ``picture_frames`` frames.
+    """
+    counts, agreement = [], []
+    started = time.monotonic()
+    for index in range(len(frames)):
+        progress.count(f"{title}: evaluating", index, len(frames), started)
+        frame = frames[index]
+        labels = label(resize_image(frame.image, size)[None].copy())[0]
+        if labels.shape != (size.height, size.width):
+            raise ArtifactError(f"{title} gave labels {labels.shape} for input {size}: this target breaks the session contract")
+        counts.append(_count(labels, frame, frames.split))
+        if reference is not None:
+            agreement.append(float((labels == read_reference(reference, index)).mean()))
+        if pictures is not None and index < picture_frames:
+            pictures.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels).save(pictures / f"{index:05d}.png")
+    if not sum(int(count.confusion.sum()) for count in counts):
+        raise DataError(f"no labelled pixel in {frames.split.dataset} {frames.split.split}: evaluate on a split that has labels")
+    total = score(add_counts(counts), frames.split.classes)
+    progress.say(f"{title}: mIoU {total.miou:.4f} on {len(frames)} frames in {time.monotonic() - started:.0f} s")
+    return {
+        "dataset": frames.split.dataset,
+        "split": frames.split.split,
+        "frames": [reference_.name for reference_ in frames.split.references],
+        "counts": [counts_to_json(count) for count in counts],
+        "agreement": agreement,
+    }
+
+
+def _count(labels: UInt8, frame: Frame, split: Split) -> FrameCounts:
+    native = resize_labels(labels, Size(*frame.labels.shape))
+    return count_frame(native, frame.labels, frame.instances, split.classes)

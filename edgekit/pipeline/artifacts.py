@@ -1,0 +1,204 @@
+"""Artifacts: made once for the same inputs, checked before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from calibration.datasets import Split, resize_image
+from edgekit import __version__
+from edgekit.core.errors import ArtifactError, ConversionError, DataError, EdgekitError
+from edgekit.core.files import new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
+from edgekit.core.progress import Progress, noise_to
+from edgekit.core.seam import Target
+from edgekit.core.values import Artifact, Batches, DeployableGraph, Recipe, Size, UInt8
+from edgekit.networks.checkpoint import Checkpoint
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The frames a quantizer sees.
+
+    Attributes:
+        dataset, split: where they are from.
+        frames: the chosen frames.
+        size: they are resized to.
+    """
+
+    dataset: str
+    split: str
+    frames: Split
+    size: Size
+
+    def batches(self) -> Batches:
+        """Fresh passes over the frames, loaded one at a time: uint8 [1, H, W, 3]."""
+
+        def start() -> Iterator[UInt8]:
+            for reference in self.frames.references:
+                yield resize_image(reference.load().image, self.size)[None].copy()
+
+        return start
+
+
+def artifact_name(target: str, recipe: Recipe, size: Size) -> str:
+    """Folder name of an artifact; the stated variants stand in it."""
+    suffix = "" if recipe.output == "labels" else f"-{recipe.output}"
+    suffix += "" if recipe.output_stride == 1 else f"-stride{recipe.output_stride}"
+    return f"{target}-{recipe.precision}-{size}{suffix}"
+
+
+def artifact_key(target: Target, checkpoint: Checkpoint, recipe: Recipe, size: Size, calibration: Calibration | None) -> str:
+    """Identity of an artifact before it is made: everything that decides its bytes."""
+    return sha256_json(
+        [
+            MANIFEST_SCHEMA, __version__, target.name, dict(target.tools()), checkpoint.sha256, asdict(recipe), str(size),
+            None if calibration is None else calibration.frames.identity(),
+        ]
+    )  # fmt: skip
+
+
+def make_artifact(
+    target: Target,
+    checkpoint: Checkpoint,
+    graph: Callable[[], DeployableGraph],
+    recipe: Recipe,
+    size: Size,
+    calibration: Calibration | None,
+    run_folder: Path,
+    command: str,
+    progress: Progress,
+) -> Artifact:
+    """Convert, or return the artifact that the same inputs gave before.
+
+    Args:
+        graph: makes the deployable graph when it is needed (a cache hit needs none).
+        calibration: for int8.
+
+    Raises:
+        ConversionError: the converter failed; its output is in ``run_folder/logs``.
+    """
+    name = artifact_name(target.name, recipe, size)
+    folder = run_folder / "artifacts" / name
+    key = artifact_key(target, checkpoint, recipe, size, calibration)
+    if (folder / MANIFEST).is_file():
+        try:
+            artifact = load_artifact(folder)
+            if artifact.manifest["key"] == key:
+                progress.say(f"{target.title} {recipe.precision}: already converted")
+                return artifact
+        except EdgekitError as error:
+            progress.say(f"{target.title} {recipe.precision}: made again, because {error}")
+    deployable = graph()
+    log = run_folder / "logs" / f"{name}.log"
+    verb = "quantizing" if recipe.precision == "int8" else "converting"
+    with progress.stage(f"{target.title} {recipe.precision}: {verb} at {size}"), new_folder(folder) as temporary:
+        try:
+            with noise_to(log):
+                converted = target.convert(
+                    deployable, recipe, calibration.batches() if calibration else None, temporary
+                )
+        except (EdgekitError, OSError):
+            raise
+        except Exception as error:  # converters raise anything; the user needs the cause and the log
+            lines = str(error).strip().splitlines()
+            cause = lines[0] if lines else type(error).__name__
+            raise ConversionError(f"{target.title} could not convert to {recipe.precision}: {cause} (its output is in {log})") from error
+        if not (temporary / converted.model).exists():
+            raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
+        manifest: dict[str, Any] = {
+            "schema": MANIFEST_SCHEMA,
+            "key": key,
+            "target": target.name,
+            "precision": recipe.precision,
+            "size": [size.height, size.width],
+            "class_names": list(deployable.class_names),
+            "output": recipe.output,
+            "output_stride": recipe.output_stride,
+            "model": converted.model,
+            "model_bytes": sum(path_bytes(entry) for entry in temporary.iterdir()),
+            "files": file_hashes(temporary),
+            "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+            "recipe": asdict(recipe),
+            "calibration": None if calibration is None else _calibration_record(calibration),
+            "kept_float": list(converted.kept_float),
+            "native_input": converted.native_input,
+            "native_output": converted.native_output,
+            "rewrites": list(deployable.rewrites),
+            "notes": dict(converted.notes),
+            "tools": dict(converted.tools),
+            "edgekit": __version__,
+            "command": command,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(temporary / MANIFEST, manifest)
+    return load_artifact(folder)
+
+
+def _calibration_record(calibration: Calibration) -> dict[str, Any]:
+    """Names and pixel hashes of the frames that calibrated, as the network saw them."""
+    frames = [
+        {"name": reference.name, "sha256": hashlib.sha256(batch.tobytes()).hexdigest()}
+        for reference, batch in zip(calibration.frames.references, calibration.batches()(), strict=True)
+    ]
+    return {"dataset": calibration.dataset, "split": calibration.split, "frames": frames}
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of an artifact but its manifest, by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): sha256_path(path) for path in files}
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """Read a manifest and check every file against it.
+
+    Raises:
+        ArtifactError: no artifact, another schema, or a file that was changed, added or removed.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is not an artifact (it has no {MANIFEST}): make one with edgekit convert")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
+        raise ArtifactError(f"{path} has a schema this edgekit does not read: convert again")
+    try:
+        recorded = manifest["files"]
+        found = file_hashes(folder)
+        if found != recorded:
+            names = sorted(set(recorded) ^ set(found)) or [name for name in found if found[name] != recorded[name]]
+            raise ArtifactError(f"{folder / names[0]} is not what {MANIFEST} says (its hash differs): convert again")
+        return Artifact(
+            folder=folder,
+            target=manifest["target"],
+            precision=manifest["precision"],
+            size=Size(*manifest["size"]),
+            class_names=tuple(manifest["class_names"]),
+            output=manifest["output"],
+            output_stride=manifest["output_stride"],
+            model=manifest["model"],
+            manifest=manifest,
+        )
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} lacks {error}: convert again") from error
+
+
+def is_artifact(reference: str) -> bool:
+    """Whether a command-line argument names an artifact's folder rather than a checkpoint."""
+    return os.path.isdir(reference)
+
+
+def check_calibration(calibration: Calibration) -> None:
+    """Load one frame, so that a broken dataset is told before a long conversion starts."""
+    if not len(calibration.frames):
+        raise DataError(f"no {calibration.dataset} frames to calibrate with: raise --samples")
+    calibration.frames.references[0].load()
+
+

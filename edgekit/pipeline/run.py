@@ -1,0 +1,442 @@
+"""Everything for every target: convert, quantize, evaluate, bench, report; resumes where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from calibration.datasets import CLASS_SETS, Split, class_set, open_split, resize_image, resize_labels
+from edgekit import __version__
+from edgekit.core.errors import CheckpointError, EdgekitError, UsageError
+from edgekit.core.files import clean_partials, read_json, sha256_json, write_bytes, write_json, write_text
+from edgekit.core.progress import Progress
+from edgekit.core.registry import load_target, target_names
+from edgekit.core.seam import Target
+from edgekit.core.values import Artifact, DeployableGraph, Engine, OutputKind, Precision, Provenance, Recipe, Size
+from edgekit.devices.environment import local_environment
+from edgekit.devices.local import Mode, measure
+from edgekit.networks.checkpoint import Checkpoint
+from edgekit.pipeline.accuracy import (
+    Frames,
+    artifact_labeller,
+    measure_accuracy,
+    read_reference,
+    reference_labels_folder,
+)
+from edgekit.pipeline.artifacts import Calibration, check_calibration, make_artifact
+
+MEASUREMENT_SCHEMA = 1
+PICTURES = 4
+BENCH_FRAMES = 4
+DEFAULT_SIZES: Mapping[str, Size] = {
+    "streets": Size(512, 1024),
+    "cityscapes": Size(1024, 2048),
+    "camvid": Size(360, 480),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do.
+
+    Attributes:
+        checkpoint: what is deployed.
+        size: input size.
+        targets, precisions: what is made; ``precisions`` None means each target's first float one, and int8.
+        evaluation: frames that accuracy is measured on.
+        calibration: frames that quantizers see.
+        folder: the run's folder.
+        mode: how long latency is measured.
+        threads: of the runtimes; None for all cores.
+        output, output_stride: form of the artifacts.
+        command: as typed.
+    """
+
+    checkpoint: Checkpoint
+    size: Size
+    targets: tuple[str, ...]
+    precisions: tuple[Precision, ...] | None
+    evaluation: Split
+    calibration: Calibration
+    folder: Path
+    mode: Mode
+    threads: int | None
+    output: OutputKind
+    output_stride: int
+    command: str
+
+
+def default_size(checkpoint: Checkpoint) -> Size:
+    """The size a checkpoint's dataset is usually labelled at."""
+    return DEFAULT_SIZES.get(checkpoint.dataset, DEFAULT_SIZES["streets"])
+
+
+def check_classes(checkpoint: Checkpoint, dataset: str) -> None:
+    """Raise CheckpointError unless the checkpoint's classes are the dataset's."""
+    if dataset not in CLASS_SETS:
+        class_set(dataset)
+    if checkpoint.class_names != CLASS_SETS[dataset].names:
+        raise CheckpointError(
+            f"checkpoint '{checkpoint.name}' has {len(checkpoint.class_names)} classes of "
+            f"{checkpoint.dataset or 'an unknown dataset'}, not those of {dataset}: evaluate it on its own dataset"
+        )
+
+
+def open_calibration(dataset: str, root: Path | None, samples: int, size: Size) -> Calibration:
+    """Calibration frames from the training split, spread evenly over it."""
+    split = open_split(dataset, "train", root, size)
+    calibration = Calibration(dataset, "train", split.first(samples), size)
+    check_calibration(calibration)
+    return calibration
+
+
+def chosen_targets(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The asked targets, or all installed ones.
+
+    Raises:
+        UsageError: one does not exist.
+    """
+    known = target_names()
+    for name in names or ():
+        if name not in known:
+            raise UsageError(f"there is no target '{name}': choose from {', '.join(known)}")
+    return tuple(names) if names else known
+
+
+def precisions_of(target: Target, asked: tuple[Precision, ...] | None) -> tuple[Precision, ...]:
+    """What to make for a target: the asked ones that it has, or its first float one and int8."""
+    if asked is not None:
+        return tuple(precision for precision in asked if precision in target.precisions)
+    floats = [precision for precision in target.precisions if precision != "int8"]
+    return (*floats[:1], *(("int8",) if "int8" in target.precisions else ()))
+
+
+def lazy_graph(checkpoint: Checkpoint, size: Size, progress: Progress) -> Callable[[], DeployableGraph]:
+    """The deployable graph, made when first asked for and shared by all targets."""
+
+    @cache
+    def make() -> DeployableGraph:
+        from edgekit.export.graph import deployable
+
+        with progress.stage(f"exporting {checkpoint.name} at {size}"):
+            return deployable(checkpoint, size)
+
+    return make
+
+
+def run(plan: Plan, progress: Progress) -> Path:
+    """Carry out a plan; returns the path of the report's first page.
+
+    A target that fails stands in the report with its reason and does not stop the others.
+    """
+    check_classes(plan.checkpoint, plan.evaluation.dataset)
+    folder = plan.folder
+    for part in ("artifacts", "measurements", "cache"):
+        clean_partials(folder / part)
+    write_json(folder / "run.json", _describe(plan))
+    frames = Frames(plan.evaluation)
+    graph = lazy_graph(plan.checkpoint, plan.size, progress)
+    made: list[tuple[Target, Artifact]] = []
+    failed: list[dict[str, Any]] = []
+    for name in plan.targets:
+        target = load_target(name)
+        sentence = target.missing()
+        for precision in precisions_of(target, plan.precisions):
+            recipe = Recipe(precision, plan.output, plan.output_stride)
+            if sentence is not None:
+                progress.say(f"{target.title} {precision}: skipped, {sentence}")
+                failed.append(_failure(target, precision, plan.size, sentence))
+                continue
+            calibration = plan.calibration if precision == "int8" else None
+            try:
+                artifact = make_artifact(
+                    target, plan.checkpoint, graph, recipe, plan.size, calibration, folder, plan.command, progress
+                )
+                made.append((target, artifact))
+            except EdgekitError as error:
+                progress.say(f"{target.title} {precision}: failed, {error}")
+                failed.append(_failure(target, precision, plan.size, str(error)))
+    documents = _measurements(plan, made, failed, frames, progress)
+    return write_report(folder, documents, frames, progress)
+
+
+def _failure(target: Target, precision: Precision, size: Size, reason: str) -> dict[str, Any]:
+    return {
+        "target": target.name, "title": target.title, "precision": precision, "size": [size.height, size.width],
+        "failed": reason,
+    }  # fmt: skip
+
+
+def _describe(plan: Plan) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "checkpoint": plan.checkpoint.describe(),
+        "dataset": {"name": plan.evaluation.dataset, "split": plan.evaluation.split, "frames": len(plan.evaluation)},
+        "size": [plan.size.height, plan.size.width],
+        "command": plan.command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "edgekit": __version__,
+        "artifacts": [],
+    }
+
+
+def _measurements(
+    plan: Plan, made: list[tuple[Target, Artifact]], failed: list[dict[str, Any]], frames: Frames, progress: Progress
+) -> list[dict[str, Any]]:
+    """Measure what was not measured before; returns all documents of this run, the float reference first."""
+    folder = plan.folder / "measurements"
+    reference = reference_labels_folder(plan.checkpoint, plan.size, frames, plan.folder, progress, plan.threads)
+    documents = [_reference_document(plan, frames, reference, progress)]
+    write_json(folder / f"pytorch-fp32-{plan.size}.local.json", documents[0])
+    accuracies: dict[str, dict[str, Any]] = {}
+    for target, artifact in list(made):
+        key = sha256_json([_model_key(artifact), plan.evaluation.identity(), target.engine().by, __version__])
+        path = folder / f"{artifact.folder.name}.accuracy.json"
+        stored = _stored(path, key)
+        if stored is None:
+            try:
+                log = plan.folder / "logs" / f"{artifact.folder.name}.log"
+                with artifact_labeller(target, artifact, plan.threads, log) as label:
+                    stored = measure_accuracy(
+                        artifact.title, label, artifact.size, frames, reference,
+                        plan.folder / "cache" / "pictures" / artifact.folder.name, PICTURES, progress,
+                    )  # fmt: skip
+            except EdgekitError as error:
+                progress.say(f"{artifact.title}: failed, {error}")
+                failed.append(_failure(target, artifact.precision, artifact.size, str(error)))
+                made.remove((target, artifact))
+                continue
+            engine = target.engine()
+            stored["provenance"] = Provenance(engine.kind, engine.by, engine.why).to_json()
+            write_json(path, {"key": key, "accuracy": stored})
+        else:
+            progress.say(f"{artifact.title}: already evaluated")
+        accuracies[artifact.folder.name] = stored
+    latencies = measure_latencies(plan.folder, made, frames, plan.mode, plan.threads, progress)
+    environment = local_environment()
+    for target, artifact in made:
+        name = artifact.folder.name
+        latency = latencies[name]
+        document = measurement_document(target, artifact, accuracies[name], latency, environment)
+        write_json(folder / f"{name}.local.json", document)
+        documents.append(document)
+    documents.extend(failed)
+    description = read_json(plan.folder / "run.json")
+    description["artifacts"] = [artifact.folder.name for _, artifact in made]
+    description["failed"] = failed
+    write_json(plan.folder / "run.json", description)
+    return documents
+
+
+def measurement_document(
+    target: Target,
+    artifact: Artifact,
+    accuracy: Mapping[str, Any] | None,
+    latency: Mapping[str, Any],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One artifact on one device, as ``measurements/`` keeps it and reports read it."""
+    manifest = artifact.manifest
+    calibration = manifest["calibration"]
+    return {
+        "schema": MEASUREMENT_SCHEMA,
+        "artifact": artifact.folder.name,
+        "target": target.name,
+        "title": target.title,
+        "precision": artifact.precision,
+        "size": [artifact.size.height, artifact.size.width],
+        "output": artifact.output,
+        "output_stride": artifact.output_stride,
+        "model_bytes": manifest["model_bytes"],
+        "device": "local",
+        "device_pages": list(target.device_pages),
+        "kept_float": manifest["kept_float"],
+        "notes": manifest["notes"],
+        "calibration": None
+        if calibration is None
+        else {"dataset": calibration["dataset"], "split": calibration["split"], "frames": len(calibration["frames"])},
+        "accuracy": accuracy,
+        "latency": dict(latency),
+        "environment": dict(environment),
+    }
+
+
+def measure_latencies(
+    run_folder: Path,
+    made: Sequence[tuple[Target, Artifact]],
+    frames: Frames,
+    mode: Mode,
+    threads: int | None,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Latency objects by artifact name: all measurable ones together, interleaved, or what the same set gave before."""
+    results: dict[str, dict[str, Any]] = {}
+    measurable: list[tuple[Target, Artifact, Engine]] = []
+    for target, artifact in made:
+        engine = target.engine()
+        if engine.no_latency is None:
+            measurable.append((target, artifact, engine))
+        else:
+            results[artifact.folder.name] = {
+                "provenance": Provenance("not measured", engine.by, engine.no_latency).to_json()
+            }
+    if not measurable:
+        return results
+    engines = {artifact.folder.name: engine for _, artifact, engine in measurable}
+    key = sha256_json(
+        [[_model_key(artifact), engine.by] for _, artifact, engine in measurable]
+        + [mode, threads, __version__, local_environment()["cpu"], frames.split.identity()]
+    )
+    path = run_folder / "measurements" / "latency.local.json"
+    stored = _stored(path, key, "latency")
+    if stored is None:
+        samples = _bench_frames(frames, measurable[0][1].size, run_folder)
+        taken = measure([artifact for _, artifact, _ in measurable], samples, mode, threads, run_folder / "logs", progress)
+        stored = {}
+        for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
+            if isinstance(outcome, EdgekitError):
+                progress.say(f"{artifact.title}: latency not measured, {outcome}")
+                stored[artifact.folder.name] = {"provenance": Provenance("not measured", engine.by, str(outcome)).to_json()}
+            else:
+                flat = sorted(value for part in outcome["rounds_ms"] for value in part)
+                progress.say(f"{artifact.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
+                stored[artifact.folder.name] = {"provenance": Provenance("measured", engine.by).to_json(), **outcome}
+        if all("rounds_ms" in value for value in stored.values()):  # a failure is tried again the next time
+            write_json(path, {"key": key, "latency": stored})
+    else:
+        progress.say(f"latency of {len(engines)} artifacts: already measured")
+    return {**results, **stored}
+
+
+def _model_key(artifact: Artifact) -> str:
+    return sha256_json([artifact.manifest["files"], artifact.output, artifact.output_stride, artifact.target])
+
+
+def _stored(path: Path, key: str, part: str = "accuracy") -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        document = read_json(path)
+    except EdgekitError:
+        return None
+    found: dict[str, Any] | None = document.get(part) if document.get("key") == key else None
+    return found
+
+
+def _bench_frames(frames: Frames, size: Size, run_folder: Path) -> Path:
+    """The first evaluation frames at the input size, in one file that every worker maps."""
+    stack = np.stack([resize_image(frames[index].image, size) for index in range(min(BENCH_FRAMES, len(frames)))])
+    path = run_folder / "cache" / f"bench-{size}-{hashlib.sha256(stack.tobytes()).hexdigest()[:16]}.npy"
+    if not path.is_file():
+        buffer = io.BytesIO()
+        np.save(buffer, stack)
+        write_bytes(path, buffer.getvalue())
+    return path
+
+
+def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: Progress) -> dict[str, Any]:
+    """Float PyTorch's own row: what every drop is measured from."""
+    key = sha256_json([plan.checkpoint.sha256, str(plan.size), plan.evaluation.identity(), __version__])
+    path = plan.folder / "measurements" / f"pytorch-fp32-{plan.size}.accuracy.json"
+    stored = _stored(path, key)
+    by = f"PyTorch {importlib.metadata.version('torch')}"
+    if stored is None:
+        position = iter(range(len(frames)))
+        stored = measure_accuracy(
+            "PyTorch fp32", lambda _: read_reference(reference, next(position))[None], plan.size, frames, reference,
+            plan.folder / "cache" / "pictures" / "pytorch", PICTURES, progress,
+        )  # fmt: skip
+        stored["provenance"] = Provenance("measured", by).to_json()
+        write_json(path, {"key": key, "accuracy": stored})
+    return {
+        "schema": MEASUREMENT_SCHEMA,
+        "artifact": f"pytorch-fp32-{plan.size}",
+        "target": "pytorch",
+        "title": "float PyTorch",
+        "precision": "fp32",
+        "size": [plan.size.height, plan.size.width],
+        "output": "labels",
+        "output_stride": 1,
+        "model_bytes": plan.checkpoint.path.stat().st_size,
+        "device": "local",
+        "device_pages": [],
+        "kept_float": [],
+        "notes": {},
+        "calibration": None,
+        "accuracy": stored,
+        "latency": {
+            "provenance": Provenance(
+                "not measured", by, "the float reference for accuracy, not an artifact that is shipped"
+            ).to_json()
+        },
+        "environment": local_environment(),
+    }
+
+
+def write_report(folder: Path, documents: Sequence[Mapping[str, Any]], frames: Frames, progress: Progress) -> Path:
+    """Render every page from the measurements; returns the first page's path."""
+    from reports.document import ReportContext, Strip
+    from reports.markdown import render
+
+    description = read_json(folder / "run.json")
+    size = Size(*description["size"])
+    strips = []
+    for index in range(min(PICTURES, len(frames))):
+        frame = frames[index]
+        predictions = {}
+        for document in documents:
+            name = "pytorch" if document["target"] == "pytorch" else document.get("artifact", "")
+            picture = folder / "cache" / "pictures" / str(name) / f"{index:05d}.png"
+            if "failed" not in document and picture.is_file():
+                with Image.open(picture) as image:
+                    predictions[f"{document['title']} {document['precision']}"] = np.asarray(image, np.uint8)
+        strips.append(Strip(frame.name, resize_image(frame.image, size), resize_labels(frame.labels, size), predictions))
+    context = ReportContext(
+        checkpoint=description["checkpoint"],
+        dataset=description["dataset"],
+        class_names=tuple(description["checkpoint"]["classes"]),
+        classes=frames.split.classes,
+        command=description["command"],
+        created=description["created"],
+        edgekit_version=description["edgekit"],
+        strips=tuple(strips),
+        run_folder=str(folder),
+    )
+    with progress.stage("writing the report"):
+        for relative, content in render(list(documents), context).items():
+            path = folder / "report" / relative
+            if isinstance(content, str):
+                write_text(path, content)
+            else:
+                write_bytes(path, content)
+    return folder / "report" / "index.md"
+
+
+def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
+    """Render a finished run's report from its measurements.
+
+    Raises:
+        UsageError: not a run's folder.
+    """
+    if not (folder / "run.json").is_file():
+        raise UsageError(f"{folder} is not a run's folder (it has no run.json): give the folder that edgekit run wrote")
+    description = read_json(folder / "run.json")
+    size = Size(*description["size"])
+    dataset = description["dataset"]
+    frames = Frames(open_split(dataset["name"], dataset["split"], root, size).first(dataset["frames"]))
+    reference = read_json(folder / "measurements" / f"pytorch-fp32-{size}.local.json")
+    documents = [reference]
+    documents += [read_json(folder / "measurements" / f"{name}.local.json") for name in description["artifacts"]]
+    documents += description["failed"]
+    return write_report(folder, documents, frames, progress)
+

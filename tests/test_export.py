@@ -1,0 +1,429 @@
+"""Rewrites are exact, whatever the network and the size; and the plain decoding equals PyTorch's."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn import functional as F
+
+from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, UsageError
+from edgekit.core.values import DeployableGraph, Normalization, Size
+from edgekit.export.graph import FrameToLabels, deployable, normalize, reference_labels
+from edgekit.export.rewrites import drop_idle, fold_batch_norm, pooling_matrix, replace_adaptive_pooling
+from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.networks.fast_scnn import FastSCNN
+from edgekit.networks.spssn import SPSSN
+from targets.common import decode_logits
+
+OWN = '''
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Own(nn.Module):
+    """What other people's networks hold and edgekit's do not."""
+
+    def __init__(self, classes=5, stride=2):
+        super().__init__()
+        self.stride = stride
+        self.input_norm = nn.BatchNorm2d(3)  # before any convolution
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)  # with a bias
+        self.stem_norm = nn.BatchNorm2d(16, affine=False)
+        self.after_relu = nn.BatchNorm2d(16, eps=1e-3)
+        self.shared = nn.Conv2d(16, 16, 3, 1, 1, groups=4, bias=False)
+        self.shared_norm = nn.BatchNorm2d(16)  # its convolution is read by others too
+        self.same = nn.Conv2d(16, 16, 3, padding="same", dilation=2, bias=False)
+        self.same_norm = nn.BatchNorm2d(16)
+        self.transposed = nn.ConvTranspose2d(16, 16, 2, 2)
+        self.transposed_norm = nn.BatchNorm2d(16)
+        self.pool = nn.AdaptiveAvgPool2d((3, 5))
+        self.dropout = nn.Dropout2d(0.3)
+        self.head = nn.Conv2d(64, classes, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem_norm(self.stem(self.input_norm(x))), inplace=True)
+        x = self.after_relu(x)
+        y = self.shared(x)
+        y = y + F.relu6(self.shared_norm(y))
+        z = self.same_norm(self.same(y))
+        up = self.transposed_norm(self.transposed(F.max_pool2d(z, 2, ceil_mode=True)))[..., : y.shape[2], : y.shape[3]]
+        thin = y[:, ::2, ::2, ::2]
+        pooled = torch.cat([F.adaptive_avg_pool2d(y, (7, 2)).mean((2, 3), keepdim=True).expand_as(y), up], 1)
+        coarse = F.interpolate(self.pool(z), size=y.shape[2:], mode="bilinear", align_corners=False)
+        fine = F.interpolate(thin, size=y.shape[2:], mode="bilinear", align_corners=False)
+        fine = F.interpolate(fine, size=y.shape[2:], mode="bilinear", align_corners=False)  # idle
+        batch, channels, height, width = y.shape  # a channel shuffle, as in ShuffleNet
+        shuffled = y.view(batch, 4, channels // 4, height, width).transpose(1, 2).contiguous().view(batch, channels, height, width)
+        gate = F.adaptive_avg_pool2d(shuffled, 1).sigmoid()
+        y = torch.cat([pooled, coarse * gate, F.pad(fine, (0, 0, 0, 0, 0, 8)) + shuffled], 1)
+        logits = self.head(F.dropout(self.dropout(y), 0.2, self.training))
+        if self.stride == 1:
+            return F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
+        return logits if self.stride == 2 else F.avg_pool2d(logits, 2)
+
+
+class Nudged(nn.Module):
+    """A resize whose sizes agree but whose scale does not: not idle."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.head = nn.Conv2d(3, classes, 3, 4, 1)
+
+    def forward(self, x):
+        return F.interpolate(self.head(x), scale_factor=1.01, mode="bilinear", align_corners=False)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, classes, form):
+        super().__init__()
+        self.net = Own(classes + (form == "extra") * 3)
+        self.form = form
+
+    def forward(self, x):
+        y = self.net(x)
+        return {
+            "tuple": (y, y * 2, None), "list": [y, y.mean()], "nested": ((y,), y), "dict": {"aux": y * 3, "out": y},
+            "other dict": {"logits": y, "aux": y * 3}, "extra": y, "vector": y.mean((2, 3)), "text": "no tensor",
+        }[self.form]
+
+
+class Divisible(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Conv2d(3, classes, 1)
+
+    def forward(self, x):
+        y = F.interpolate(F.max_pool2d(x, 32), scale_factor=32)
+        return self.head(x + y)
+
+
+class Unexportable(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Conv2d(3, classes, 1)
+
+    def forward(self, x):
+        y = self.head(x)
+        return y if float(y.sum()) > 0 else -y
+
+
+def own(classes, stride=2):
+    return Own(classes, stride)
+
+
+def own1(classes):
+    return Own(classes, 1)
+
+
+def own4(classes):
+    return Own(classes, 4)
+
+
+def tuple_(classes):
+    return Wrapped(classes, "tuple")
+
+
+def list_(classes):
+    return Wrapped(classes, "list")
+
+
+def nested(classes):
+    return Wrapped(classes, "nested")
+
+
+def dict_(classes):
+    return Wrapped(classes, "dict")
+
+
+def other_dict(classes):
+    return Wrapped(classes, "other dict")
+
+
+def extra(classes):
+    return Wrapped(classes, "extra")
+
+
+def vector(classes):
+    return Wrapped(classes, "vector")
+
+
+def text(classes):
+    return Wrapped(classes, "text")
+'''
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The user's module, importable as ``own_networks``."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_networks.py").write_text(OWN)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    yield importlib.import_module("own_networks")
+    sys.path.remove(str(folder))
+    sys.modules.pop("own_networks", None)
+
+
+def lively(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics and weights of a trained network's kind: nothing is 0 or 1, a few variances are tiny."""
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.2, 2.0)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.5)
+                with torch.no_grad():
+                    module.weight[0] *= -1
+    return network.eval()
+
+
+def exported(network: nn.Module, example: Tensor) -> GraphModule:
+    program = torch.export.export(network, (example,)).run_decompositions({})
+    module = program.module(check_guards=False)
+    return GraphModule(module, module.graph)
+
+
+def operations(module: nn.Module) -> list[str]:
+    return [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+
+
+def build(name: str, own: Any) -> nn.Module:
+    return lively(SPSSN(7) if name == "spssn" else FastSCNN(7) if name == "fast-scnn" else own.Own(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width"),
+    [("spssn", 65, 203), ("fast-scnn", 97, 130), ("own", 64, 64), ("own", 65, 203), ("own", 97, 130), ("own", 129, 75)],
+)
+def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: int) -> None:
+    network = build(name, own)
+    example = torch.randn(1, 3, height, width)
+    with torch.no_grad():
+        expected = network(example)
+        module = exported(network, example)
+        for rewrite, gone in (
+            (drop_idle, ("dropout",)),
+            (fold_batch_norm, ("batch_norm",)),
+            (replace_adaptive_pooling, ("adaptive_avg_pool",)),
+        ):
+            before = operations(module)
+            count = rewrite(module)
+            module.graph.lint()
+            module.recompile()
+            result = module(example)
+            assert result.shape == expected.shape
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+            assert count >= sum(1 for operation in before if any(word in operation for word in gone))
+            for word in gone:
+                assert not [operation for operation in operations(module) if word in operation]
+
+
+def make(own: Any, tmp_path: Path, factory: str, classes: int = 5, seed: int = 0) -> tuple[Any, nn.Module]:
+    """A checkpoint of ``own_networks:factory``, and the network itself."""
+    network = lively(getattr(own, factory)(classes), seed)
+    path = tmp_path / f"{factory}.pt"
+    torch.save(network.state_dict(), path)
+    names = tuple(f"class {index}" for index in range(classes))
+    return load_checkpoint(str(path), network=f"own_networks:{factory}", class_names=names), network
+
+
+def check_graph(graph: DeployableGraph) -> None:
+    left = [op for op in operations(graph.module) if any(word in op for word in ("batch_norm", "adaptive", "dropout"))]
+    assert not left
+    assert all(node.meta.get("val") is not None for node in graph.module.graph.nodes if node.op == "call_function")
+    read = {str(node.target) for node in graph.module.graph.nodes if node.op == "get_attr"}
+    held = {name for name, _ in [*graph.module.named_parameters(), *graph.module.named_buffers()]}
+    assert held == read, "constants that no node reads, such as the weights from before a fold"
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (77, 203)])
+def test_deployable_equals_the_checkpoint(small_checkpoint: Path, streets_frames: Callable[..., Any], height: int, width: int) -> None:
+    from edgekit.networks.checkpoint import load_network
+
+    checkpoint = load_checkpoint(str(small_checkpoint))
+    graph = deployable(checkpoint, Size(height, width))
+    check_graph(graph)
+    assert graph.logits_size == Size(-(-height // 8), -(-width // 8))
+    assert graph.size == Size(height, width)
+    assert graph.checkpoint_sha256 == checkpoint.sha256
+    assert graph.class_names == checkpoint.class_names
+    assert any(line.startswith("fold_batch_norm") for line in graph.rewrites)
+    network = load_network(checkpoint)
+    for frame in streets_frames(2, height, width):
+        x = normalize(torch.from_numpy(frame.image[None]), checkpoint.normalization)
+        with torch.no_grad():
+            expected, result = network(x), graph.module(x)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize(("factory", "stride"), [("own1", 1), ("own", 2), ("own4", 4)])
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (76, 132)])
+def test_networks_of_any_output_stride(own: Any, tmp_path: Path, factory: str, stride: int, height: int, width: int) -> None:
+    checkpoint, network = make(own, tmp_path, factory)
+    graph = deployable(checkpoint, Size(height, width))
+    check_graph(graph)
+    assert graph.logits_size == Size(height // stride, width // stride)
+    frame = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = network(normalize(frame, Normalization()))
+        expected = reference_labels(logits, Size(height, width))
+        for channels_last in (True, False):
+            labels = FrameToLabels(graph, channels_last)(frame if channels_last else frame.permute(0, 3, 1, 2))
+            assert labels.dtype == torch.uint8
+            assert (labels == expected).float().mean() > 0.999  # float rounding may turn a tie
+
+
+@pytest.mark.parametrize("factory", ["tuple_", "list_", "nested", "dict_", "other_dict", "extra"])
+def test_output_forms(own: Any, tmp_path: Path, factory: str) -> None:
+    checkpoint, network = make(own, tmp_path, factory)
+    graph = deployable(checkpoint, Size(64, 96))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = network.net(x)[:, :5]
+        result = graph.module(x)
+    assert isinstance(result, Tensor)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+def test_a_resize_with_another_scale_is_not_idle(own: Any, tmp_path: Path) -> None:
+    checkpoint, network = make(own, tmp_path, "Nudged")
+    x = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        expected = network(x)
+        assert expected.shape[-2:] == (32, 32)
+        torch.testing.assert_close(deployable(checkpoint, Size(128, 128)).module(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def refused(action: Callable[[], Any], kind: type[EdgekitError], *words: str) -> None:
+    with pytest.raises(kind) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("factory", ["vector", "text"])
+def test_outputs_that_are_no_logits(own: Any, tmp_path: Path, factory: str) -> None:
+    checkpoint, _ = make(own, tmp_path, factory)
+    refused(lambda: deployable(checkpoint, Size(64, 96)), CheckpointError, "logits")
+
+
+def test_fewer_channels_than_classes(own: Any, tmp_path: Path) -> None:
+    (tmp_path / "few.py").write_text("from own_networks import Own\n\n\ndef make():\n    return Own(3)\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        path = tmp_path / "few.pt"
+        torch.save(own.Own(3).state_dict(), path)
+        checkpoint = load_checkpoint(str(path), network="few:make", class_names=("a", "b", "c", "d"))
+        refused(lambda: deployable(checkpoint, Size(64, 96)), CheckpointError, "3 channels", "4 classes", "--data")
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.modules.pop("few", None)
+
+
+def test_a_network_that_refuses_the_size(own: Any, tmp_path: Path) -> None:
+    checkpoint, _ = make(own, tmp_path, "Divisible")
+    deployable(checkpoint, Size(64, 96))
+    refused(lambda: deployable(checkpoint, Size(65, 96)), ConversionError, "own_networks:Divisible", "65x96")
+
+
+def test_a_network_that_cannot_be_exported(own: Any, tmp_path: Path) -> None:
+    checkpoint, _ = make(own, tmp_path, "Unexportable")
+    refused(lambda: deployable(checkpoint, Size(64, 64)), ConversionError, "own_networks:Unexportable", "64x64")
+
+
+@pytest.mark.parametrize("size", [Size(63, 128), Size(128, 8)])
+def test_too_small_sizes(small_checkpoint: Path, size: Size) -> None:
+    refused(lambda: deployable(load_checkpoint(str(small_checkpoint)), size), UsageError, str(size), "64")
+
+
+@pytest.fixture(scope="module")
+def small_graph(small_checkpoint: Path) -> DeployableGraph:
+    return deployable(load_checkpoint(str(small_checkpoint)), Size(100, 140))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_output_strides_repeat_decisions(
+    small_graph: DeployableGraph, streets_frames: Callable[..., Any], stride: int, channels_last: bool
+) -> None:
+    graph = small_graph
+    frame = torch.from_numpy(streets_frames(1, 100, 140)[0].image[None])
+    given = frame if channels_last else frame.permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = graph.module(normalize(frame, graph.normalization))
+        labels = FrameToLabels(graph, channels_last, output_stride=stride)(given)
+        raw = FrameToLabels(graph, channels_last, output="logits")(given)
+    decided = reference_labels(logits, Size(-(-100 // stride), -(-140 // stride)))
+    rows = (torch.arange(100) * decided.shape[1]) // 100
+    columns = (torch.arange(140) * decided.shape[2]) // 140
+    assert tuple(labels.shape) == (1, 100, 140)
+    assert (labels == decided[:, rows][:, :, columns]).float().mean() > 0.999
+    torch.testing.assert_close(raw, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_reference_labels_breaks_ties_to_the_lowest_class() -> None:
+    assert reference_labels(torch.zeros(1, 4, 2, 2), Size(5, 7)).unique().tolist() == [0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(length=st.integers(1, 120), bins=st.integers(1, 40))
+def test_pooling_matrix_is_adaptive_pooling(length: int, bins: int) -> None:
+    x = torch.randn(2, length, dtype=torch.float64)
+    expected = F.adaptive_avg_pool1d(x, bins)
+    matrix = pooling_matrix(length, bins)
+    assert matrix.dtype == torch.float32 and matrix.shape == (bins, length)
+    torch.testing.assert_close(x @ matrix.double().T, expected, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 9), columns=st.integers(1, 9),
+    channels=st.integers(1, 5),
+)  # fmt: skip
+def test_any_adaptive_pooling_is_replaced_exactly(height: int, width: int, rows: int, columns: int, channels: int) -> None:
+    x = torch.randn(1, channels, height, width)
+    module = exported(nn.AdaptiveAvgPool2d((rows, columns)), x)
+    assert replace_adaptive_pooling(module) == 1
+    module.graph.lint()
+    module.recompile()
+    torch.testing.assert_close(module(x), F.adaptive_avg_pool2d(x, (rows, columns)), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    classes=st.integers(1, 19), height=st.integers(1, 20), width=st.integers(1, 20), tall=st.integers(1, 150),
+    wide=st.integers(1, 150), seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_decode_logits_equals_pytorch(classes: int, height: int, width: int, tall: int, wide: int, seed: int) -> None:
+    """Any ratio, also below 1: a network of output stride 1 with stride-2 labels shrinks."""
+    logits = np.random.default_rng(seed).normal(0, 3, (1, classes, height, width)).astype(np.float32)
+    full = F.interpolate(torch.from_numpy(logits), size=(tall, wide), mode="bilinear", align_corners=False)
+    expected = full.argmax(1).to(torch.uint8).numpy()
+    labels = decode_logits(logits, Size(tall, wide))
+    assert labels.dtype == np.uint8 and labels.shape == (1, tall, wide)
+    if classes > 1:
+        best = full.topk(2, dim=1).values.numpy()
+        clear = best[:, 0] - best[:, 1] > 1e-4
+        assert np.array_equal(labels[clear], expected[clear])
+    else:
+        assert not labels.any()
+
+
+def test_decode_logits_breaks_ties_to_the_lowest_class() -> None:
+    assert not decode_logits(np.zeros((1, 4, 3, 3), np.float32), Size(9, 9)).any()
