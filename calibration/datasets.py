@@ -12,7 +12,15 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from calibration import streets
-from calibration.classes import CAMVID, CAMVID_MAP, CAMVID_VALUES, CITYSCAPES, CITYSCAPES_LABEL_IDS, CITYSCAPES_MAP, CITYSCAPES_VALUES
+from calibration.classes import (
+    CAMVID,
+    CAMVID_MAP,
+    CAMVID_VALUES,
+    CITYSCAPES,
+    CITYSCAPES_LABEL_IDS,
+    CITYSCAPES_MAP,
+    CITYSCAPES_VALUES,
+)
 from edgekit.core.errors import DataError, UsageError
 from edgekit.core.files import sha256_json, sha256_path
 from edgekit.core.values import IGNORE, ClassSet, Int32, Size, UInt8
@@ -227,11 +235,15 @@ def read_labels(path: Path, image: UInt8, values: frozenset[int]) -> UInt8:
     """
     labels = _read_plane(path, image)
     if labels.min() < 0 or labels.max() > 255:
-        raise DataError(f"{path} holds label {int(labels.max())}, outside one byte: it is not this dataset's label image")
+        raise DataError(
+            f"{path} holds label {int(labels.max())}, outside one byte: it is not this dataset's label image"
+        )
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
     unknown = [value for value in present if value not in values]
     if unknown:
-        raise DataError(f"{path} holds label {unknown[0]}, which this dataset does not define: check the file or the --data name")
+        raise DataError(
+            f"{path} holds label {unknown[0]}, which this dataset does not define: check the file or the --data name"
+        )
     return labels.astype(np.uint8)
 
 
@@ -248,7 +260,9 @@ def _read_plane(path: Path, image: UInt8) -> Int32:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
     if plane.ndim != 2:
-        raise DataError(f"{path} has {plane.ndim} dimensions, not a plane of label values: use the dataset's label images")
+        raise DataError(
+            f"{path} has {plane.ndim} dimensions, not a plane of label values: use the dataset's label images"
+        )
     if plane.shape != image.shape[:2]:
         raise DataError(
             f"{path} is {Size(*plane.shape)} but its frame is {Size(*image.shape[:2])}: use the label image that belongs to the frame"
@@ -263,7 +277,9 @@ def _instances(instance_ids: Int32) -> Int32:
     train_ids[list(CITYSCAPES_LABEL_IDS)] = np.arange(len(CITYSCAPES_LABEL_IDS))
     train = train_ids[label_ids]
     # The official evaluation counts ids above 1000; groups (plain labelIds of things) are no instances.
-    return np.where((instance_ids > 1000) & (train != IGNORE), train * 1000 + instance_ids % 1000, NO_INSTANCE).astype(np.int32)
+    return np.where((instance_ids > 1000) & (train != IGNORE), train * 1000 + instance_ids % 1000, NO_INSTANCE).astype(
+        np.int32
+    )
 
 
 def resize_image(image: UInt8, size: Size) -> UInt8:

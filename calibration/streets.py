@@ -194,7 +194,7 @@ class _Street:
         u = self.uniform
         self.focal, self.eye = u(600, 800), u(1.35, 2.2)
         self.hy, self.vx = u(170, 270), u(330, 694)
-        self.time = str(rng.choice(["day", "dusk", "night", "fog"], p=[0.5, 0.17, 0.2, 0.13]))
+        self.time = str(rng.choice(["day", "dusk", "night", "fog"], p=[0.6, 0.16, 0.12, 0.12]))
         self.rain = self.chance(0.15)
         self.sun = float(rng.choice([-1, 1]))  # the side of the street that is lit
         self.sunny = self.time == "day" and not self.rain and self.chance(0.6)
@@ -202,7 +202,7 @@ class _Street:
         self.shadow = Image.new("L", (width, height), 0)
         self.shade_ink = ImageDraw.Draw(self.shadow)
         self.left, self.right = -u(3.2, 6.6), u(2.8, 5.9)  # the curbs, metres
-        level = {"day": u(0.8, 1.1), "dusk": u(0.4, 0.75), "night": u(0.18, 0.4), "fog": u(0.6, 0.95)}[self.time]
+        level = {"day": u(0.8, 1.1), "dusk": u(0.4, 0.75), "night": u(0.25, 0.45), "fog": u(0.6, 0.95)}[self.time]
         tint = {"day": (1.0, 1.0, 0.97), "dusk": (1.1, 0.92, 0.8), "night": (0.85, 0.92, 1.15), "fog": (1.0, 1.0, 1.0)}
         self.cv.light = _times(tint[self.time], level * (0.8 if self.rain else 1.0))
         self.queue: list[tuple[float, Callable[[], object]]] = []
@@ -240,11 +240,36 @@ class _Street:
             return _hsv(self.uniform(0.0, 0.06), self.uniform(0.35, 0.65), self.uniform(0.3, 0.7))
         return _hsv(self.uniform(0, 1), self.uniform(0.1, 0.5), self.uniform(0.4, 0.95))
 
+    def railing(self) -> Colour:
+        """Painted or galvanized metal: dark green, black, white or zinc."""
+        pick = self.rng.random()
+        if pick < 0.4:
+            return _hsv(self.uniform(0.35, 0.45), self.uniform(0.4, 0.8), self.uniform(0.2, 0.5))
+        return self.mineral(190, 245) if pick < 0.7 else self.mineral(20, 60)
+
+    def rampart(self) -> Colour:
+        """What free-standing walls are made of: brick more often than anything else."""
+        if self.chance(0.65):
+            return _hsv(self.uniform(0.0, 0.05), self.uniform(0.45, 0.7), self.uniform(0.4, 0.7))
+        return self.mineral(130, 215)
+
+    def paving(self) -> Colour:
+        """Slabs and setts: lighter than asphalt as a rule, often reddish or sandy."""
+        if self.chance(0.45):
+            return _hsv(self.uniform(0.0, 0.11), self.uniform(0.12, 0.4), self.uniform(0.5, 0.85))
+        return self.mineral(100, 215)
+
+    def turf(self) -> Colour:
+        """Grass and bare ground: yellower and lighter than leaves as a rule."""
+        if self.chance(0.25):
+            return _hsv(self.uniform(0.06, 0.13), self.uniform(0.3, 0.65), self.uniform(0.4, 0.75))
+        return _hsv(self.uniform(0.14, 0.3), self.uniform(0.35, 0.8), self.uniform(0.4, 0.8))
+
     def plant(self, dry: float) -> Colour:
         """Leaves or ground cover; `dry` is the chance of autumn or bare earth."""
         if self.chance(dry):
             return _hsv(self.uniform(0.02, 0.15), self.uniform(0.3, 0.8), self.uniform(0.3, 0.75))
-        return _hsv(self.uniform(0.18, 0.4), self.uniform(0.25, 0.75), self.uniform(0.2, 0.65))
+        return _hsv(self.uniform(0.2, 0.38), self.uniform(0.35, 0.8), self.uniform(0.22, 0.6))
 
     # ---- geometry ----------------------------------------------------------------------------------------------
 
@@ -330,7 +355,7 @@ class _Street:
         """Road with markings, sidewalks with joints and curbs, grass."""
         cv, u = self.cv, self.uniform
         road, walk, green = cv.new(ROAD), cv.new(SIDEWALK), cv.new(TERRAIN)
-        asphalt, paving, grass = self.mineral(50, 150), self.mineral(75, 205), self.plant(0.35)
+        asphalt, paving, grass = self.mineral(45, 120), self.paving(), self.turf()
         if self.rain:
             asphalt = _times(asphalt, 0.75)
         for side in (-1, 1):
@@ -367,8 +392,11 @@ class _Street:
             x = self.left if side < 0 else self.right
             for kind, wide in self.strips[side]:
                 a, b = x, x + side * wide
-                cv.poly(self.floor(a, b, 1.2, 900), paving if kind == SIDEWALK else grass,
-                        walk if kind == SIDEWALK else green)
+                cv.poly(
+                    self.floor(a, b, 1.2, 900),
+                    paving if kind == SIDEWALK else grass,
+                    walk if kind == SIDEWALK else green,
+                )
                 if kind == SIDEWALK:
                     tile = u(0.6, 1.2)
                     for n in range(1, int(wide / tile) + 1):
@@ -399,7 +427,7 @@ class _Street:
     def backdrop(self) -> None:
         """What closes the street at the far end: a skyline or trees, or nothing."""
         u, z = self.uniform, self.uniform(85, 130)
-        x, leaf = -95.0, self.plant(0.3)
+        x, leaf = -95.0, self.plant(0.15)
         kind = self.rng.random()
         while x < 95:
             wide = u(8, 20)
@@ -415,7 +443,7 @@ class _Street:
         """Houses, walls, fences, hedges along both sides; what stands behind the low ones first."""
         u = self.uniform
         kinds = ("building", "wall", "fence", "hedge", "open")
-        wish = {side: [k for k in ("wall", "fence") if self.chance(0.45)] for side in (-1, 1)}
+        wish = {side: [k for k in ("wall", "fence") if self.chance(0.55)] for side in (-1, 1)}
         for side in (-1, 1):
             edge, z = self.edge[side], u(4.5, 7.5)
             parts: list[tuple[str, float, float]] = []
@@ -426,7 +454,7 @@ class _Street:
             for want in wish[side]:  # near enough to be seen well
                 n = self.integer(0, 2)
                 parts[n] = (want, parts[n][1], parts[n][2])
-            bank = self.plant(0.3)
+            bank = self.plant(0.15)
             for kind, z0, z1 in reversed(parts):
                 if kind != "building":
                     pick, back = self.rng.random(), edge + side * u(4, 10)
@@ -435,7 +463,7 @@ class _Street:
                     elif pick < 0.8:
                         for _ in range(self.integer(1, 3)):
                             self.tree(edge + side * u(2.5, 7), u(z0, z1), u(5, 10), bank)
-            low, tone, style = u(1.3, 3.2), self.masonry(), self.integer(0, 2)
+            low, tone, style = u(1.5, 3.2), self.rampart(), self.integer(0, 2)
             for kind, z0, z1 in reversed(parts):
                 if kind == "building":
                     self.house(edge, side, z0, z1, u(6, 24))
@@ -512,8 +540,9 @@ class _Street:
             for c in range(0 if blind else cols):
                 x, y = x0 + (c + 0.5) * (x1 - x0) / cols, r * storey + 1.0
                 glows = lit[r * cols + c]
-                cv.poly(self.front(x - half, x + half, y, y + 1.5, z), (255.0, 205.0, 130.0) if glows else glass, 0,
-                        glows)
+                cv.poly(
+                    self.front(x - half, x + half, y, y + 1.5, z), (255.0, 205.0, 130.0) if glows else glass, 0, glows
+                )
         cv.poly(self.front(x0, x1, high - 0.4, high, z), _times(tone, 0.7))
 
     def wall(self, x: float, side: int, z0: float, z1: float, high: float, tone: Colour) -> None:
@@ -522,7 +551,7 @@ class _Street:
         obj, lit = cv.new(WALL, (z0 + z1) / 2), _times(tone, 1.05 if self.sun == -side else 0.85)
         cv.poly(self.front(x, x + side * 0.4, 0, high, z0), _times(lit, 0.8), obj)
         cv.poly(self.flank(x, 0, high, z0, z1), lit, obj)
-        brick, seam = self.chance(0.65), _times(lit, u(0.62, 0.8))
+        brick, seam = self.chance(0.85), _mix(lit, (225.0, 220.0, 210.0), u(0.35, 0.6))
         step, length = (0.25, 0.7) if brick else (high, u(2, 3.5))
         for n in range(int(high / step)):
             y = n * step
@@ -543,7 +572,7 @@ class _Street:
     def fence(self, x: float, side: int, z0: float, z1: float, high: float, style: int) -> None:
         """A fence: bars, mesh or planks; what shows through it counts as fence."""
         cv, u = self.cv, self.uniform
-        tone = self.paint() if style < 2 else _hsv(u(0.05, 0.12), u(0.2, 0.6), u(0.3, 0.8))
+        tone = self.railing() if style < 2 else _hsv(u(0.07, 0.11), u(0.4, 0.65), u(0.45, 0.85))
         cv.poly(self.flank(x, 0.05, high, z0, z1), None, cv.new(FENCE, (z0 + z1) / 2))
         k = self.focal
         if style == 0:  # upright bars between two rails
@@ -596,8 +625,14 @@ class _Street:
             s, turn = math.sqrt(b) * 0.9, a * 2 * math.pi
             dx, dy = s * math.cos(turn), s * math.sin(turn)
             r = (0.13 + 0.17 * c) * k
-            cv.disc(cx + dx * rx * k, cy + dy * ry * k, r * (rx + ry) / 2, r * ry * 0.9,
-                    _times(tone, 0.5 + 0.45 * d - 0.22 * dy), obj)
+            cv.disc(
+                cx + dx * rx * k,
+                cy + dy * ry * k,
+                r * (rx + ry) / 2,
+                r * ry * 0.9,
+                _times(tone, 0.5 + 0.45 * d - 0.22 * dy),
+                obj,
+            )
         return obj
 
     def tree(self, x: float, z: float, high: float, tone: Colour) -> None:
@@ -609,8 +644,11 @@ class _Street:
         bark, k, lean = self.mineral(40, 110), self.focal / z, u(-0.3, 0.3)
         a, b = self.at(x, 0, z), self.at(x + lean, foot + ry * 0.6, z)
         w = high * 0.022 * k
-        cv.poly([(a[0] - w * 1.3, a[1]), (b[0] - w * 0.7, b[1]), (b[0] + w * 0.7, b[1]), (a[0] + w * 1.3, a[1])],
-                bark, trunk)
+        cv.poly(
+            [(a[0] - w * 1.3, a[1]), (b[0] - w * 0.7, b[1]), (b[0] + w * 0.7, b[1]), (a[0] + w * 1.3, a[1])],
+            bark,
+            trunk,
+        )
         cv.bar((a[0] - w * 0.4, a[1]), (b[0] - w * 0.2, b[1]), w * 0.5, _times(bark, 0.7))
         self.crown(x + lean, foot, z, rx, ry, tone, 70)
 
@@ -629,7 +667,7 @@ class _Street:
         spare = [kind for kind, p in ((TRUCK, 0.42), (BUS, 0.4), (TRAIN, 0.4)) if self.chance(p)]
         self.rng.shuffle(spare)
         large = {n: kind for n, kind in zip(self.rng.permutation(len(lanes)).tolist(), spare, strict=False)}
-        for kind in spare[len(large):]:
+        for kind in spare[len(large) :]:
             self.crossing(kind)
         for n, (x, fill, oncoming) in enumerate(lanes):
             first = large.get(n, -1)
@@ -674,9 +712,14 @@ class _Street:
         self.shade(ground, 220)
         if self.sunny:
             drop = -self.sun * u(0.8, 1.6)
-            cast = [self.at(body.ground(a * long / 2, b * wide / 2)[0] + drop * b0, 0,
-                            body.ground(a * long / 2, b * wide / 2)[1])
-                    for a, b, b0 in ((-1, -1, 0), (-1, 1, 1), (1, 1, 1), (1, -1, 0))]
+            cast = [
+                self.at(
+                    body.ground(a * long / 2, b * wide / 2)[0] + drop * b0,
+                    0,
+                    body.ground(a * long / 2, b * wide / 2)[1],
+                )
+                for a, b, b0 in ((-1, -1, 0), (-1, 1, 1), (1, 1, 1), (1, -1, 0))
+            ]
             self.shade(cast, 170)
         self.queue.append((near, body.draw))
         return long
@@ -686,7 +729,7 @@ class _Street:
     def spot(self) -> tuple[float, float]:
         """A place (x, z) beside the road, within sight."""
         side = self.integer(0, 1) * 2 - 1
-        z = 5.5 + 24 * self.uniform(0, 1) ** 1.4
+        z = 5.5 + 18 * self.uniform(0, 1) ** 1.4
         a, b = (self.left if side < 0 else self.right), self.edge[side]
         x = a + (b - a) * self.uniform(0.1, 0.9)
         # near the camera the sidewalk lies outside the picture; step back until the place is inside
@@ -705,12 +748,12 @@ class _Street:
         if self.chance(0.8):
             for _ in range(self.integer(1, 3)):
                 x = u(self.left + 0.8, self.right - 0.8)
-                self.two_wheeler(BICYCLE if self.chance(0.55) else MOTORCYCLE, x, u(5.5, 14), True)
+                self.two_wheeler(BICYCLE if self.chance(0.55) else MOTORCYCLE, x, u(5.0, 11), True)
         for kind in (BICYCLE, MOTORCYCLE):
             if self.chance(0.55):
                 x, z = self.spot()
                 for n in range(self.integer(1, 3)):
-                    self.two_wheeler(kind, x, min(z, 13.0) + n * u(0.9, 1.4), False)
+                    self.two_wheeler(kind, x, min(z, 10.0) + n * u(0.9, 1.4), False)
 
     def walker(self, x: float, z: float) -> None:
         """Queue a person on foot."""
@@ -745,8 +788,18 @@ class _Street:
             cv.bar(p(w, 1.4), hand, 0.115 * k, _times(top, 0.85), obj)
             cv.disc(hand[0], hand[1], 0.055 * k, 0.06 * k, skin, obj)
             flare = 1.15 if coat else 0.85
-            cv.poly([p(-w * flare, hem), p(-w * 1.08, 1.38), p(-w * 0.5, 1.5), p(w * 0.5, 1.5), p(w * 1.08, 1.38),
-                     p(w * flare, hem)], top, obj)
+            cv.poly(
+                [
+                    p(-w * flare, hem),
+                    p(-w * 1.08, 1.38),
+                    p(-w * 0.5, 1.5),
+                    p(w * 0.5, 1.5),
+                    p(w * 1.08, 1.38),
+                    p(w * flare, hem),
+                ],
+                top,
+                obj,
+            )
             cv.poly([p(w * 0.35, hem), p(w * 0.35, 1.46), p(w * 1.05, 1.38), p(w * flare, hem)], _times(top, 0.82))
             if bag:
                 cv.poly([p(-w - 0.1, 0.7), p(-w - 0.1, 1.02), p(-w + 0.12, 1.02), p(-w + 0.12, 0.7)], pack, obj)
@@ -762,6 +815,8 @@ class _Street:
         facing = self.chance(0.45)  # seen from the front or from behind
         flip = (1.0 if self.chance(0.5) else -1.0) * u(0.65, 1.0)
         frame, top, legs = self.paint(), self.paint(), _times(self.paint(), 0.65)
+        if self.chance(0.7):
+            top = _hsv(u(0.05, 0.22), u(0.75, 1.0), u(0.8, 1.0))
         helmet, skin = self.paint(), _hsv(u(0.04, 0.08), u(0.3, 0.6), u(0.35, 0.95))
         bare = kind == BICYCLE and self.chance(0.4)
         behind = self.chance(0.5)
@@ -790,8 +845,11 @@ class _Street:
                 cv.disc(*p(0, 0.34), (0.1 if motor else 0.055) * k, 0.34 * k, dark, obj)
                 bars(frame, 0.09 if not motor else 0.2, obj, (0, 0.42), (0, 0.98))
                 if motor:
-                    cv.poly([p(-0.2, 0.55), p(-0.26, 0.9), p(-0.12, 1.12), p(0.12, 1.12), p(0.26, 0.9), p(0.2, 0.55)],
-                            frame, obj)
+                    cv.poly(
+                        [p(-0.2, 0.55), p(-0.26, 0.9), p(-0.12, 1.12), p(0.12, 1.12), p(0.26, 0.9), p(0.2, 0.55)],
+                        frame,
+                        obj,
+                    )
                     lamp: Colour = (235.0, 40.0, 30.0) if behind else (255.0, 250.0, 225.0)
                     cv.disc(*p(0, 0.85), 0.1 * k, 0.09 * k, lamp, obj, True)
                     for s in (-1, 1):
@@ -801,8 +859,11 @@ class _Street:
                 if ridden:
                     for s in (-1, 1):
                         bars(_times(top, 0.8), 0.12, rider, (s * 0.2, 1.45), (s * 0.33, 1.06))
-                    cv.poly([p(-0.17, 0.95), p(-0.24, 1.45), p(-0.1, 1.56), p(0.1, 1.56), p(0.24, 1.45), p(0.17, 0.95)],
-                            top, rider)
+                    cv.poly(
+                        [p(-0.17, 0.95), p(-0.24, 1.45), p(-0.1, 1.56), p(0.1, 1.56), p(0.24, 1.45), p(0.17, 0.95)],
+                        top,
+                        rider,
+                    )
                     self.head(p(0, 1.7), k, skin, helmet, rider, bare, motor)
                 return
             r = 0.31 if motor else 0.34
@@ -819,8 +880,19 @@ class _Street:
             if motor:
                 cv.poly([p(-0.25, 0.3), p(-0.3, 0.62), p(0.25, 0.62), p(0.3, 0.3)], (70.0, 70.0, 75.0), obj)
                 bars((170.0, 170.0, 175.0), 0.08, obj, (0.2, 0.28), (-0.75, 0.33))
-                cv.poly([p(-0.8, 0.78), p(-0.35, 0.62), p(0.3, 0.6), p(0.5, 0.85), p(0.38, 1.0), p(0.1, 1.0),
-                         p(-0.1, 0.84)], frame, obj)
+                cv.poly(
+                    [
+                        p(-0.8, 0.78),
+                        p(-0.35, 0.62),
+                        p(0.3, 0.6),
+                        p(0.5, 0.85),
+                        p(0.38, 1.0),
+                        p(0.1, 1.0),
+                        p(-0.1, 0.84),
+                    ],
+                    frame,
+                    obj,
+                )
                 cv.poly([p(-0.75, 0.8), p(-0.7, 0.9), p(-0.1, 0.88), p(-0.1, 0.8)], dark, obj)
                 bars((150.0, 150.0, 155.0), 0.08, obj, (0.56, r), (0.38, 1.08), (0.24, 1.12))
                 cv.disc(*p(0.5, 0.92), 0.08 * k, 0.09 * k, (255.0, 250.0, 225.0), obj, True)
@@ -840,9 +912,7 @@ class _Street:
 
         self.queue.append((z, job))
 
-    def head(
-        self, p: Point, k: float, skin: Colour, helmet: Colour, obj: int, bare: bool, closed: bool
-    ) -> None:
+    def head(self, p: Point, k: float, skin: Colour, helmet: Colour, obj: int, bare: bool, closed: bool) -> None:
         """A rider's head, mostly with a helmet."""
         cv = self.cv
         cv.disc(p[0], p[1], 0.11 * k, 0.14 * k, skin, obj)
@@ -859,7 +929,7 @@ class _Street:
     def plan_furniture(self) -> None:
         """Queue lamps, traffic lights, signs and street trees along the curbs."""
         u = self.uniform
-        leaf = self.plant(0.3)
+        leaf = self.plant(0.15)
         for side in (-1, 1):
             curb = (self.left if side < 0 else self.right) + side * 0.6
             if self.chance(0.7):
@@ -893,7 +963,7 @@ class _Street:
 
     def lamp(self, x: float, side: int, z: float, high: float) -> None:
         """Queue a street lamp."""
-        tone, arm, on = self.mineral(35, 190), self.uniform(0.6, 2.2), self.time in ("night", "dusk")
+        tone, arm, on = self.mineral(90, 170), self.uniform(0.6, 2.2), self.time in ("night", "dusk")
         warm = (255.0, self.uniform(190, 245), self.uniform(120, 220))
 
         def job() -> None:
@@ -920,7 +990,7 @@ class _Street:
         """Queue a traffic light, on its pole or over the road."""
         u = self.uniform
         x, side = self.beside(z, 0.5)
-        tone, case = self.mineral(40, 180), self.mineral(12, 60)
+        tone, case = self.mineral(90, 175), self.mineral(12, 50)
         state, over, arm, high = self.integer(0, 2), self.chance(0.4), u(1.5, 4), u(2.6, 3.4)
         big, back = u(0.95, 1.35), self.chance(0.4)
         colours: list[Colour] = [(255.0, 45.0, 30.0), (255.0, 185.0, 30.0), (50.0, 255.0, 130.0)]
@@ -930,10 +1000,14 @@ class _Street:
             obj = cv.new(LIGHT, z)
             ox, oy = self.at(cx, y, z)
             if back:  # a light board about the case
-                cv.poly([(ox + a * 0.3 * k, oy + b * 0.64 * k) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))],
-                        (230.0, 230.0, 230.0), obj)
-            cv.poly([(ox + a * 0.22 * k, oy + b * 0.56 * k) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))], case,
-                    obj)
+                cv.poly(
+                    [(ox + a * 0.3 * k, oy + b * 0.64 * k) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))],
+                    (230.0, 230.0, 230.0),
+                    obj,
+                )
+            cv.poly(
+                [(ox + a * 0.22 * k, oy + b * 0.56 * k) for a, b in ((-1, -1), (1, -1), (1, 1), (-1, 1))], case, obj
+            )
             for n, colour in enumerate(colours):
                 q = oy + (n - 1) * 0.35 * k
                 cv.disc(ox, q, 0.14 * k, 0.14 * k, colour if n == state else _times(colour, 0.22), 0, n == state)
@@ -946,8 +1020,9 @@ class _Street:
             if over:
                 obj = self.cv.new(POLE, z)
                 tip = x - side * arm
-                self.cv.bar(self.at(x, top - 0.1, z), self.at(tip, top + 0.1, z), max(3.5, 0.11 * self.focal / z),
-                            tone, obj)
+                self.cv.bar(
+                    self.at(x, top - 0.1, z), self.at(tip, top + 0.1, z), max(3.5, 0.11 * self.focal / z), tone, obj
+                )
                 box(tip, top - 0.2)
             box(x - side * 0.12, high)
 
@@ -957,13 +1032,16 @@ class _Street:
         """Queue a traffic sign on a pole: disc, triangle, diamond or board."""
         u = self.uniform
         x, _ = self.beside(z, 0.9)
-        shape, tone, high, size = self.integer(0, 4), self.mineral(60, 190), u(2.1, 3.0), u(0.36, 0.52)
+        shape, tone, high, size = self.integer(0, 4), self.mineral(90, 180), u(2.1, 3.0), u(0.4, 0.56)
         faces: list[tuple[Colour, Colour]] = [
-            ((245.0, 245.0, 240.0), (205.0, 25.0, 30.0)), ((20.0, 75.0, 180.0), (240.0, 240.0, 240.0)),
-            ((250.0, 205.0, 30.0), (25.0, 25.0, 25.0)), ((10.0, 115.0, 70.0), (240.0, 240.0, 240.0)),
-            ((205.0, 25.0, 30.0), (245.0, 245.0, 245.0))]
+            ((245.0, 245.0, 240.0), (205.0, 25.0, 30.0)),
+            ((20.0, 75.0, 180.0), (240.0, 240.0, 240.0)),
+            ((250.0, 205.0, 30.0), (25.0, 25.0, 25.0)),
+            ((10.0, 115.0, 70.0), (240.0, 240.0, 240.0)),
+            ((205.0, 25.0, 30.0), (245.0, 245.0, 245.0)),
+        ]
         face, rim = faces[self.integer(0, 4)]
-        fade = u(0.0, 0.3)
+        fade = u(0.0, 0.2)
         face, rim = _mix(face, (150.0, 150.0, 150.0), fade), _mix(rim, (150.0, 150.0, 150.0), fade)
         second = self.chance(0.35)
 
@@ -1037,11 +1115,14 @@ class _Street:
             centred = (_stretch(field, size) - np.float32(0.45)) * np.float32(2 * strength)
             gain += (weights[kinds, n])[ids] * centred
         pixels = np.asarray(cv.rgb).astype(np.float32)
-        density = {"day": u(0.0, 0.006), "dusk": u(0.0, 0.01), "night": u(0.0, 0.008), "fog": u(0.022, 0.06)}[self.time]
+        density = {"day": u(0.0, 0.006), "dusk": u(0.0, 0.01), "night": u(0.0, 0.008), "fog": u(0.012, 0.035)}[
+            self.time
+        ]
         density += 0.008 if self.rain else 0.0
         rows = (np.arange(height) + 0.5) / cv.sy - self.hy
-        away = np.where(rows > 0, self.focal * self.eye / np.maximum(rows, 1.0),
-                        np.clip(60 + 1.2 * np.minimum(rows, 0), 8, 60)).astype(np.float32)
+        away = np.where(
+            rows > 0, self.focal * self.eye / np.maximum(rows, 1.0), np.clip(60 + 1.2 * np.minimum(rows, 0), 8, 60)
+        ).astype(np.float32)
         depth = np.array(cv.depth, np.float32)
         clear = np.exp(-density * depth).astype(np.float32)[ids]
         near = (depth < 0)[ids]
@@ -1053,16 +1134,17 @@ class _Street:
         if self.rain:
             pixels = self.streaks(pixels)
         dim = u(0.0, 0.45)
-        fall = ((np.linspace(-1, 1, height, dtype=np.float32) ** 2)[:, None]
-                + (np.linspace(-1, 1, width, dtype=np.float32) ** 2)[None, :])
+        fall = (np.linspace(-1, 1, height, dtype=np.float32) ** 2)[:, None] + (
+            np.linspace(-1, 1, width, dtype=np.float32) ** 2
+        )[None, :]
         pixels *= (1 - np.float32(dim * 0.5) * fall)[..., None]
         # one table per channel holds exposure, white balance, contrast, lift and gamma
         level = np.arange(4096, dtype=np.float64) / 4095
-        exposure, gamma, lift = 2 ** u(-0.6, 0.9), 2 ** u(-0.6, 0.45), u(0.0, 0.22) * float(self.chance(0.35))
+        exposure, gamma, lift = 2 ** u(-0.45, 0.6), 2 ** u(-0.5, 0.35), u(0.0, 0.18) * float(self.chance(0.35))
         if self.time == "night":
             exposure *= u(1.0, 2.0)
-        contrast = u(0.75 if self.time == "night" else 0.55, 1.2)
-        white = [2 ** u(-0.25, 0.25), 1.0, 2 ** u(-0.25, 0.25)]
+        contrast = u(0.8 if self.time == "night" else 0.65, 1.2)
+        white = [2 ** u(-0.16, 0.16), 1.0, 2 ** u(-0.16, 0.16)]
         tone = np.empty((3, 4096), np.uint8)
         for c in range(3):
             value = np.clip(level * exposure * white[c], 0, 1) ** gamma
@@ -1072,7 +1154,7 @@ class _Street:
         picture = np.stack([tone[c][index[..., c]] for c in range(3)], -1)
         blur = u(0.35, 0.6) + (u(0.3, 1.2) if self.chance(0.2) else 0.0)
         picture = np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(blur * cv.sy)))
-        sigma = 1.0 + 11 * u(0, 1) ** 2.5 * (1.5 if self.time == "night" else 1.0)
+        sigma = 1.0 + 9 * u(0, 1) ** 2.5 * (1.5 if self.time == "night" else 1.0)
         noise = grain.standard_normal((height, width, 3), dtype=np.float32) * np.float32(sigma)
         image = np.clip(picture + noise, 0, 255).astype(np.uint8)
         return Scene(image, labels, instances)
@@ -1103,8 +1185,11 @@ class _Street:
         ink, lean = ImageDraw.Draw(veil), self.uniform(-8, 8)
         for x, y, s in self.rng.random((260, 3)).tolist():
             a, b, h = x * CANVAS_W, y * CANVAS_H, 10 + 26 * s
-            ink.line((a * cv.sx, b * cv.sy, (a + lean * h / 26) * cv.sx, (b + h) * cv.sy), fill=int(20 + 40 * s),
-                     width=max(1, round(cv.sy)))
+            ink.line(
+                (a * cv.sx, b * cv.sy, (a + lean * h / 26) * cv.sx, (b + h) * cv.sy),
+                fill=int(20 + 40 * s),
+                width=max(1, round(cv.sy)),
+            )
         return pixels + (np.asarray(veil).astype(np.float32) * np.float32(min(1.0, self.cv.light[1] + 0.15)))[..., None]
 
 
@@ -1124,19 +1209,40 @@ class _Body:
     PROFILES: ClassVar[dict[str, tuple[list[Point], str, list[list[Point]]]]] = {
         # (u / length, v / height) from the lower rear over the top to the lower front; one letter per edge:
         # b body, g glass, r roof, e end; then the side windows
-        "sedan": ([(-0.5, 0.16), (-0.49, 0.6), (-0.38, 0.66), (-0.26, 1.0), (0.08, 1.0), (0.24, 0.64), (0.47, 0.55),
-                   (0.5, 0.16)], "ebgrgbe",
-                  [[(-0.33, 0.67), (-0.245, 0.93), (-0.1, 0.93), (-0.1, 0.67)],
-                   [(-0.07, 0.67), (-0.07, 0.93), (0.06, 0.93), (0.18, 0.67)]]),
-        "hatch": ([(-0.5, 0.16), (-0.5, 0.6), (-0.42, 0.99), (0.1, 1.0), (0.26, 0.62), (0.47, 0.53), (0.5, 0.16)],
-                  "egrgbe",
-                  [[(-0.45, 0.66), (-0.4, 0.92), (-0.13, 0.93), (-0.13, 0.65)],
-                   [(-0.1, 0.65), (-0.1, 0.93), (0.07, 0.93), (0.2, 0.65)]]),
-        "van": ([(-0.5, 0.13), (-0.5, 0.6), (-0.48, 0.98), (0.27, 1.0), (0.42, 0.6), (0.5, 0.48), (0.5, 0.13)],
-                "egrgbe",
-                [[(-0.44, 0.6), (-0.44, 0.9), (-0.16, 0.9), (-0.16, 0.6)],
-                 [(-0.12, 0.6), (-0.12, 0.9), (0.08, 0.9), (0.08, 0.6)],
-                 [(0.11, 0.6), (0.11, 0.9), (0.25, 0.9), (0.36, 0.6)]]),
+        "sedan": (
+            [
+                (-0.5, 0.16),
+                (-0.49, 0.6),
+                (-0.38, 0.66),
+                (-0.26, 1.0),
+                (0.08, 1.0),
+                (0.24, 0.64),
+                (0.47, 0.55),
+                (0.5, 0.16),
+            ],
+            "ebgrgbe",
+            [
+                [(-0.33, 0.67), (-0.245, 0.93), (-0.1, 0.93), (-0.1, 0.67)],
+                [(-0.07, 0.67), (-0.07, 0.93), (0.06, 0.93), (0.18, 0.67)],
+            ],
+        ),
+        "hatch": (
+            [(-0.5, 0.16), (-0.5, 0.6), (-0.42, 0.99), (0.1, 1.0), (0.26, 0.62), (0.47, 0.53), (0.5, 0.16)],
+            "egrgbe",
+            [
+                [(-0.45, 0.66), (-0.4, 0.92), (-0.13, 0.93), (-0.13, 0.65)],
+                [(-0.1, 0.65), (-0.1, 0.93), (0.07, 0.93), (0.2, 0.65)],
+            ],
+        ),
+        "van": (
+            [(-0.5, 0.13), (-0.5, 0.6), (-0.48, 0.98), (0.27, 1.0), (0.42, 0.6), (0.5, 0.48), (0.5, 0.13)],
+            "egrgbe",
+            [
+                [(-0.44, 0.6), (-0.44, 0.9), (-0.16, 0.9), (-0.16, 0.6)],
+                [(-0.12, 0.6), (-0.12, 0.9), (0.08, 0.9), (0.08, 0.6)],
+                [(0.11, 0.6), (0.11, 0.9), (0.25, 0.9), (0.36, 0.6)],
+            ],
+        ),
     }
 
     def __init__(
@@ -1153,6 +1259,13 @@ class _Body:
         self.box, self.logo, self.stripe = street.mineral(90, 240), street.chance(0.5), u(0.2, 0.38)
         if street.chance(0.4):
             self.box = street.paint()
+        if kind == BUS and street.chance(0.75):  # a city's livery: warm and strong
+            self.tone = _hsv(u(0.0, 0.16), u(0.65, 0.95), u(0.6, 0.95))
+        if kind == TRAIN and street.chance(0.75):  # white or cream with a band
+            self.tone = _hsv(u(0.08, 0.16), u(0.0, 0.2), u(0.85, 0.98))
+            self.trim = _hsv(u(0.55, 0.7) if street.chance(0.5) else u(0.28, 0.42), u(0.6, 0.95), u(0.4, 0.8))
+        if kind == TRUCK and street.chance(0.6):
+            self.tone = _hsv(u(0.52, 0.68), u(0.5, 0.95), u(0.35, 0.85))
         self.cab = u(1.9, 2.4) / long
         self.open_bed = street.chance(0.2)
         self.near = 1.0 if self.faces(0.0, 1.0) else -1.0
@@ -1226,16 +1339,22 @@ class _Body:
         for u in places if self.seen else ():
             for share, tone, obj in ((1.0, 18.0, self.obj), (0.55, 125.0, 0)):
                 r = radius * share
-                cv.poly([self.at(u + r * math.cos(t), radius + r * math.sin(t), w) for t in turns],
-                        (tone, tone, tone + 2), obj)
+                cv.poly(
+                    [self.at(u + r * math.cos(t), radius + r * math.sin(t), w) for t in turns],
+                    (tone, tone, tone + 2),
+                    obj,
+                )
 
     def feet(self, places: Sequence[float], radius: float) -> None:
         """Tyres as seen below the end that is turned to the camera."""
         cv, h = self.street.cv, self.wide / 2
         for u in places:
             for a, b in ((-0.98, -0.7), (0.7, 0.98)):
-                cv.poly([self.at(u, v, w * h) for v, w in ((0, a), (radius, a), (radius, b), (0, b))],
-                        (18.0, 18.0, 20.0), self.obj)
+                cv.poly(
+                    [self.at(u, v, w * h) for v, w in ((0, a), (radius, a), (radius, b), (0, b))],
+                    (18.0, 18.0, 20.0),
+                    self.obj,
+                )
 
     def lamps(self, v: float, size: float) -> None:
         """Head and tail lamps on the ends that are in sight, with halos when they are on."""
@@ -1271,8 +1390,15 @@ class _Body:
         self.extrude(points, edges, self.tone)
         for window in windows:
             self.side([(u * long, v * high) for u, v in window], self.glass)
-        self.side([(-0.49 * long, 0.17 * high), (-0.49 * long, 0.24 * high), (0.49 * long, 0.24 * high),
-                   (0.49 * long, 0.17 * high)], _times(self.tone, 0.45))
+        self.side(
+            [
+                (-0.49 * long, 0.17 * high),
+                (-0.49 * long, 0.24 * high),
+                (0.49 * long, 0.24 * high),
+                (0.49 * long, 0.17 * high),
+            ],
+            _times(self.tone, 0.45),
+        )
         self.wheels([-0.31 * long, 0.31 * long], 0.33)
         self.lamps(0.45 * high, 0.16)
 
@@ -1287,8 +1413,15 @@ class _Body:
             points = [(split, 0.16), (split, cab_top), (0.46, cab_top), (0.5, 0.5 * cab_top + 0.05), (0.5, 0.16)]
             self.extrude(points, "erge", self.tone)
             u0, u1 = (split + cab * 0.25) * long, (0.5 - cab * 0.18) * long
-            self.side([(u0, 0.55 * cab_top * high), (u0, 0.9 * cab_top * high), (u1, 0.9 * cab_top * high),
-                       (u1 + 0.2, 0.55 * cab_top * high)], self.glass)
+            self.side(
+                [
+                    (u0, 0.55 * cab_top * high),
+                    (u0, 0.9 * cab_top * high),
+                    (u1, 0.9 * cab_top * high),
+                    (u1 + 0.2, 0.55 * cab_top * high),
+                ],
+                self.glass,
+            )
             if self.faces(1.0, 0.0):
                 u = long / 2
                 self.plate(u, 0.27 * high, 0.42 * high, -0.6, 0.6, (30.0, 30.0, 34.0))
@@ -1300,8 +1433,10 @@ class _Body:
             self.extrude([(back, 0.27), (back, top), (front, top), (front, 0.27)], "ere", self.box)
             for n in range(1, 9):  # ribs
                 u = (back + (front - back) * n / 9) * long
-                self.side([(u, 0.28 * high), (u, top * high), (u + 0.06, top * high), (u + 0.06, 0.28 * high)],
-                          _times(self.box, 0.78))
+                self.side(
+                    [(u, 0.28 * high), (u, top * high), (u + 0.06, top * high), (u + 0.06, 0.28 * high)],
+                    _times(self.box, 0.78),
+                )
             if self.logo and not self.open_bed:
                 a, b = (back + 0.12) * long, (front - 0.12) * long
                 self.side([(a, 0.55 * high), (a, 0.8 * high), (b, 0.8 * high), (b, 0.55 * high)], self.trim)
@@ -1310,8 +1445,16 @@ class _Body:
                     wide = 0.02 if w else 0.012
                     self.plate(back * long, 0.3 * high, top * 0.97 * high, w - wide, w + wide, _times(self.box, 0.45))
                 self.plate(back * long, 0.22 * high, 0.27 * high, -1, 1, (190.0, 30.0, 30.0))
-            self.side([(back * long, 0.2 * high), (back * long, 0.27 * high), (front * long, 0.27 * high),
-                       (front * long, 0.2 * high)], (35.0, 35.0, 38.0), True)
+            self.side(
+                [
+                    (back * long, 0.2 * high),
+                    (back * long, 0.27 * high),
+                    (front * long, 0.27 * high),
+                    (front * long, 0.2 * high),
+                ],
+                (35.0, 35.0, 38.0),
+                True,
+            )
 
         first, second = (cabin, load) if self.ground(long / 2, 0)[1] > self.ground(-long / 2, 0)[1] else (load, cabin)
         first()
@@ -1325,19 +1468,37 @@ class _Body:
         self.feet([end * long], 0.6)
         shell = [(-0.5, 0.1), (-0.5, 0.97), (-0.48, 1.0), (0.48, 1.0), (0.5, 0.96), (0.5, 0.1)]
         self.extrude(shell, "errre", self.tone)
-        self.side([(-long / 2, 0.12 * high), (-long / 2, self.stripe * high), (long / 2, self.stripe * high),
-                   (long / 2, 0.12 * high)], self.trim)
-        self.side([(-0.48 * long, 0.46 * high), (-0.48 * long, 0.84 * high), (0.49 * long, 0.84 * high),
-                   (0.49 * long, 0.46 * high)], self.glass)
+        self.side(
+            [
+                (-long / 2, 0.12 * high),
+                (-long / 2, self.stripe * high),
+                (long / 2, self.stripe * high),
+                (long / 2, 0.12 * high),
+            ],
+            self.trim,
+        )
+        self.side(
+            [
+                (-0.48 * long, 0.46 * high),
+                (-0.48 * long, 0.84 * high),
+                (0.49 * long, 0.84 * high),
+                (0.49 * long, 0.46 * high),
+            ],
+            self.glass,
+        )
         bays = max(4, round(long / 1.6))
         for n in range(1, bays):
             u = (-0.48 + 0.97 * n / bays) * long
-            self.side([(u - 0.06, 0.46 * high), (u - 0.06, 0.84 * high), (u + 0.06, 0.84 * high),
-                       (u + 0.06, 0.46 * high)], self.tone)
+            self.side(
+                [(u - 0.06, 0.46 * high), (u - 0.06, 0.84 * high), (u + 0.06, 0.84 * high), (u + 0.06, 0.46 * high)],
+                self.tone,
+            )
         for share in (0.38, -0.06):  # doors
             u = share * long
-            self.side([(u, 0.13 * high), (u, 0.84 * high), (u + 1.1, 0.84 * high), (u + 1.1, 0.13 * high)],
-                      _times(self.glass, 0.7))
+            self.side(
+                [(u, 0.13 * high), (u, 0.84 * high), (u + 1.1, 0.84 * high), (u + 1.1, 0.13 * high)],
+                _times(self.glass, 0.7),
+            )
         if self.faces(1.0, 0.0):
             u = long / 2
             self.plate(u, 0.4 * high, 0.82 * high, -0.92, 0.92, self.glass)
@@ -1356,32 +1517,65 @@ class _Body:
         long, high, cv = self.long, self.high, self.street.cv
         k = self.street.focal / max(self.z, 6.0)
         for u, v0, v1 in ((0.02, 1.0, 1.22), (0.07, 1.22, 1.0)):
-            cv.bar(self.at(u * long - 0.05 * long, v0 * high, 0), self.at(u * long, v1 * high, 0), max(2.0, 0.08 * k),
-                   (40.0, 40.0, 44.0), self.obj)
+            cv.bar(
+                self.at(u * long - 0.05 * long, v0 * high, 0),
+                self.at(u * long, v1 * high, 0),
+                max(2.0, 0.08 * k),
+                (40.0, 40.0, 44.0),
+                self.obj,
+            )
         nose = 1.2 / long
-        self.extrude([(-0.5, 0.04), (-0.5, 0.4), (-0.5 + nose, 0.97), (-0.5 + 1.5 * nose, 1.0), (0.5 - 1.5 * nose, 1.0),
-                      (0.5 - nose, 0.97), (0.5, 0.4), (0.5, 0.04)], "egrrrge", self.tone)
+        self.extrude(
+            [
+                (-0.5, 0.04),
+                (-0.5, 0.4),
+                (-0.5 + nose, 0.97),
+                (-0.5 + 1.5 * nose, 1.0),
+                (0.5 - 1.5 * nose, 1.0),
+                (0.5 - nose, 0.97),
+                (0.5, 0.4),
+                (0.5, 0.04),
+            ],
+            "egrrrge",
+            self.tone,
+        )
         a, b = (-0.5 + nose) * long, (0.5 - nose) * long
-        self.side([(-long / 2, 0.05 * high), (-long / 2, 0.16 * high), (long / 2, 0.16 * high),
-                   (long / 2, 0.05 * high)], _times(self.trim, 0.5))
-        self.side([(-long / 2, 0.3 * high), (-long / 2, 0.4 * high), (long / 2, 0.4 * high), (long / 2, 0.3 * high)],
-                  self.trim)
-        self.side([(a + 0.5, 0.46 * high), (a + 0.5, 0.8 * high), (b - 0.5, 0.8 * high), (b - 0.5, 0.46 * high)],
-                  self.glass)
+        self.side(
+            [(-long / 2, 0.05 * high), (-long / 2, 0.16 * high), (long / 2, 0.16 * high), (long / 2, 0.05 * high)],
+            _times(self.trim, 0.5),
+        )
+        self.side(
+            [(-long / 2, 0.3 * high), (-long / 2, 0.4 * high), (long / 2, 0.4 * high), (long / 2, 0.3 * high)],
+            self.trim,
+        )
+        self.side(
+            [(a + 0.5, 0.46 * high), (a + 0.5, 0.8 * high), (b - 0.5, 0.8 * high), (b - 0.5, 0.46 * high)], self.glass
+        )
         self.side([(a, 0.9 * high), (a, 0.97 * high), (b, 0.97 * high), (b, 0.9 * high)], self.trim)
         cars = max(2, round(long / 7.5))
         for n in range(cars):
             start = -0.5 + n / cars
             if n:  # bellows between the cars
                 u = start * long
-                self.side([(u - 0.3, 0.05 * high), (u - 0.3, high), (u + 0.3, high), (u + 0.3, 0.05 * high)],
-                          (30.0, 30.0, 32.0))
+                self.side(
+                    [(u - 0.3, 0.05 * high), (u - 0.3, high), (u + 0.3, high), (u + 0.3, 0.05 * high)],
+                    (30.0, 30.0, 32.0),
+                )
             u = (start + 0.5 / cars) * long
-            self.side([(u - 0.7, 0.1 * high), (u - 0.7, 0.84 * high), (u + 0.7, 0.84 * high), (u + 0.7, 0.1 * high)],
-                      _mix(self.tone, (255.0, 255.0, 255.0), 0.35))
+            self.side(
+                [(u - 0.7, 0.1 * high), (u - 0.7, 0.84 * high), (u + 0.7, 0.84 * high), (u + 0.7, 0.1 * high)],
+                _mix(self.tone, (255.0, 255.0, 255.0), 0.35),
+            )
             for w in (-0.6, 0.05):
-                self.side([(u + w, 0.16 * high), (u + w, 0.8 * high), (u + w + 0.55, 0.8 * high),
-                           (u + w + 0.55, 0.16 * high)], self.glass)
+                self.side(
+                    [
+                        (u + w, 0.16 * high),
+                        (u + w, 0.8 * high),
+                        (u + w + 0.55, 0.8 * high),
+                        (u + w + 0.55, 0.16 * high),
+                    ],
+                    self.glass,
+                )
         for end in (-1.0, 1.0):
             if self.faces(end, 0.0):
                 u = end * long / 2

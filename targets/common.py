@@ -24,7 +24,9 @@ def check_frame(frame: UInt8, artifact: Artifact) -> None:
     """Raise TargetError unless ``frame`` is uint8 [1, H, W, 3] at the artifact's size."""
     expected = (1, artifact.size.height, artifact.size.width, 3)
     if frame.shape != expected or frame.dtype != np.uint8:
-        raise TargetError(f"a frame must be uint8 {list(expected)}, not {frame.dtype} {list(frame.shape)}: resize it first")
+        raise TargetError(
+            f"a frame must be uint8 {list(expected)}, not {frame.dtype} {list(frame.shape)}: resize it first"
+        )
 
 
 def normalized(batches: Batches, normalization: Normalization) -> Iterator[Float32]:

@@ -164,9 +164,9 @@ def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     )
     edge.input().model().set_layout(ov.Layout("NCHW"))
     normalization = graph.normalization
-    edge.input().preprocess().convert_element_type(ov.Type.f32).mean([255.0 * mean for mean in normalization.mean]).scale(
-        [255.0 * std for std in normalization.std]
-    )
+    edge.input().preprocess().convert_element_type(ov.Type.f32).mean(
+        [255.0 * mean for mean in normalization.mean]
+    ).scale([255.0 * std for std in normalization.std])
     model = edge.build()
     if recipe.output == "logits":
         return model

@@ -67,9 +67,13 @@ class TensorRT:
         return Converted(
             model="model.onnx",
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
-            native_output=f"uint8 [1,{graph.size.height},{graph.size.width}]" if recipe.output == "labels" else "float32 logits",
+            native_output=f"uint8 [1,{graph.size.height},{graph.size.width}]"
+            if recipe.output == "labels"
+            else "float32 logits",
             tools=self.tools(),
-            kept_float=("MatMul", "Resize", "sums", "normalization", "final upsampling and argmax") if quantized else (),
+            kept_float=("MatMul", "Resize", "sums", "normalization", "final upsampling and argmax")
+            if quantized
+            else (),
             notes={"trtexec": TRTEXEC},
         )
 

@@ -144,7 +144,9 @@ def _quantize(model: bytes, batches: Batches) -> bytes:
     tool = quantizer.Quantizer(model, recipe.static_wi8_ai8())
     for name in _edge_tensors(model):
         tool.update_quantization_recipe(
-            regex=name, operation_name=recipe.TFLOperationName.ALL_SUPPORTED, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE
+            regex=name,
+            operation_name=recipe.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key=recipe.AlgorithmName.NO_QUANTIZE,
         )
     # The constant pooling products: a handful of operations on a 1/32 map, where int8 gains nothing.
     tool.update_quantization_recipe(

@@ -24,7 +24,8 @@ torch.set_num_threads(1)
 
 
 def _frames(count: int, height: int, width: int, split: str = "val") -> list[Frame]:
-    return [reference.load() for reference in open_split("streets", split, size=Size(height, width)).references[:count]]
+    references = open_split("streets", split, size=Size(height, width)).references[:count]
+    return [reference.load() for reference in references]
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def streets_frames() -> Callable[..., list[Frame]]:
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SPSSN of 19 classes whose labels vary over a frame: the shipped one, or one trained for some seconds.
 
-    Randomly initialized weights answer one class everywhere, which every broken artifact would match. Do not write to it.
+    Randomly initialized weights answer one class everywhere, which any broken artifact would match. Do not write to it.
     """
     shipped = SHIPPED_FOLDER / "spssn-streets.safetensors"
     if shipped.is_file():
@@ -48,7 +49,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = torch.from_numpy(np.stack([frame.labels for frame in frames]))[:, 4::8, 4::8].long()
     network = SPSSN(19)
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3)
-    for step in range(60):
+    for step in range(40):
         chosen = slice(4 * (step % 2), 4 * (step % 2) + 4)
         loss = F.cross_entropy(network(images[chosen]), truth[chosen], ignore_index=IGNORE)
         optimizer.zero_grad()
@@ -125,5 +126,8 @@ def camvid_tree(tmp_path: Path) -> Path:
             scene = streets.draw(split, index, 96, 128)
             (root / split).mkdir(parents=True, exist_ok=True)
             Image.fromarray(scene.image).save(root / split / f"frame_{index:03d}.{suffix}")
-            write_png(root / f"{split}annot" / f"frame_{index:03d}.{'png' if index % 2 == 0 else 'bmp'}", to_camvid[scene.labels])
+            write_png(
+                root / f"{split}annot" / f"frame_{index:03d}.{'png' if index % 2 == 0 else 'bmp'}",
+                to_camvid[scene.labels],
+            )
     return root

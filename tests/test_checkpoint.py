@@ -21,7 +21,14 @@ from torch import nn
 from edgekit.core.errors import CheckpointError, EdgekitError, UsageError
 from edgekit.core.files import sha256_path
 from edgekit.core.values import Normalization
-from edgekit.networks.checkpoint import SHIPPED_FOLDER, load_checkpoint, load_network, load_state, save_checkpoint, shipped_names
+from edgekit.networks.checkpoint import (
+    SHIPPED_FOLDER,
+    load_checkpoint,
+    load_network,
+    load_state,
+    save_checkpoint,
+    shipped_names,
+)
 from edgekit.networks.fast_scnn import FastSCNN
 from edgekit.networks.spssn import SPSSN
 
@@ -35,7 +42,8 @@ def refused(action: Callable[[], Any], kind: type[EdgekitError], *words: str) ->
     message = str(caught.value)
     assert type(caught.value) is kind, message
     assert caught.value.exit_code == (2 if kind is UsageError else 1)
-    assert message and "\n" not in message
+    assert message
+    assert "\n" not in message
     for word in words:
         assert word in message, f"'{word}' is not in: {message}"
     return message
@@ -142,7 +150,9 @@ def test_a_shipped_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_missing_file_names_the_shipped_ones() -> None:
-    message = refused(lambda: load_checkpoint("nowhere/model.safetensors"), CheckpointError, "nowhere/model.safetensors")
+    message = refused(
+        lambda: load_checkpoint("nowhere/model.safetensors"), CheckpointError, "nowhere/model.safetensors"
+    )
     assert all(name in message for name in shipped_names())
 
 
@@ -228,7 +238,17 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"PK\x03\x04", b"plain text\n", b"\x80\x02", b"\x80\x04K\x01.", bytes(range(256)), b"cnothing\nhere\n.", b"}."]
+    "data",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"plain text\n",
+        b"\x80\x02",
+        b"\x80\x04K\x01.",
+        bytes(range(256)),
+        b"cnothing\nhere\n.",
+        b"}.",
+    ],
 )
 def test_damaged_pickles(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "bad.pt"
@@ -252,7 +272,9 @@ def test_not_a_state_dict(tmp_path: Path, content: Any) -> None:
     refused(lambda: load_state(path), CheckpointError, "other.pt", "state dict")
 
 
-@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "model_state_dict", "model", "parallel", "parallel state_dict"])
+@pytest.mark.parametrize(
+    "wrapping", ["plain", "state_dict", "model_state_dict", "model", "parallel", "parallel state_dict"]
+)
 def test_plain_state_dicts_in_their_usual_wrappings(tmp_path: Path, wrapping: str) -> None:
     module = randomized(SPSSN(3))
     state: dict[str, Any] = dict((nn.DataParallel(module) if "parallel" in wrapping else module).state_dict())
@@ -335,7 +357,9 @@ CALLABLE = "\n\nclass Maker:\n    def __call__(self, classes):\n        return N
 
 
 @pytest.mark.parametrize("factory", ["make", "Net", "with_partial", "maker"])
-def test_own_networks_source_is_part_of_its_identity(tmp_path: Path, own_module: Callable[..., None], factory: str) -> None:
+def test_own_networks_source_is_part_of_its_identity(
+    tmp_path: Path, own_module: Callable[..., None], factory: str
+) -> None:
     path = tmp_path / "own.pt"
     torch.save({"0.weight": torch.zeros(3, 3, 3, 3), "0.bias": torch.zeros(3)}, path)
 
@@ -372,7 +396,10 @@ def test_factories_that_cannot_be_imported(
     path = tmp_path / "own.pt"
     torch.save(SPSSN(3).state_dict(), path)
     refused(
-        lambda: load_network(load_checkpoint(str(path), network=reference, class_names=NAMES)), UsageError, "--network", word
+        lambda: load_network(load_checkpoint(str(path), network=reference, class_names=NAMES)),
+        UsageError,
+        "--network",
+        word,
     )
 
 

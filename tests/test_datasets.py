@@ -109,8 +109,14 @@ def test_streets_instance_weights_follow_the_area() -> None:
 
 def test_first_spreads_over_the_split() -> None:
     split = open_split("streets", "val")
-    assert [reference.name for reference in split.first(4).references] == ["val-0000", "val-0016", "val-0032", "val-0048"]
-    assert split.first(None) is split and split.first(1000) is split
+    assert [reference.name for reference in split.first(4).references] == [
+        "val-0000",
+        "val-0016",
+        "val-0032",
+        "val-0048",
+    ]
+    assert split.first(None) is split
+    assert split.first(1000) is split
     assert split.first(4).identity() != split.identity()
 
 
@@ -173,11 +179,13 @@ def test_camvid_layout(camvid_tree: Path) -> None:
     for index, reference in enumerate(split.references):
         frame = reference.load()
         scene = streets.draw("train", index, 96, 128)
-        assert frame.image.shape == (96, 128, 3) and frame.instances is None
+        assert frame.image.shape == (96, 128, 3)
+        assert frame.instances is None
         assert np.abs(frame.image.astype(int) - scene.image).mean() < 20, "JPEG loses, but it is the same picture"
         assert np.array_equal(frame.labels == IGNORE, scene.labels == 255)
         found |= set(np.unique(frame.labels).tolist())
-    assert found <= {*range(11), IGNORE} and len(found) > 5
+    assert found <= {*range(11), IGNORE}
+    assert len(found) > 5
 
 
 def test_camvid_label_map() -> None:
@@ -346,7 +354,8 @@ def test_images_of_other_modes_are_rgb(tmp_path: Path) -> None:
         path = tmp_path / f"{mode}.tif"
         Image.new(mode, (70, 65)).save(path)
         image = read_image(path)
-        assert image.shape == (65, 70, 3) and image.dtype == np.uint8
+        assert image.shape == (65, 70, 3)
+        assert image.dtype == np.uint8
 
 
 def test_resizing() -> None:

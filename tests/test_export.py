@@ -65,7 +65,8 @@ class Own(nn.Module):
         fine = F.interpolate(thin, size=y.shape[2:], mode="bilinear", align_corners=False)
         fine = F.interpolate(fine, size=y.shape[2:], mode="bilinear", align_corners=False)  # idle
         batch, channels, height, width = y.shape  # a channel shuffle, as in ShuffleNet
-        shuffled = y.view(batch, 4, channels // 4, height, width).transpose(1, 2).contiguous().view(batch, channels, height, width)
+        shuffled = y.view(batch, 4, channels // 4, height, width).transpose(1, 2).contiguous()
+        shuffled = shuffled.view(batch, channels, height, width)
         gate = F.adaptive_avg_pool2d(shuffled, 1).sigmoid()
         y = torch.cat([pooled, coarse * gate, F.pad(fine, (0, 0, 0, 0, 0, 8)) + shuffled], 1)
         logits = self.head(F.dropout(self.dropout(y), 0.2, self.training))
@@ -75,7 +76,7 @@ class Own(nn.Module):
 
 
 class Nudged(nn.Module):
-    """A resize whose sizes agree but whose scale does not: not idle."""
+    """A resize whose sizes agree although its scale is not 1: PyTorch copies there, so it is idle."""
 
     def __init__(self, classes=5):
         super().__init__()
@@ -251,7 +252,9 @@ def check_graph(graph: DeployableGraph) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (77, 203)])
-def test_deployable_equals_the_checkpoint(small_checkpoint: Path, streets_frames: Callable[..., Any], height: int, width: int) -> None:
+def test_deployable_equals_the_checkpoint(
+    small_checkpoint: Path, streets_frames: Callable[..., Any], height: int, width: int
+) -> None:
     from edgekit.networks.checkpoint import load_network
 
     checkpoint = load_checkpoint(str(small_checkpoint))
@@ -272,7 +275,9 @@ def test_deployable_equals_the_checkpoint(small_checkpoint: Path, streets_frames
 
 @pytest.mark.parametrize(("factory", "stride"), [("own1", 1), ("own", 2), ("own4", 4)])
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (76, 132)])
-def test_networks_of_any_output_stride(own: Any, tmp_path: Path, factory: str, stride: int, height: int, width: int) -> None:
+def test_networks_of_any_output_stride(
+    own: Any, tmp_path: Path, factory: str, stride: int, height: int, width: int
+) -> None:
     checkpoint, network = make(own, tmp_path, factory)
     graph = deployable(checkpoint, Size(height, width))
     check_graph(graph)
@@ -299,7 +304,7 @@ def test_output_forms(own: Any, tmp_path: Path, factory: str) -> None:
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
 
 
-def test_a_resize_with_another_scale_is_not_idle(own: Any, tmp_path: Path) -> None:
+def test_a_resize_to_the_same_size_is_idle_whatever_its_scale(own: Any, tmp_path: Path) -> None:
     checkpoint, network = make(own, tmp_path, "Nudged")
     x = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
@@ -387,7 +392,8 @@ def test_pooling_matrix_is_adaptive_pooling(length: int, bins: int) -> None:
     x = torch.randn(2, length, dtype=torch.float64)
     expected = F.adaptive_avg_pool1d(x, bins)
     matrix = pooling_matrix(length, bins)
-    assert matrix.dtype == torch.float32 and matrix.shape == (bins, length)
+    assert matrix.dtype == torch.float32
+    assert matrix.shape == (bins, length)
     torch.testing.assert_close(x @ matrix.double().T, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -396,7 +402,9 @@ def test_pooling_matrix_is_adaptive_pooling(length: int, bins: int) -> None:
     height=st.integers(1, 40), width=st.integers(1, 40), rows=st.integers(1, 9), columns=st.integers(1, 9),
     channels=st.integers(1, 5),
 )  # fmt: skip
-def test_any_adaptive_pooling_is_replaced_exactly(height: int, width: int, rows: int, columns: int, channels: int) -> None:
+def test_any_adaptive_pooling_is_replaced_exactly(
+    height: int, width: int, rows: int, columns: int, channels: int
+) -> None:
     x = torch.randn(1, channels, height, width)
     module = exported(nn.AdaptiveAvgPool2d((rows, columns)), x)
     assert replace_adaptive_pooling(module) == 1
@@ -416,7 +424,8 @@ def test_decode_logits_equals_pytorch(classes: int, height: int, width: int, tal
     full = F.interpolate(torch.from_numpy(logits), size=(tall, wide), mode="bilinear", align_corners=False)
     expected = full.argmax(1).to(torch.uint8).numpy()
     labels = decode_logits(logits, Size(tall, wide))
-    assert labels.dtype == np.uint8 and labels.shape == (1, tall, wide)
+    assert labels.dtype == np.uint8
+    assert labels.shape == (1, tall, wide)
     if classes > 1:
         best = full.topk(2, dim=1).values.numpy()
         clear = best[:, 0] - best[:, 1] > 1e-4

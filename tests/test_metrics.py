@@ -79,7 +79,9 @@ def official(predictions: list[Path], truths: list[Path]) -> dict[str, Any]:
 
         args = copy.copy(script.args)
         args.quiet, args.JSONOutput, args.evalInstLevelScore = True, False, True
-        results: dict[str, Any] = script.evaluateImgLists([str(path) for path in predictions], [str(path) for path in truths], args)
+        results: dict[str, Any] = script.evaluateImgLists(
+            [str(path) for path in predictions], [str(path) for path in truths], args
+        )
     return results
 
 
@@ -118,9 +120,12 @@ def test_equals_cityscapes_scripts(cityscapes_tree: Path, tmp_path: Path, pertur
     if perturb is truth_filled:
         assert mine.miou == mine.miou_category == mine.pixel_accuracy == mine.iiou == 1.0
     else:
-        assert mine.miou < 1 and mine.iiou is not None and mine.iiou < 1
+        assert mine.miou < 1
+        assert mine.iiou is not None
+        assert mine.iiou < 1
     if perturb is confused_things:
-        assert mine.iiou_category is not None and mine.iiou_category > mine.iiou
+        assert mine.iiou_category is not None
+        assert mine.iiou_category > mine.iiou
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -141,7 +146,7 @@ def test_weights_are_the_scripts_own() -> None:
     own = [label for label in labels if not label.ignoreInEval]
     assert CITYSCAPES.names == tuple(label.name for label in own)
     assert CITYSCAPES.categories == tuple(label.category for label in own)
-    assert CITYSCAPES_LABEL_IDS == tuple(label.id for label in own)
+    assert tuple(label.id for label in own) == CITYSCAPES_LABEL_IDS
     assert CITYSCAPES.colours == tuple(label.color for label in own)
     assert dict(CITYSCAPES.instance_pixels) == {
         label.name: script.args.avgClassSize[label.name] for label in own if label.hasInstances
@@ -153,11 +158,13 @@ def test_a_predicted_class_absent_from_the_truth_scores_zero() -> None:
     prediction = truth.copy()
     prediction[0, 0] = 1
     scores = score(count_frame(prediction, truth, None, CAMVID), CAMVID)
-    assert scores.per_class_iou[0] == 15 / 16 and scores.per_class_iou[1] == 0.0
+    assert scores.per_class_iou[0] == 15 / 16
+    assert scores.per_class_iou[1] == 0.0
     assert np.isnan(scores.per_class_iou[2:]).all()
     assert scores.miou == 15 / 32
     assert scores.pixel_accuracy == scores.mean_class_accuracy == 15 / 16
-    assert scores.iiou is None and scores.iiou_category is None
+    assert scores.iiou is None
+    assert scores.iiou_category is None
 
 
 def test_what_is_predicted_on_ignored_pixels_does_not_count() -> None:
@@ -174,7 +181,9 @@ def test_an_all_ignored_frame_adds_nothing() -> None:
     truth = np.arange(16, dtype=np.uint8).reshape(4, 4) % 11
     alone = count_frame(truth, void, np.full((4, 4), -1, np.int32), CITYSCAPES)
     empty = score(alone, CITYSCAPES)
-    assert math.isnan(empty.miou) and math.isnan(empty.miou_category) and math.isnan(empty.pixel_accuracy)
+    assert math.isnan(empty.miou)
+    assert math.isnan(empty.miou_category)
+    assert math.isnan(empty.pixel_accuracy)
     assert math.isnan(empty.mean_class_accuracy)
     document = json.dumps(empty.to_json(), allow_nan=False)
     assert json.loads(document)["miou"] is None
@@ -204,8 +213,12 @@ def test_confusion_rows_are_truth() -> None:
 def random_counts(seed: int) -> FrameCounts:
     generator = np.random.default_rng(seed)
     truth = generator.integers(0, 19, (20, 30)).astype(np.uint8)
-    instances = np.where(truth >= 11, truth.astype(np.int32) * 1000 + generator.integers(0, 3, truth.shape), -1).astype(np.int32)
-    prediction = np.where(generator.random(truth.shape) < 0.5, truth, generator.integers(0, 19, truth.shape)).astype(np.uint8)
+    instances = np.where(truth >= 11, truth.astype(np.int32) * 1000 + generator.integers(0, 3, truth.shape), -1).astype(
+        np.int32
+    )
+    prediction = np.where(generator.random(truth.shape) < 0.5, truth, generator.integers(0, 19, truth.shape)).astype(
+        np.uint8
+    )
     return count_frame(prediction, truth, instances, CITYSCAPES)
 
 

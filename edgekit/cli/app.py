@@ -42,16 +42,25 @@ NetworkOption = Annotated[
 ClassesOption = Annotated[
     str | None, typer.Option("--classes", help="Dataset whose classes a checkpoint without metadata has.")
 ]
-TargetsOption = Annotated[str | None, typer.Option("--target", help="One or more, with commas. All available ones by default.")]
+TargetsOption = Annotated[
+    str | None, typer.Option("--target", help="One or more, with commas. All available ones by default.")
+]
 SizeOption = Annotated[str | None, typer.Option("--size", help="Input HEIGHTxWIDTH, e.g. 512x1024.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. runs/<checkpoint> by default.")]
-RootOption = Annotated[Path | None, typer.Option("--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT).")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the runtime. All cores by default.")]
+RootOption = Annotated[
+    Path | None, typer.Option("--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT).")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads of the runtime. All cores by default.")
+]
 OutputOption = Annotated[str, typer.Option("--output", help="labels: decided in the model. logits: decoded outside.")]
 StrideOption = Annotated[
-    int, typer.Option("--output-stride", help="Decide labels at this stride (1, 2, 4 or 8) and repeat them; 1 is exact.")
+    int,
+    typer.Option("--output-stride", help="Decide labels at this stride (1, 2, 4 or 8) and repeat them; 1 is exact."),
 ]
-FramesOption = Annotated[int | None, typer.Option("--frames", min=1, help="Evaluate so many frames, spread over the split.")]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", min=1, help="Evaluate so many frames, spread over the split.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -71,17 +80,26 @@ def run(
     checkpoint: CheckpointArgument = "spssn-streets",
     targets: Annotated[str | None, typer.Option("--targets", help="With commas. All by default.")] = None,
     precisions: Annotated[
-        str | None, typer.Option("--precisions", help="fp32, fp16, int8, with commas. Each target's first float one and int8 by default.")
+        str | None,
+        typer.Option(
+            "--precisions", help="fp32, fp16, int8, with commas. Each target's first float one and int8 by default."
+        ),
     ] = None,
     size: SizeOption = None,
-    data: Annotated[str | None, typer.Option("--data", help="Dataset to evaluate on. The checkpoint's own by default.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Dataset to evaluate on. The checkpoint's own by default.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="Split to evaluate on.")] = "test",
     frames: FramesOption = None,
-    calib: Annotated[str | None, typer.Option("--calib", help="Dataset to calibrate with. --data's by default.")] = None,
+    calib: Annotated[
+        str | None, typer.Option("--calib", help="Dataset to calibrate with. --data's by default.")
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
     data_root: RootOption = None,
     device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
-    full: Annotated[bool, typer.Option("--full", help="Measure latency long enough for p99 (a minute or more each).")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure latency long enough for p99 (a minute or more each).")
+    ] = False,
     output: OutputOption = "labels",
     output_stride: StrideOption = 1,
     network: NetworkOption = None,
@@ -129,8 +147,7 @@ def run(
     else:
         _print(summary(document["rows"]))
         _print(f"\nreport: {page}")
-    broken = [entry for entry in failures]
-    if broken:
+    if broken := list(failures):
         raise EdgekitError(
             f"{len(broken)} of the artifacts could not be made or run, first {broken[0]['title']} {broken[0]['precision']}: "
             f"{broken[0]['failed']}"
@@ -141,7 +158,9 @@ def run(
 def convert(
     checkpoint: CheckpointArgument = "spssn-streets",
     target: TargetsOption = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32 or fp16; the target's usual one by default.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32 or fp16; the target's usual one by default.")
+    ] = None,
     size: SizeOption = None,
     output: OutputOption = "labels",
     output_stride: StrideOption = 1,
@@ -180,7 +199,8 @@ def quantize(
     data_root: RootOption = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
     evaluation: Annotated[
-        str | None, typer.Option("--eval", help="DATA:SPLIT to measure the drop on. The checkpoint's own val by default.")
+        str | None,
+        typer.Option("--eval", help="DATA:SPLIT to measure the drop on. The checkpoint's own val by default."),
     ] = None,
     frames: FramesOption = 32,
     max_drop: Annotated[
@@ -247,7 +267,9 @@ def _quantize_line(row: dict[str, Any], why_not: str) -> str:
 
 @app.command(**_example("edgekit evaluate spssn-streets --split val"))
 def evaluate(
-    subject: Annotated[str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")] = "spssn-streets",
+    subject: Annotated[
+        str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")
+    ] = "spssn-streets",
     data: Annotated[str | None, typer.Option("--data", help="Dataset. The checkpoint's own by default.")] = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     data_root: RootOption = None,
@@ -283,7 +305,9 @@ def evaluate(
     if as_json:
         _print_json(result)
         return
-    _print(f"{result['subject']} on {result['frames']} {result['dataset']} {result['split']} frames at input {result['size'][0]}x{result['size'][1]}")
+    _print(
+        f"{result['subject']} on {result['frames']} {result['dataset']} {result['split']} frames at input {result['size'][0]}x{result['size'][1]}"
+    )
     _print(f"({result['provenance']['kind']} by {result['provenance']['by']})\n")
     for key, name in (
         ("miou", "class mIoU"), ("miou_category", "category mIoU"), ("iiou", "class iIoU"), ("iiou_category", "category iIoU"),
@@ -297,7 +321,9 @@ def evaluate(
 
 @app.command(**_example("edgekit bench runs/spssn-streets/artifacts/openvino-int8-512x1024"))
 def bench(
-    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts' folders; several are measured in interleaved rounds.")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(help="Artifacts' folders; several are measured in interleaved rounds.")
+    ],
     device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
     full: Annotated[bool, typer.Option("--full", help="At least 1024 queries and 60 s each.")] = False,
     threads: ThreadsOption = None,
@@ -315,7 +341,9 @@ def bench(
     for row in rows:
         latency = row["latency"]
         if "rounds_ms" in latency:
-            summary = summarize_latency(latency["rounds_ms"], latency["mode"], latency["warmup_ms"], latency["first_ms"])
+            summary = summarize_latency(
+                latency["rounds_ms"], latency["mode"], latency["warmup_ms"], latency["first_ms"]
+            )
             row["summary"] = {
                 "p50": summary.p50, "p90": summary.p90, "mean": summary.mean, "cv": summary.cv, "first": summary.first,
                 "n": summary.n, "fps": summary.fps, "warnings": list(summary.warnings),
@@ -334,7 +362,9 @@ def bench(
             f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
         )
         if latency["peak_rss_bytes"] is not None:
-            _print(f"  load {latency['load_ms']:.0f} ms, first frame {numbers['first']:.0f} ms, peak memory {latency['peak_rss_bytes'] / 1e6:.0f} MB")
+            _print(
+                f"  load {latency['load_ms']:.0f} ms, first frame {numbers['first']:.0f} ms, peak memory {latency['peak_rss_bytes'] / 1e6:.0f} MB"
+            )
         for warning in numbers["warnings"]:
             _print(f"  warning: {warning}")
 
@@ -361,7 +391,9 @@ def report(
 
 @app.command(**_example("edgekit predict spssn-streets photo.jpg --out predictions"))
 def predict(
-    subject: Annotated[str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")],
+    subject: Annotated[
+        str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")
+    ],
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.", metavar="IMAGE...")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("predictions"),
     size: SizeOption = None,
@@ -393,13 +425,19 @@ def predict(
         _print(f"{row['overlay']}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in top))
 
 
-@app.command(**_example("edgekit train --network spssn --data camvid --data-root CamVid --epochs 100 --crop 360x480 --batch 8"))
+@app.command(
+    **_example("edgekit train --network spssn --data camvid --data-root CamVid --epochs 100 --crop 360x480 --batch 8")
+)
 def train(
-    network: Annotated[str, typer.Option("--network", help="spssn, spssn-stream, fast-scnn, or package.module:factory.")] = "spssn",
+    network: Annotated[
+        str, typer.Option("--network", help="spssn, spssn-stream, fast-scnn, or package.module:factory.")
+    ] = "spssn",
     data: Annotated[str, typer.Option("--data", help="cityscapes, camvid or streets.")] = "cityscapes",
     data_root: RootOption = None,
     draw_size: Annotated[str, typer.Option("--draw-size", help="Size at which streets frames are drawn.")] = "512x1024",
-    frames: Annotated[int | None, typer.Option("--frames", min=1, help="Train on so many frames. All by default.")] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Train on so many frames. All by default.")
+    ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 800,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images a step.")] = 4,
     crop: Annotated[str, typer.Option("--crop", help="HEIGHTxWIDTH of the random crop.")] = "1024x2048",
@@ -413,9 +451,14 @@ def train(
     power: Annotated[float, typer.Option("--power", help="Of the poly schedule.")] = 0.9,
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Linear rise at the start.")] = 0,
     loss_stride: Annotated[int, typer.Option("--loss-stride", help="Loss on every n-th pixel: 1, 2, 4 or 8.")] = 1,
+    class_balance: Annotated[
+        float,
+        typer.Option("--class-balance", help="Weigh rare classes more: 0 not at all, 1 inversely to their share."),
+    ] = 0.0,
     average: Annotated[float, typer.Option("--average", help="Decay of the weights' moving average; 0 is off.")] = 0.0,
     camvid_variant: Annotated[
-        bool, typer.Option("--camvid-variant", help="No downsampling in the first bottleneck unit (paper, section 5.2).")
+        bool,
+        typer.Option("--camvid-variant", help="No downsampling in the first bottleneck unit (paper, section 5.2)."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Epochs between val mIoUs.")] = 10,
@@ -442,7 +485,7 @@ def train(
         network=network, arguments={"camvid": True} if camvid_variant else {}, dataset=data, draw_size=draw_size,
         frames=frames, epochs=epochs, batch=batch, crop=crop, optimizer=cast(Any, optimizer), learning_rate=learning_rate,
         momentum=momentum, weight_decay=weight_decay, power=power, warmup_steps=warmup_steps, scale=scale, flip=flip,
-        loss_stride=loss_stride, colour_jitter=colour_jitter, average=average, seed=seed,
+        loss_stride=loss_stride, class_balance=class_balance, colour_jitter=colour_jitter, average=average, seed=seed,
     )  # fmt: skip
     recipe.check()
     drawn = Size.parse(draw_size)
@@ -454,7 +497,9 @@ def train(
             splits[name] = open_split(data, name, data_root, drawn)
             splits[name].references[0].load()
         except DataError:
-            splits.pop(name, None)  # a dataset may keep its test labels to itself, and a sample of it may have one split only
+            splits.pop(
+                name, None
+            )  # a dataset may keep its test labels to itself, and a sample of it may have one split only
     progress = _progress()
     from edgekit.training.loop import Progress as TrainingProgress
     from edgekit.training.loop import train as do_train
@@ -490,7 +535,16 @@ def targets(as_json: JsonOption = False) -> None:
         try:
             target = load_target(name)
         except EdgekitError as error:
-            rows.append({"target": name, "title": name, "precisions": [], "available": False, "missing": str(error), "engine": None})
+            rows.append(
+                {
+                    "target": name,
+                    "title": name,
+                    "precisions": [],
+                    "available": False,
+                    "missing": str(error),
+                    "engine": None,
+                }
+            )
             continue
         sentence = target.missing()
         engine = target.engine() if sentence is None else None
@@ -533,10 +587,20 @@ def doctor(as_json: JsonOption = False) -> None:
 
     note("python", True, f"{platform.python_version()} at {sys.executable}")
     in_environment = sys.prefix != sys.base_prefix
-    note("environment", in_environment, "a virtual environment" if in_environment else "no virtual environment: edgekit has the top-level packages targets, calibration and reports, so give it an environment of its own")
+    note(
+        "environment",
+        in_environment,
+        "a virtual environment"
+        if in_environment
+        else "no virtual environment: edgekit has the top-level packages targets, calibration and reports, so give it an environment of its own",
+    )
     note("machine", True, f"{environment['cpu']}, {environment['cores']} cores, {environment['os']}")
     free = shutil.disk_usage(".").free
-    note("disk", free > 2 << 30, f"{free / 1e9:.0f} GB free here" + ("" if free > 2 << 30 else ": a run needs about 2 GB"))
+    note(
+        "disk",
+        free > 2 << 30,
+        f"{free / 1e9:.0f} GB free here" + ("" if free > 2 << 30 else ": a run needs about 2 GB"),
+    )
     for name in target_names():
         try:
             sentence = load_target(name).missing()
@@ -643,7 +707,9 @@ def _log_bug(error: BaseException) -> Path:
     """Traceback and versions, for the report of a bug."""
     handle, name = tempfile.mkstemp(prefix="edgekit-", suffix=".log")
     with os.fdopen(handle, "w") as file:
-        file.write(f"edgekit {__version__}, Python {platform.python_version()}, {platform.platform()}\n{_command_line()}\n\n")
+        file.write(
+            f"edgekit {__version__}, Python {platform.python_version()}, {platform.platform()}\n{_command_line()}\n\n"
+        )
         file.write("".join(traceback.format_exception(error)))
     return Path(name)
 
@@ -656,13 +722,17 @@ def main(call: Callable[..., Any] | None = None) -> None:
         sys.stderr.write(f"edgekit: {error}\n")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\nedgekit: interrupted; nothing half-written was kept, the same command goes on where it was\n")
+        sys.stderr.write(
+            "\nedgekit: interrupted; nothing half-written was kept, the same command goes on where it was\n"
+        )
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader (head, less) has gone; it is no error of ours
         sys.exit(0)
     except OSError as error:
-        sys.stderr.write(f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left\n")
+        sys.stderr.write(
+            f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left\n"
+        )
         sys.exit(1)
     except Exception as error:
         show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)

@@ -25,7 +25,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EdgekitError(f"no space left while writing {path}: free some disk space and run again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise EdgekitError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
+            raise EdgekitError(
+                f"{path} cannot be written ({error.strerror}): choose another place with --out"
+            ) from error
         raise
 
 

@@ -34,9 +34,13 @@ def load_target(name: str) -> Target:
     try:
         target = entry.load()
     except Exception as error:  # a plug-in's import may fail in any way; the user needs its name and cause
-        raise TargetError(f"target '{name}' ({entry.value}) cannot be loaded: {type(error).__name__}: {error}") from error
+        raise TargetError(
+            f"target '{name}' ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(target, Target):
-        raise TargetError(f"target '{name}' ({entry.value}) does not implement edgekit.Target: see docs/architecture.md")
+        raise TargetError(
+            f"target '{name}' ({entry.value}) does not implement edgekit.Target: see docs/architecture.md"
+        )
     return target
 
 

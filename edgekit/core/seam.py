@@ -7,7 +7,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from edgekit.core.values import Artifact, Batches, Converted, DeployableGraph, Engine, Precision, Recipe, SessionOptions, UInt8
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    Converted,
+    DeployableGraph,
+    Engine,
+    Precision,
+    Recipe,
+    SessionOptions,
+    UInt8,
+)
 
 ENTRY_POINT_GROUP = "edgekit.targets"
 """Packages offer targets under this entry-point group: ``name = "package.module:TARGET"``."""

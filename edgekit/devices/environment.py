@@ -32,7 +32,19 @@ def _processor() -> str:
 
 def _flags() -> list[str]:
     """The processor's features that decide how fast and in which precision networks run."""
-    interesting = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
+    interesting = (
+        "avx2",
+        "avx512f",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "amx_int8",
+        "amx_bf16",
+        "asimddp",
+        "i8mm",
+        "sve",
+    )
     for line in _read("/proc/cpuinfo").splitlines():
         if line.lower().startswith(("flags", "features")):
             present = set(line.partition(":")[2].split())

@@ -71,7 +71,9 @@ class Worker:
             line = ""
         if not line:
             code = self._process.wait()
-            raise ArtifactError(f"{self.artifact.title} ended its process with code {code} (its output is in {self.log})")
+            raise ArtifactError(
+                f"{self.artifact.title} ended its process with code {code} (its output is in {self.log})"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ArtifactError(f"{self.artifact.title} cannot be run: {answer['error']} (its output is in {self.log})")

@@ -33,9 +33,13 @@ class Logits(nn.Module):
         while isinstance(output, tuple | list):
             output = output[0]
         if not isinstance(output, Tensor) or output.ndim != 4:
-            raise CheckpointError("the network's output is not a map of logits [N, classes, h, w]: wrap it in a factory that returns one")
+            raise CheckpointError(
+                "the network's output is not a map of logits [N, classes, h, w]: wrap it in a factory that returns one"
+            )
         if output.shape[1] < self.classes:
-            raise CheckpointError(f"the network gives {output.shape[1]} channels for {self.classes} classes: name the right classes with --data")
+            raise CheckpointError(
+                f"the network gives {output.shape[1]} channels for {self.classes} classes: name the right classes with --data"
+            )
         return output if output.shape[1] == self.classes else output[:, : self.classes]
 
 
@@ -66,13 +70,17 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
         except EdgekitError:
             raise
         except Exception as error:  # the user's network may demand sizes of its own and says so in its own way
-            raise ConversionError(f"network '{checkpoint.network}' does not run at {size} ({_first_line(error)}): try another --size") from error
+            raise ConversionError(
+                f"network '{checkpoint.network}' does not run at {size} ({_first_line(error)}): try another --size"
+            ) from error
         try:
             # An empty table decomposes nothing but makes in-place operations functional.
             program = torch.export.export(network, (example,)).run_decompositions({})
             exported = program.module(check_guards=False)
         except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
-            raise ConversionError(f"network '{checkpoint.network}' cannot be exported at {size}: {_first_line(error)}") from error
+            raise ConversionError(
+                f"network '{checkpoint.network}' cannot be exported at {size}: {_first_line(error)}"
+            ) from error
         # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
         module = torch.fx.GraphModule(exported, cast(torch.fx.GraphModule, exported).graph).eval()
         applied = apply_rewrites(module)
@@ -146,13 +154,14 @@ class FrameToLabels(nn.Module):
         else:
             labels = reference_labels(logits, self.decision).to(self.label_dtype)
         if self.decision != self.size:
-            labels = F.interpolate(
-                labels[:, None].float(), size=(self.size.height, self.size.width), mode="nearest"
-            )[:, 0].to(self.label_dtype)
+            labels = F.interpolate(labels[:, None].float(), size=(self.size.height, self.size.width), mode="nearest")[
+                :, 0
+            ].to(self.label_dtype)
         return labels
 
 
 def normalize(frame: Tensor, normalization: Normalization) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], the network's input."""
     scale, offset = torch.from_numpy(normalization.scale()), torch.from_numpy(normalization.offset())
-    return (frame.to(torch.float32) * scale + offset).permute(0, 3, 1, 2).contiguous()
+    normalized: Tensor = (frame.to(torch.float32) * scale + offset).permute(0, 3, 1, 2).contiguous()
+    return normalized

@@ -154,13 +154,15 @@ def replace_adaptive_pooling(module: GraphModule) -> int:
 
 
 def drop_idle(module: GraphModule) -> int:
-    """Remove operations that change nothing in evaluation: dropout, copies, resizes to the same size, slices of everything."""
+    """Remove what changes nothing in evaluation: dropout, copies, resizes to the same size, slices of everything."""
     count = 0
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
         if node.target is aten.view.default:
-            node.target = aten.reshape.default  # the same values, and needs no copy before it (a channel shuffle's contiguous)
+            node.target = (
+                aten.reshape.default
+            )  # the same values, and needs no copy before it (a channel shuffle's contiguous)
         idle = node.target in (aten.dropout.default, aten.alias.default, aten.detach.default, aten.clone.default)
         if node.target is aten.upsample_bilinear2d.vec or node.target is aten.slice.Tensor:
             idle = _shape(node) == _shape(cast(Node, node.args[0]))

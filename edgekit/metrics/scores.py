@@ -67,7 +67,9 @@ def confusion_matrix(prediction: UInt8, truth: UInt8, classes: int) -> Int64:
     if prediction.shape != truth.shape:
         raise ArtifactError(f"labels of shape {prediction.shape} cannot be compared with truth of shape {truth.shape}")
     if int(prediction.max(initial=0)) >= classes:
-        raise ArtifactError(f"the artifact labelled a pixel {int(prediction.max())}, but there are only {classes} classes")
+        raise ArtifactError(
+            f"the artifact labelled a pixel {int(prediction.max())}, but there are only {classes} classes"
+        )
     # One byte pair per pixel: bincount over uint16 is several times faster than over int64 masks.
     pairs = truth.ravel().astype(np.uint16) * np.uint16(256) + prediction.ravel()
     table = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)
@@ -212,5 +214,3 @@ def counts_from_json(document: Mapping[str, Any], classes: int) -> FrameCounts:
         confusion,
         *(np.asarray(document[key]) for key in ("class_hits", "class_misses", "category_hits", "category_misses")),
     )
-
-

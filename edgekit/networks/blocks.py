@@ -9,6 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def channels_last(module: nn.Module) -> nn.Module:
+    """The same module with its weights in channels-last order, in which CPUs and GPUs run convolutions fastest."""
+    moved: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # left out of torch's stubs
+    return moved
+
+
 def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Bilinear resize with half-pixel centres, [N, C, h, w] -> [N, C, height, width].
 

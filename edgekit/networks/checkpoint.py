@@ -98,7 +98,7 @@ def build_network(network: str, classes: int, arguments: Mapping[str, Any]) -> n
     if network in ("spssn", "spssn-stream"):
         from edgekit.networks.spssn import SPSSN
 
-        factory = SPSSN
+        factory = cast("Callable[..., Any]", SPSSN)
         arguments = {**arguments, "stream": network == "spssn-stream"}
     elif network == "fast-scnn":
         from edgekit.networks.fast_scnn import FastSCNN
@@ -114,16 +114,21 @@ def build_network(network: str, classes: int, arguments: Mapping[str, Any]) -> n
         raise UsageError(
             f"there is no network '{network}': choose from {', '.join(NETWORKS)}, or name your own as package.module:factory"
         )
+    keywords: dict[str, Any] = {**arguments, "classes": classes} if takes_classes else dict(arguments)
     try:
-        module = factory(**({"classes": classes} if takes_classes else {}), **arguments)
+        module = factory(**keywords)
     except TypeError as error:
         raise CheckpointError(f"network '{network}' does not take these arguments ({_one_line(error)})") from error
     except Exception as error:
         if ":" not in network:
             raise
-        raise CheckpointError(f"network '{network}' cannot be made ({type(error).__name__}: {_one_line(error)})") from error
+        raise CheckpointError(
+            f"network '{network}' cannot be made ({type(error).__name__}: {_one_line(error)})"
+        ) from error
     if not callable(getattr(module, "state_dict", None)):
-        raise CheckpointError(f"network '{network}' makes a {type(module).__name__}, not a torch.nn.Module: return the network")
+        raise CheckpointError(
+            f"network '{network}' makes a {type(module).__name__}, not a torch.nn.Module: return the network"
+        )
     return cast("nn.Module", module)
 
 
@@ -208,12 +213,18 @@ def load_checkpoint(
                 dataset=metadata["dataset"], recipe=metadata["recipe"], metrics=metadata["metrics"],
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} has an incomplete description ({type(error).__name__}: {error}): copy or train it again") from error
+            raise CheckpointError(
+                f"{path} has an incomplete description ({type(error).__name__}: {error}): copy or train it again"
+            ) from error
     else:
         if network is None:
-            raise CheckpointError(f"{path} does not say which network it belongs to: add --network NAME or --network package.module:factory")
+            raise CheckpointError(
+                f"{path} does not say which network it belongs to: add --network NAME or --network package.module:factory"
+            )
         if class_names is None:
-            raise CheckpointError(f"{path} does not say which classes it has: add --data DATASET to take that dataset's classes")
+            raise CheckpointError(
+                f"{path} does not say which classes it has: add --data DATASET to take that dataset's classes"
+            )
         checkpoint = Checkpoint(
             path.stem, path, digest, network, {}, class_names, normalization or Normalization(), dataset
         )
@@ -225,7 +236,9 @@ def load_checkpoint(
             source = getattr(sys.modules[checkpoint.network.partition(":")[0]], "__file__", None)
         code = sha256_path(Path(source)) if source else ""
         digest = sha256_json([digest, checkpoint.network, code])
-        return Checkpoint(**{**{key: getattr(checkpoint, key) for key in checkpoint.__dataclass_fields__}, "sha256": digest})
+        return Checkpoint(
+            **{**{key: getattr(checkpoint, key) for key in checkpoint.__dataclass_fields__}, "sha256": digest}
+        )
     return checkpoint
 
 
@@ -242,7 +255,7 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return cast("dict[str, torch.Tensor]", load_file(path))
+            return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
     try:
@@ -252,12 +265,18 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors and was not opened, since loading it could run code: save model.state_dict() instead"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or not a PyTorch file ({type(error).__name__}): copy it again") from error
+        raise CheckpointError(
+            f"{path} is damaged or not a PyTorch file ({type(error).__name__}): copy it again"
+        ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
             break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(value, torch.Tensor) for value in state.values())
+    ):
         raise CheckpointError(f"{path} is not a state dict: save model.state_dict() with torch.save")
     # DataParallel and DistributedDataParallel prefix every key with "module."
     prefix = "module."

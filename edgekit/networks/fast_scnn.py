@@ -7,7 +7,14 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.networks.blocks import Classifier, ConvBNReLU, LearningToDownsample, PyramidPooling, bottleneck_unit, resize
+from edgekit.networks.blocks import (
+    Classifier,
+    ConvBNReLU,
+    LearningToDownsample,
+    PyramidPooling,
+    bottleneck_unit,
+    resize,
+)
 
 
 class FeatureFusion(nn.Module):

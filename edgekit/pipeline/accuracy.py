@@ -53,12 +53,13 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
     import torch
 
     from edgekit.export.graph import Logits, normalize, reference_labels
+    from edgekit.networks.blocks import channels_last
     from edgekit.networks.checkpoint import load_network
 
     torch.set_flush_denormal(True)
     if threads:
         torch.set_num_threads(threads)
-    network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval().to(memory_format=torch.channels_last)
+    network = channels_last(Logits(load_network(checkpoint), len(checkpoint.class_names)).eval())
 
     def label(frame: UInt8) -> UInt8:
         with torch.inference_mode():
@@ -144,7 +145,9 @@ def measure_accuracy(
         frame = frames[index]
         labels = label(resize_image(frame.image, size)[None].copy())[0]
         if labels.shape != (size.height, size.width):
-            raise ArtifactError(f"{title} gave labels {labels.shape} for input {size}: this target breaks the session contract")
+            raise ArtifactError(
+                f"{title} gave labels {labels.shape} for input {size}: this target breaks the session contract"
+            )
         counts.append(_count(labels, frame, frames.split))
         if reference is not None:
             agreement.append(float((labels == read_reference(reference, index)).mean()))
@@ -152,7 +155,9 @@ def measure_accuracy(
             pictures.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels).save(pictures / f"{index:05d}.png")
     if not sum(int(count.confusion.sum()) for count in counts):
-        raise DataError(f"no labelled pixel in {frames.split.dataset} {frames.split.split}: evaluate on a split that has labels")
+        raise DataError(
+            f"no labelled pixel in {frames.split.dataset} {frames.split.split}: evaluate on a split that has labels"
+        )
     total = score(add_counts(counts), frames.split.classes)
     progress.say(f"{title}: mIoU {total.miou:.4f} on {len(frames)} frames in {time.monotonic() - started:.0f} s")
     return {

@@ -55,7 +55,9 @@ def artifact_name(target: str, recipe: Recipe, size: Size) -> str:
     return f"{target}-{recipe.precision}-{size}{suffix}"
 
 
-def artifact_key(target: Target, checkpoint: Checkpoint, recipe: Recipe, size: Size, calibration: Calibration | None) -> str:
+def artifact_key(
+    target: Target, checkpoint: Checkpoint, recipe: Recipe, size: Size, calibration: Calibration | None
+) -> str:
     """Identity of an artifact before it is made: everything that decides its bytes."""
     return sha256_json(
         [
@@ -110,7 +112,9 @@ def make_artifact(
         except Exception as error:  # converters raise anything; the user needs the cause and the log
             lines = str(error).strip().splitlines()
             cause = lines[0] if lines else type(error).__name__
-            raise ConversionError(f"{target.title} could not convert to {recipe.precision}: {cause} (its output is in {log})") from error
+            raise ConversionError(
+                f"{target.title} could not convert to {recipe.precision}: {cause} (its output is in {log})"
+            ) from error
         if not (temporary / converted.model).exists():
             raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
         manifest: dict[str, Any] = {
@@ -200,5 +204,3 @@ def check_calibration(calibration: Calibration) -> None:
     if not len(calibration.frames):
         raise DataError(f"no {calibration.dataset} frames to calibrate with: raise --samples")
     calibration.frames.references[0].load()
-
-

@@ -70,7 +70,9 @@ def split_for_agreement(split: Split, samples: int) -> tuple[Split, Split]:
     """
     total = len(split)
     if total < 2:
-        raise DataError(f"{split.dataset} {split.split} has {total} frame: at least two are needed, one to calibrate and one to compare on")
+        raise DataError(
+            f"{split.dataset} {split.split} has {total} frame: at least two are needed, one to calibrate and one to compare on"
+        )
     count = min(samples, total // 2)
     chosen = split.first(count)
     names = {reference.name for reference in chosen.references}
@@ -165,7 +167,8 @@ def quantize(
                 taken = measure_accuracy(artifact.title, label, size, evaluated, evaluated_reference, None, 0, progress)
                 counts = [counts_from_json(count, classes) for count in taken["counts"]]
                 interval = bootstrap_drop(
-                    np.stack([count.confusion for count in float_counts]), np.stack([count.confusion for count in counts])
+                    np.stack([count.confusion for count in float_counts]),
+                    np.stack([count.confusion for count in counts]),
                 )
                 row["miou"] = score(add_counts(counts), evaluated.split.classes).miou
                 row["miou_float"] = score(add_counts(float_counts), evaluated.split.classes).miou
@@ -177,14 +180,22 @@ def quantize(
             else:
                 row["provenance_miou"] = Provenance("not measured", "", why_not).to_json()
         if max_drop is not None:
-            row["budget"] = {"max_drop": max_drop, "holds": row["miou_drop_ci"] is not None and row["miou_drop_ci"][1] <= max_drop}
+            row["budget"] = {
+                "max_drop": max_drop,
+                "holds": row["miou_drop_ci"] is not None and row["miou_drop_ci"][1] <= max_drop,
+            }
         rows.append(row)
         write_json(folder / "measurements" / f"{artifact.folder.name}.quantize.json", row)
     return rows
 
 
 def evaluation_split(
-    checkpoint: Checkpoint, text: str | None, root: Path | None, calibration_dataset: str, size: Size, frames: int | None
+    checkpoint: Checkpoint,
+    text: str | None,
+    root: Path | None,
+    calibration_dataset: str,
+    size: Size,
+    frames: int | None,
 ) -> tuple[Split | None, str]:
     """The split behind ``--eval DATA:SPLIT``, or the checkpoint's own val split where its frames are at hand.
 
@@ -222,7 +233,9 @@ def evaluate(
     frames = Frames(split)
     if artifact is not None:
         if artifact.class_names != split.classes.names:
-            raise UsageError(f"{artifact.folder} was made for other classes than {split.dataset}'s: name its dataset with --data")
+            raise UsageError(
+                f"{artifact.folder} was made for other classes than {split.dataset}'s: name its dataset with --data"
+            )
         target = require(artifact.target)
         engine = target.engine()
         with artifact_labeller(target, artifact, threads, logs / f"{artifact.folder.name}.log") as label:
@@ -286,7 +299,9 @@ def image_files(arguments: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise UsageError(f"{path} holds no images: name a file or a folder with {', '.join(IMAGE_SUFFIXES)} files")
+                raise UsageError(
+                    f"{path} holds no images: name a file or a folder with {', '.join(IMAGE_SUFFIXES)} files"
+                )
             found += inside
         else:
             found.append(path)
@@ -314,7 +329,9 @@ def predict(
         if artifact is not None:
             target = load_target(artifact.target)
             label = stack.enter_context(
-                artifact_labeller(require(target.name), artifact, threads, folder / "logs" / f"{artifact.folder.name}.log")
+                artifact_labeller(
+                    require(target.name), artifact, threads, folder / "logs" / f"{artifact.folder.name}.log"
+                )
             )
         else:
             assert checkpoint is not None
@@ -369,5 +386,3 @@ def _colour(index: int) -> tuple[int, int, int]:
 
     red, green, blue = colorsys.hsv_to_rgb((index * 0.618) % 1.0, 0.75, 0.9)
     return int(red * 255), int(green * 255), int(blue * 255)
-
-

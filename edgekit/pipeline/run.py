@@ -301,12 +301,16 @@ def measure_latencies(
     stored = _stored(path, key, "latency")
     if stored is None:
         samples = _bench_frames(frames, measurable[0][1].size, run_folder)
-        taken = measure([artifact for _, artifact, _ in measurable], samples, mode, threads, run_folder / "logs", progress)
+        taken = measure(
+            [artifact for _, artifact, _ in measurable], samples, mode, threads, run_folder / "logs", progress
+        )
         stored = {}
         for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
             if isinstance(outcome, EdgekitError):
                 progress.say(f"{artifact.title}: latency not measured, {outcome}")
-                stored[artifact.folder.name] = {"provenance": Provenance("not measured", engine.by, str(outcome)).to_json()}
+                stored[artifact.folder.name] = {
+                    "provenance": Provenance("not measured", engine.by, str(outcome)).to_json()
+                }
             else:
                 flat = sorted(value for part in outcome["rounds_ms"] for value in part)
                 progress.say(f"{artifact.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
@@ -400,7 +404,9 @@ def write_report(folder: Path, documents: Sequence[Mapping[str, Any]], frames: F
             if "failed" not in document and picture.is_file():
                 with Image.open(picture) as image:
                     predictions[f"{document['title']} {document['precision']}"] = np.asarray(image, np.uint8)
-        strips.append(Strip(frame.name, resize_image(frame.image, size), resize_labels(frame.labels, size), predictions))
+        strips.append(
+            Strip(frame.name, resize_image(frame.image, size), resize_labels(frame.labels, size), predictions)
+        )
     context = ReportContext(
         checkpoint=description["checkpoint"],
         dataset=description["dataset"],
@@ -439,4 +445,3 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
     documents += [read_json(folder / "measurements" / f"{name}.local.json") for name in description["artifacts"]]
     documents += description["failed"]
     return write_report(folder, documents, frames, progress)
-

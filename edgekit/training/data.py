@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def decoded_frames(split: Split, folder: Path) -> tuple[list[tuple[int, int, int
     return index, data_path
 
 
+def holds_a_class(index: list[tuple[int, int, int]], path: Path) -> bool:
+    """Whether any pixel of the decoded frames has a class; looks no further than the first that has."""
+    if not index:
+        return False
+    data = np.memmap(path, np.uint8, "r")
+    return any((data[offset + 3 : offset + height * width * 4 : 4] != IGNORE).any() for offset, height, width in index)
+
+
 def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generator) -> tuple[UInt8, UInt8]:
     """Random scale, crop, flip and colours of one frame.
 
@@ -56,7 +65,7 @@ def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generato
     height, width = packed.shape[:2]
     low, high = recipe.scale
     factor = float(np.exp(generator.uniform(np.log(low), np.log(high))))
-    need = (min(height, round(crop.height / factor)), min(width, round(crop.width / factor)))
+    need = (min(height, math.ceil(crop.height / factor)), min(width, math.ceil(crop.width / factor)))
     top = int(generator.integers(0, height - need[0] + 1))
     left = int(generator.integers(0, width - need[1] + 1))
     window = packed[top : top + need[0], left : left + need[1]]
@@ -75,7 +84,7 @@ def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generato
         full[y : y + new[1], x : x + new[0]] = pixels
         full_truth[y : y + new[1], x : x + new[0]] = truth
         return full, full_truth
-    return np.ascontiguousarray(pixels), np.ascontiguousarray(truth)
+    return np.ascontiguousarray(pixels), np.array(truth)  # a copy: Pillow's own is read-only, which torch warns of
 
 
 def _jitter(pixels: UInt8, amount: float, generator: np.random.Generator) -> UInt8:
@@ -85,7 +94,8 @@ def _jitter(pixels: UInt8, amount: float, generator: np.random.Generator) -> UIn
     values = (values - mean) * np.float32(contrast) + mean
     grey = values.mean(2, keepdims=True)
     values = grey + (values - grey) * np.float32(saturation)
-    return np.clip(values, 0, 255).astype(np.uint8)
+    jittered: UInt8 = np.clip(values, 0, 255).astype(np.uint8)
+    return jittered
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,8 +21,8 @@ from edgekit.core.files import plain, write_bytes
 from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
-from edgekit.networks.checkpoint import build_network, save_checkpoint
-from edgekit.training.data import Crops, EpochOrder, decoded_frames
+from edgekit.networks.checkpoint import NETWORKS, build_network, save_checkpoint
+from edgekit.training.data import Crops, EpochOrder, decoded_frames, holds_a_class
 from edgekit.training.recipe import TrainingRecipe
 
 STATE_NAME = "training-state.pt"
@@ -86,6 +87,15 @@ def train(
         say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
     say(f"decoding {len(data)} frames")
     index, path = decoded_frames(data, folder)
+    if not holds_a_class(index, path):
+        raise TrainingError(
+            f"none of the {len(index)} frames of {recipe.dataset} {recipe.split} holds a class: check the label images"
+        )
+    if min(recipe.batch, len(index)) < 2 and recipe.network in NETWORKS:
+        raise TrainingError(
+            f"--batch {recipe.batch} with {len(index)} frames makes steps of one image, on whose one-bin pooling "
+            "batch norm cannot be trained: use at least 2 of both"
+        )
     order = EpochOrder(len(index), recipe)
     loader = DataLoader(
         Crops(index, path, recipe, normalization),
@@ -95,26 +105,31 @@ def train(
         num_workers=workers,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
+        # Its own: workers' seeds, drawn once a process, must not move the dropout of a resumed run.
+        generator=torch.Generator(),
     )
+    weights = class_weights(index, path, len(classes), recipe.class_balance)
+    weights = weights if weights is None else weights.to(device)
     steps = len(loader)
     total = steps * recipe.epochs
     started, done = time.monotonic(), 0
     while state.epoch < recipe.epochs:
         order.epoch = state.epoch
+        torch.manual_seed((recipe.seed << 20) + state.epoch + 1)  # dropout, on every device, whether resumed or not
         module.train()
         for step, (images, labels) in enumerate(loader, 1):
             rate = _learning_rate(recipe, state.step, total)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             loss = segmentation_loss(
-                module(images.to(device, memory_format=torch.channels_last)), labels.to(device), recipe.loss_stride
+                module(images.to(device, memory_format=torch.channels_last)),
+                labels.to(device),
+                recipe.loss_stride,
+                weights,
             )
             value = float(loss.detach())
             if not math.isfinite(value):
-                kept = f"; the state after epoch {state.epoch} is kept in {folder}" if state.epoch else ""
-                raise TrainingError(
-                    f"the loss became {value} in epoch {state.epoch + 1}, step {step}: lower --learning-rate (now {recipe.learning_rate}){kept}"
-                )
+                raise _diverged(f"the loss became {value} in epoch {state.epoch + 1}, step {step}", state, folder)
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
             state.optimizer.step()
@@ -122,7 +137,16 @@ def train(
             state.update_average()
             done += 1
             pace = (time.monotonic() - started) / done
-            report(Progress(state.epoch + 1, recipe.epochs, step, steps, value, recipe.batch / pace, pace * (total - state.step)))
+            report(
+                Progress(
+                    state.epoch + 1, recipe.epochs, step, steps, value, recipe.batch / pace, pace * (total - state.step)
+                )
+            )
+        # The last step's update has met no loss yet: it must not replace a good state unseen.
+        module.eval()
+        with torch.inference_mode():
+            if not torch.isfinite(module(images.to(device, memory_format=torch.channels_last))).all():
+                raise _diverged(f"the logits are not finite after epoch {state.epoch + 1}", state, folder)
         state.epoch += 1
         state.save(state_path)
         if validation is not None and (state.epoch % validate_every == 0 and state.epoch < recipe.epochs):
@@ -143,13 +167,39 @@ def train(
     return checkpoint
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, stride: int) -> Tensor:
+def class_weights(index: list[tuple[int, int, int]], path: Path, classes: int, balance: float) -> Tensor | None:
+    """Loss weights [C] from the training frames' own pixel counts, mean 1 over the pixels; None without balancing.
+
+    Raises:
+        TrainingError: a class that never occurs, which no weight could teach.
+    """
+    if not balance:
+        return None
+    data = np.memmap(path, np.uint8, "r")
+    counts = np.zeros(256, np.int64)
+    for offset, height, width in index:
+        counts += np.bincount(data[offset + 3 : offset + height * width * 4 : 4], minlength=256)
+    counts = counts[:classes]
+    if (counts == 0).any():
+        raise TrainingError(
+            f"class {int(np.flatnonzero(counts == 0)[0])} never occurs in the training frames: train without --class-balance, or on more frames"
+        )
+    weights = (np.median(counts) / counts) ** balance
+    return torch.from_numpy((weights * counts.sum() / (weights * counts).sum()).astype(np.float32))
+
+
+def _diverged(what: str, state: _State, folder: Path) -> TrainingError:
+    kept = f"; the state after epoch {state.epoch} is kept in {folder}" if state.epoch else ""
+    return TrainingError(f"{what}: lower --learning-rate (now {state.recipe.learning_rate}){kept}")
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, stride: int, weights: Tensor | None = None) -> Tensor:
     """Pixel cross-entropy (section 4.5): logits [N, C, h, w] upsampled bilinearly to the labels' every ``stride``-th pixel."""
     truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
     logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
     if not (truth != IGNORE).any():
         return logits.sum() * 0.0  # a crop of nothing but void: cross_entropy would give NaN
-    return F.cross_entropy(logits, truth, ignore_index=IGNORE)
+    return F.cross_entropy(logits, truth, weight=weights, ignore_index=IGNORE)
 
 
 def evaluate_network(
@@ -162,7 +212,11 @@ def evaluate_network(
     with torch.inference_mode():
         for reference in split.references:
             frame = reference.load()
-            counts.append(count_frame(_predict(module, frame, normalization, device), frame.labels, frame.instances, split.classes))
+            counts.append(
+                count_frame(
+                    _predict(module, frame, normalization, device), frame.labels, frame.instances, split.classes
+                )
+            )
     document = score(add_counts(counts), split.classes).to_json()
     return {**document, "frames": len(split)}
 
@@ -225,7 +279,7 @@ class _State:
         torch.save(
             {
                 "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
-                "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
+                "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
             },
             buffer,
         )  # fmt: skip
@@ -236,6 +290,8 @@ class _State:
             stored = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
         except Exception as error:  # damaged in any way: the user must decide what to do with it
             raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it to start over") from error
+        if not isinstance(stored, Mapping) or not isinstance(stored.get("recipe"), Mapping):
+            raise TrainingError(f"{path} is not a training state: delete it to start over")
         mine = plain(self.recipe.to_json())
         differing = [key for key in mine if stored["recipe"].get(key) != mine[key]]
         if differing:
@@ -244,10 +300,12 @@ class _State:
                 f"{path.parent} holds a run with {key} = {stored['recipe'].get(key)}, not {mine[key]}: "
                 "use the same settings to go on, or another --out to start anew"
             )
-        self.module.load_state_dict(stored["module"])
-        self.optimizer.load_state_dict(stored["optimizer"])
+        try:
+            self.module.load_state_dict(stored["module"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:  # the source of a network of the user's own has changed
+            raise TrainingError(
+                f"{path} does not fit network '{self.recipe.network}' as it is now: delete it to start over"
+            ) from error
         self.average = cast("dict[str, Tensor] | None", stored["average"])
         self.epoch, self.step = int(stored["epoch"]), int(stored["step"])
-        torch.set_rng_state(stored["rng"].cpu())
-
-

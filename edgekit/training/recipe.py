@@ -28,6 +28,7 @@ class TrainingRecipe:
         warmup_steps: linear rise over the first steps; 0 as in the paper.
         scale: range of the random rescaling before the crop.
         loss_stride: cross-entropy on every n-th pixel, logits upsampled only so far; 1 is the paper's.
+        class_balance: cross-entropy weights of (median frequency / class frequency) ** this; 0 as in the paper.
         colour_jitter: largest relative change of brightness, contrast and saturation; 0 as in the paper.
         average: decay of an exponential moving average of the weights, used for evaluation; 0 switches it off.
         seed: of initialization, order and augmentation.
@@ -52,6 +53,7 @@ class TrainingRecipe:
     scale: tuple[float, float] = (0.5, 2.0)
     flip: bool = True
     loss_stride: int = 1
+    class_balance: float = 0.0
     colour_jitter: float = 0.0
     average: float = 0.0
     seed: int = 0
@@ -68,6 +70,8 @@ class TrainingRecipe:
             raise UsageError(f"--scale {self.scale[0]} {self.scale[1]} must be two factors above 0, the smaller first")
         if self.loss_stride not in (1, 2, 4, 8):
             raise UsageError(f"--loss-stride {self.loss_stride} must be 1, 2, 4 or 8")
+        if not 0 <= self.class_balance <= 1:
+            raise UsageError(f"--class-balance {self.class_balance} must be between 0 and 1")
         if not 0 <= self.average < 1:
             raise UsageError(f"--average {self.average} must be at least 0 and below 1")
 

@@ -741,10 +741,11 @@ def _slice_by_index(a: Args, shape: tuple[int, ...]) -> Tensor:
         begin = None if begin_mask[axis] else a["begin"][axis]
         end = None if end_mask[axis] else a["end"][axis]
         chosen = range(side)[begin : end : strides[axis]]
-        if strides[axis] == 1:
-            x = x.narrow(axis, chosen.start, len(chosen))
-        else:
-            x = x.index_select(axis, torch.tensor(list(chosen)))
+        x = (
+            x.narrow(axis, chosen.start, len(chosen))
+            if strides[axis] == 1
+            else x.index_select(axis, torch.tensor(list(chosen)))
+        )
     return cast(Tensor, x.reshape(shape))
 
 

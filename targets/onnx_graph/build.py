@@ -116,7 +116,7 @@ def _add_edges(model: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     ]
     if half:
         before.append(helper.make_node("Cast", ["edge_channels"], [CORE_INPUT], to=TensorProto.FLOAT16))
-    constants = {
+    constants: dict[str, np.ndarray[Any, np.dtype[Any]]] = {
         "edge_scale": graph.normalization.scale().reshape(1, 1, 1, 3),
         "edge_offset": graph.normalization.offset().reshape(1, 1, 1, 3),
     }

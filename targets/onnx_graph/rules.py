@@ -16,10 +16,63 @@ from targets.onnx_graph.build import tensor_values
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 OPERATORS = frozenset(
-    "Add ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Conv ConvTranspose DepthToSpace DequantizeLinear Div"
-    " Elu Erf Exp Expand Flatten Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu MatMul"
-    " Max MaxPool Min Mul Neg Pad Pow PRelu QuantizeLinear ReduceMax ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice"
-    " Softmax Softplus Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where".split()
+    [
+        "Add",
+        "ArgMax",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "ConvTranspose",
+        "DepthToSpace",
+        "DequantizeLinear",
+        "Div",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pad",
+        "Pow",
+        "PRelu",
+        "QuantizeLinear",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Softplus",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 """Operators of segmentation CNNs that the parser lists as supported."""
 
@@ -74,7 +127,9 @@ def check(model: Any) -> list[Finding]:
         if node.op_type == QUANTIZE:
             for reader in consumers.get(node.output[0], []):
                 if reader.op_type != DEQUANTIZE:
-                    report(node, "error", f"a quantized tensor feeds {reader.op_type}: only DequantizeLinear may read it")
+                    report(
+                        node, "error", f"a quantized tensor feeds {reader.op_type}: only DequantizeLinear may read it"
+                    )
                 elif not _same(values, node.input[1], reader.input[1]):
                     report(node, "error", "its DequantizeLinear has another scale")
             if node.output[0] in outputs:
@@ -89,9 +144,9 @@ def check(model: Any) -> list[Finding]:
                     report(node, "slow", "it stands between a convolution and its ReLU, which then cannot be fused")
         else:
             for reader in consumers.get(node.output[0], []):
-                if reader.op_type in ("Conv", "ConvTranspose", "Gemm") and len(reader.input) > 2:
-                    if reader.input[2] == node.output[0]:
-                        report(node, "error", "it dequantizes a bias: biases must stay in float")
+                biased = reader.op_type in ("Conv", "ConvTranspose", "Gemm") and len(reader.input) > 2
+                if biased and reader.input[2] == node.output[0]:
+                    report(node, "error", "it dequantizes a bias: biases must stay in float")
     for node in graph.node:
         if node.op_type in ("Conv", "ConvTranspose"):
             quantized = [_is_dequantized(name, producer) for name in node.input[:2]]
@@ -100,7 +155,9 @@ def check(model: Any) -> list[Finding]:
     return findings
 
 
-def _check_scale(node: Any, values: dict[str, Any], types: dict[str, int], producer: dict[str, Any], report: Any) -> None:
+def _check_scale(
+    node: Any, values: dict[str, Any], types: dict[str, int], producer: dict[str, Any], report: Any
+) -> None:
     from onnx import TensorProto
 
     scale = values.get(node.input[1])
@@ -125,7 +182,9 @@ def _check_scale(node: Any, values: dict[str, Any], types: dict[str, int], produ
         if not weights:
             report(node, "error", "an activation has a scale per channel: only weights may")
         elif node.input[0] in values and values[node.input[0]].shape[axis] != np.size(scale):
-            report(node, "error", f"{np.size(scale)} scales on axis {axis} of a tensor {list(values[node.input[0]].shape)}")
+            report(
+                node, "error", f"{np.size(scale)} scales on axis {axis} of a tensor {list(values[node.input[0]].shape)}"
+            )
 
 
 def _comes_from_constant(name: str, values: dict[str, Any], producer: dict[str, Any]) -> bool:

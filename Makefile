@@ -1,0 +1,35 @@
+# Two commands matter: make demo, make test. Both make the environment when it is not there yet.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On Linux without a GPU, PyTorch's CPU build saves gigabytes: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+
+.PHONY: demo test check bench clean
+
+# One pip call: in several, the converters' own pins contradict one another. torch is named, so that no other build comes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch==2.13.0 -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/edgekit run --frames 24
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+# What CI holds the code to.
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/help_time.py
+	$(BIN)/python benchmarks/streets_floor.py
+	$(BIN)/python benchmarks/vendor_int8.py
+
+clean:
+	rm -rf runs .pytest_cache .hypothesis .mypy_cache .ruff_cache build

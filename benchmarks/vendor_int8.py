@@ -1,0 +1,134 @@
+"""What the vendors' own int8 defaults cost on ``streets``, beside edgekit's recipes.
+
+Run: python benchmarks/vendor_int8.py [CHECKPOINT] [FRAMES]. The straight export of the network (no rewrite) goes through
+NNCF's and ONNX Runtime's default post-training quantization, with the same 32 calibration frames that edgekit uses.
+Proves that ``streets`` is hard enough for int8 to hurt: some default loses half a point of mIoU or more.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibration.datasets import Split, open_split
+from edgekit.core.progress import Progress, noise_to
+from edgekit.core.registry import require
+from edgekit.core.values import Recipe, SessionOptions, Size
+from edgekit.export.graph import Logits, normalize, reference_labels
+from edgekit.metrics.scores import count_frame, mean_iou
+from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
+from edgekit.pipeline.artifacts import Calibration, make_artifact
+from edgekit.pipeline.run import lazy_graph
+from reports.statistics import bootstrap_drop
+
+SIZE = Size(512, 1024)
+Logitizer = Callable[[np.ndarray], np.ndarray]
+
+
+def normalized(split: Split, checkpoint: Checkpoint) -> Iterator[np.ndarray]:
+    """Frames as the network's input: float32 [1, 3, H, W]."""
+    for reference in split.references:
+        yield normalize(torch.from_numpy(reference.load().image[None].copy()), checkpoint.normalization).numpy()
+
+
+def nncf_default(network: torch.nn.Module, frames: list[np.ndarray]) -> Logitizer:
+    """ov.convert_model, nncf.quantize with no options, the CPU plugin's defaults."""
+    import nncf
+    import openvino as ov
+
+    model = ov.convert_model(network, example_input=torch.from_numpy(frames[0]))
+    compiled = ov.compile_model(nncf.quantize(model, nncf.Dataset(frames)), "CPU")
+    return lambda frame: compiled(frame)[0]
+
+
+def onnxruntime_default(network: torch.nn.Module, frames: list[np.ndarray], folder: Path) -> Logitizer:
+    """torch.onnx.export, quantize_static with no options."""
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no type information
+        def __init__(self) -> None:
+            self.frames = iter(frames)
+
+        def get_next(self) -> dict[str, Any] | None:
+            frame = next(self.frames, None)
+            return None if frame is None else {"input": frame}
+
+    source, result = folder / "float.onnx", folder / "int8.onnx"
+    torch.onnx.export(
+        network,
+        (torch.from_numpy(frames[0]),),
+        str(source),
+        input_names=["input"],
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+    )
+    quantize_static(source, result, Reader())
+    session = onnxruntime.InferenceSession(str(result), providers=["CPUExecutionProvider"])
+    return lambda frame: session.run(None, {"input": frame})[0]
+
+
+def main() -> None:
+    """Evaluate all and print a line each."""
+    checkpoint = load_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "spssn-streets")
+    test = open_split("streets", "test", size=SIZE).first(int(sys.argv[2]) if len(sys.argv) > 2 else 24)
+    train = open_split("streets", "train", size=SIZE).first(32)
+    torch.set_flush_denormal(True)
+    network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
+    truths = [reference.load() for reference in test.references]
+    inputs = list(normalized(test, checkpoint))
+
+    def confusions(label: Callable[[int], np.ndarray]) -> np.ndarray:
+        return np.stack(
+            [
+                count_frame(label(index), truth.labels, truth.instances, test.classes).confusion
+                for index, truth in enumerate(truths)
+            ]
+        )
+
+    def decoded(logits: Logitizer) -> np.ndarray:
+        return confusions(
+            lambda index: reference_labels(torch.from_numpy(logits(inputs[index])), SIZE)[0].to(torch.uint8).numpy()
+        )
+
+    with torch.inference_mode():
+        reference = decoded(lambda frame: network(torch.from_numpy(frame)).numpy())
+    print(f"float PyTorch: mIoU {100 * mean_iou(reference.sum(0)):.2f} % on {len(test)} streets test frames at {SIZE}")
+    results: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        frames = list(normalized(train, checkpoint))
+        with noise_to(folder / "log"):
+            results["OpenVINO, NNCF defaults"] = decoded(nncf_default(network, frames))
+            results["ONNX Runtime, quantize_static defaults"] = decoded(onnxruntime_default(network, frames, folder))
+        del frames
+        calibration = Calibration("streets", "train", train, SIZE)
+        progress = Progress(silent=True)
+        graph = lazy_graph(checkpoint, SIZE, progress)
+        for target_name in ("openvino", "onnxruntime", "tensorrt", "tflite", "coreml"):
+            target = require(target_name)
+            artifact = make_artifact(
+                target, checkpoint, graph, Recipe("int8"), SIZE, calibration, folder, "benchmark", progress
+            )
+            with noise_to(folder / "log"), target.open(artifact, SessionOptions()) as session:
+                run = session.run
+                results[f"edgekit {target_name}"] = confusions(
+                    lambda index, run=run: run(truths[index].image[None].copy())[0]
+                )
+    for title, counts in results.items():
+        drop = bootstrap_drop(reference, counts)
+        print(
+            f"{title:42} int8 mIoU {100 * mean_iou(counts.sum(0)):.2f} %, drop {100 * drop.value:+.2f} points "
+            f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The suite every target passes, edgekit's own and those of other packages.
+
+A plug-in's test is one line: ``assert edgekit.check_target(TARGET, tmp_path) == []``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from calibration.datasets import open_split
+from edgekit.core.errors import EdgekitError
+from edgekit.core.progress import Progress
+from edgekit.core.seam import Target
+from edgekit.core.values import PRECISIONS, Artifact, Precision, Recipe, SessionOptions, Size, UInt8
+from edgekit.networks.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint
+from edgekit.pipeline.accuracy import Labeller, pytorch_labeller
+from edgekit.pipeline.artifacts import Calibration, load_artifact, make_artifact
+from edgekit.pipeline.run import lazy_graph
+
+AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
+"""Smallest share of pixels labelled as float PyTorch does; int8's only catches what is broken, not what is lossy."""
+
+SIZE = Size(96, 160)
+
+
+def check_target(
+    target: Target,
+    folder: Path,
+    checkpoint: Checkpoint | None = None,
+    size: Size = SIZE,
+    precisions: tuple[Precision, ...] | None = None,
+) -> list[str]:
+    """Convert, quantize, open and run; returns what is wrong, one sentence each, empty when all is well.
+
+    Args:
+        target: under test.
+        folder: an empty folder for artifacts.
+        checkpoint: the network to use; ``spssn-streets`` by default.
+        size: input size.
+        precisions: of the target's; all by default.
+    """
+    findings = _check_description(target)
+    sentence = target.missing()
+    if sentence is not None:
+        return [*findings, f"it is missing something here: {sentence}"]
+    engine = target.engine()
+    if engine.kind not in ("measured", "reference") or not engine.by:
+        findings.append("engine() does not say what runs its artifacts")
+    if engine.kind == "reference" and not engine.no_latency:
+        findings.append("a reference engine's times do not count: engine().no_latency must say why and how to measure")
+    used = checkpoint or load_checkpoint(DEFAULT_CHECKPOINT)
+    frames = [open_split("streets", "val", size=size).references[index].load().image[None].copy() for index in range(3)]
+    calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
+    progress = Progress(silent=True)
+    graph = lazy_graph(used, size, progress)
+    with pytorch_labeller(used, size) as reference:
+        for precision in precisions or target.precisions:
+            try:
+                artifact = make_artifact(
+                    target, used, graph, Recipe(precision), size, calibration if precision == "int8" else None, folder,
+                    "conformance", progress,
+                )  # fmt: skip
+            except EdgekitError as error:
+                findings.append(f"{precision}: {error}")
+                continue
+            findings += [f"{precision}: {text}" for text in _check_artifact(target, artifact, frames, reference)]
+    return findings
+
+
+def _check_description(target: Target) -> list[str]:
+    findings = []
+    if not target.name or target.name != target.name.lower() or " " in target.name:
+        findings.append(f"its name '{target.name}' is not a lower-case word")
+    if not target.precisions or any(precision not in PRECISIONS for precision in target.precisions):
+        findings.append(f"its precisions {target.precisions} are not among {PRECISIONS}")
+    if not target.tools():
+        findings.append("tools() names no version, so that an upgrade would not be noticed")
+    return findings
+
+
+def _check_artifact(target: Target, artifact: Artifact, frames: list[UInt8], reference: Labeller) -> list[str]:
+    findings = []
+    again = load_artifact(artifact.folder)
+    if again.manifest != artifact.manifest:
+        findings.append("its manifest does not survive being read again")
+    with target.open(artifact, SessionOptions(threads=1)) as session:
+        shape = (1, artifact.size.height, artifact.size.width)
+        labels = []
+        for frame in frames:
+            before = frame.copy()
+            result = session.run(frame)
+            labels.append(result)
+            if result.dtype != np.uint8 or result.shape != shape:
+                return [*findings, f"a session gave {result.dtype} {result.shape} instead of uint8 {shape}"]
+            if not np.array_equal(before, frame):
+                findings.append("a session changed the frame it was given")
+        kept = labels[0].copy()
+        if not np.array_equal(session.run(frames[0]), kept):
+            findings.append("the same frame got other labels the second time")
+        session.run(frames[1])
+        if not np.array_equal(labels[0], kept):
+            findings.append("labels that were handed out changed with the next frame: a session must give its own copy")
+        session.run_graph()
+        if max(int(result.max()) for result in labels) >= len(artifact.class_names):
+            findings.append("a label is no class")
+        share = float(
+            np.mean([(result == reference(frame)).mean() for result, frame in zip(labels, frames, strict=True)])
+        )
+        if share < AGREEMENT[artifact.precision]:
+            findings.append(
+                f"only {share:.4f} of the pixels are labelled as float PyTorch does ({AGREEMENT[artifact.precision]} asked)"
+            )
+        try:
+            session.run(frames[0][:, :-1])
+            findings.append("a frame of another size was not refused")
+        except EdgekitError:
+            pass
+        if not isinstance(dict(session.settings), dict) or not session.settings:
+            findings.append("settings do not say what the engine used")
+    return findings

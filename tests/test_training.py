@@ -1,0 +1,423 @@
+"""Training at the seam: a described checkpoint, exact resumption, and no bad number over a good one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from calibration.datasets import Frame, FrameReference, Split, open_split
+from edgekit.core.errors import DataError, TrainingError, UsageError
+from edgekit.core.files import sha256_path
+from edgekit.core.values import IGNORE, Size
+from edgekit.networks.checkpoint import load_checkpoint, load_network
+from edgekit.training.data import EpochOrder, augment, decoded_frames
+from edgekit.training.loop import STATE_NAME, Progress, segmentation_loss, train
+from edgekit.training.recipe import TrainingRecipe
+
+TINY = TrainingRecipe(
+    dataset="streets", draw_size="64x128", epochs=3, batch=3, crop="64x128", learning_rate=0.01, colour_jitter=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def six() -> Split:
+    return loaded(replace(open_split("streets", "train", size=Size(64, 128)).first(None), split="train"), 6)
+
+
+@pytest.fixture(scope="module")
+def two() -> Split:
+    return loaded(open_split("streets", "val", size=Size(64, 128)), 2)
+
+
+def loaded(split: Split, count: int) -> Split:
+    """The first frames, drawn once for all tests."""
+
+    def keep(reference: FrameReference) -> FrameReference:
+        frame = reference.load()
+        return replace(reference, load=lambda: frame)
+
+    return replace(split, references=tuple(keep(reference) for reference in split.references[:count]))
+
+
+def run(
+    recipe: TrainingRecipe,
+    data: Split,
+    folder: Path,
+    report: Callable[[Progress], None] = lambda progress: None,
+    **options: Any,
+) -> Path:
+    given: dict[str, Any] = {
+        "validation": None, "test": None, "name": "tiny", "command": "edgekit train", "say": lambda line: None,
+        "workers": 0,
+    }  # fmt: skip
+    return train(recipe, data, folder=folder, report=report, **{**given, **options})
+
+
+class Killed(BaseException):
+    """No Exception: nothing may catch it."""
+
+
+def killer(epoch: int, step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (epoch, step):
+            raise Killed
+
+    return report
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys()
+    different = [key for key in first if not torch.equal(first[key], second[key])]
+    assert not different, f"{len(different)} of {len(first)} tensors differ, the first is {different[0]}"
+
+
+def test_a_tiny_run_describes_itself(six: Split, two: Split, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    said: list[str] = []
+    recipe = replace(TINY, epochs=2, average=0.9, loss_stride=4, warmup_steps=2)
+    path = run(
+        recipe, six, tmp_path / "run", seen.append, validation=two, test=two.first(1), name="mine",
+        command="edgekit train --x", say=said.append, validate_every=1, workers=1,
+    )  # fmt: skip
+    assert path == tmp_path / "run" / "mine.safetensors"
+    assert [(progress.epoch, progress.step) for progress in seen] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all(np.isfinite(progress.loss) and progress.steps == 2 and progress.epochs == 2 for progress in seen)
+    assert seen[-1].seconds_left == 0
+    checkpoint = load_checkpoint(str(path))
+    assert (checkpoint.network, checkpoint.dataset, checkpoint.arguments) == ("spssn", "streets", {})
+    assert checkpoint.class_names == six.classes.names
+    assert recipe.to_json().items() <= checkpoint.recipe.items()
+    assert checkpoint.recipe["command"] == "edgekit train --x"
+    assert checkpoint.recipe["torch"] == torch.__version__
+    scores = checkpoint.metrics["streets:val"]
+    assert scores["frames"] == 1, "the last split of that name; here val stands in for test"
+    assert 0 <= scores["miou"] <= 1
+    assert len(scores["per_class_iou"]) == 19
+    assert sum("mIoU" in line for line in said) == 3
+    with torch.no_grad():
+        assert torch.isfinite(load_network(checkpoint)(torch.randn(1, 3, 64, 64))).all()
+
+
+@pytest.mark.parametrize(
+    ("workers", "changes"),
+    [(0, {}), (1, {}), (1, {"optimizer": "adamw", "average": 0.95, "warmup_steps": 3}), (0, {"network": "fast-scnn"})],
+)
+def test_a_killed_run_resumes_exactly(six: Split, tmp_path: Path, workers: int, changes: dict[str, Any]) -> None:
+    recipe = replace(TINY, **changes)
+    whole = run(recipe, six, tmp_path / "whole", workers=workers)
+    for epoch, step in ((2, 1), (3, 2)):
+        with pytest.raises(Killed):
+            run(recipe, six, tmp_path / "killed", killer(epoch, step), workers=workers)
+        assert not (tmp_path / "killed" / "tiny.safetensors").exists()
+    seen: list[Progress] = []
+    torch.rand(17)  # the process has a past of its own
+    resumed = run(recipe, six, tmp_path / "killed", seen.append, workers=workers)
+    assert {progress.epoch for progress in seen} == {3}
+    assert_same_weights(whole, resumed)
+    assert not list((tmp_path / "killed").glob("*.partial")) + list((tmp_path / "killed").glob(".*.partial"))
+
+
+def test_a_finished_run_is_not_trained_again(six: Split, tmp_path: Path) -> None:
+    recipe = replace(TINY, epochs=1)
+    before = sha256_path(run(recipe, six, tmp_path))
+    seen: list[Progress] = []
+    assert sha256_path(run(recipe, six, tmp_path, seen.append)) == before
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("learning_rate", 0.5), ("epochs", 4), ("crop", "64x64"), ("scale", (1.0, 1.0)), ("seed", 1)]
+)
+def test_another_recipe_in_the_same_folder(six: Split, tmp_path: Path, setting: str, value: Any) -> None:
+    one = replace(TINY, epochs=1)
+    run(one, six, tmp_path)
+    state = (tmp_path / STATE_NAME).read_bytes()
+    with pytest.raises(TrainingError, match=setting) as caught:
+        run(replace(one, **{setting: value}), six, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "--out" in str(caught.value)
+    assert (tmp_path / STATE_NAME).read_bytes() == state
+
+
+def test_another_network_in_the_same_folder(six: Split, tmp_path: Path) -> None:
+    one = replace(TINY, epochs=1)
+    run(one, six, tmp_path)
+    with pytest.raises(TrainingError, match="network = spssn, not fast-scnn"):
+        run(replace(one, network="fast-scnn"), six, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", "cut", {}, {"recipe": {}}])
+def test_a_damaged_state_is_named(six: Split, tmp_path: Path, content: Any) -> None:
+    one = replace(TINY, epochs=1)
+    if content == "cut":
+        run(one, six, tmp_path)
+        data = (tmp_path / STATE_NAME).read_bytes()
+        (tmp_path / STATE_NAME).write_bytes(data[: len(data) // 2])
+    elif isinstance(content, bytes):
+        (tmp_path / STATE_NAME).write_bytes(content)
+    else:
+        torch.save(content, tmp_path / STATE_NAME)
+    with pytest.raises(TrainingError) as caught:
+        run(one, six, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Bad numbers
+
+
+@pytest.mark.parametrize(("batch", "epochs"), [(3, 2), (6, 2), (6, 1)])
+def test_a_diverging_run_is_stopped(six: Split, tmp_path: Path, batch: int, epochs: int) -> None:
+    """Also where the weights break in the last step of an epoch, or of the run, after its loss was still good."""
+    recipe = replace(TINY, batch=batch, epochs=epochs, learning_rate=1e38)
+    with pytest.raises(TrainingError, match="learning-rate"):
+        run(recipe, six, tmp_path)
+    assert not (tmp_path / "tiny.safetensors").exists()
+    assert not (tmp_path / STATE_NAME).exists(), "weights that gave no finite loss are nothing to resume from"
+
+
+def test_a_loss_of_nan_with_a_rate_far_too_high(six: Split, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"loss became.*epoch.*learning-rate.*1e\+20"):
+        run(replace(TINY, learning_rate=1e20), six, tmp_path)
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
+DIVERGING = """
+from torch import nn
+
+LIMIT, CALLS = 1000, 0
+
+
+class Net(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, classes, 1))
+
+    def forward(self, x):
+        global CALLS
+        CALLS += 1
+        return super().forward(x) * (float("nan") if CALLS > LIMIT else 1.0)
+"""
+
+
+@pytest.fixture
+def diverging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    (tmp_path / "diverging_network.py").write_text(DIVERGING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    importlib.invalidate_caches()
+    yield importlib.import_module("diverging_network")
+    sys.modules.pop("diverging_network", None)
+
+
+def test_the_last_good_state_survives(six: Split, tmp_path: Path, diverging: Any) -> None:
+    """Of a network of the user's, too."""
+    recipe = replace(TINY, network="diverging_network:Net")
+    whole = run(recipe, six, tmp_path / "whole")
+    states: list[bytes] = []
+
+    def report(progress: Progress) -> None:
+        if progress.epoch == 2:
+            states.append((tmp_path / "run" / STATE_NAME).read_bytes())
+
+    diverging.CALLS, diverging.LIMIT = 0, 4  # two steps and one look at the logits an epoch
+    with pytest.raises(TrainingError, match=r"nan in epoch 2, step 2.*epoch 1 is kept"):
+        run(recipe, six, tmp_path / "run", report)
+    assert states == [(tmp_path / "run" / STATE_NAME).read_bytes()]
+    diverging.LIMIT = 1000
+    assert_same_weights(run(recipe, six, tmp_path / "run"), whole)
+
+
+def test_a_network_whose_source_changed_does_not_resume(six: Split, tmp_path: Path, diverging: Any) -> None:
+    recipe = replace(TINY, network="diverging_network:Net")
+    with pytest.raises(Killed):
+        run(recipe, six, tmp_path / "run", killer(2, 1))
+    (tmp_path / "diverging_network.py").write_text(DIVERGING.replace("3, 8, 3", "3, 4, 3").replace("(8", "(4"))
+    sys.modules.pop("diverging_network")
+    importlib.invalidate_caches()
+    with pytest.raises(TrainingError, match=r"does not fit.*diverging_network"):
+        run(recipe, six, tmp_path / "run")
+
+
+def void(split: Split, *which: int) -> Split:
+    """The split with some frames all void."""
+
+    def blank(reference: FrameReference) -> FrameReference:
+        frame = reference.load()
+        blanked = replace(frame, labels=np.full_like(frame.labels, IGNORE))
+        return replace(reference, identity=lambda: "void " + reference.name, load=lambda: blanked)
+
+    return replace(
+        split, references=tuple(blank(item) if index in which else item for index, item in enumerate(split.references))
+    )
+
+
+def test_batches_of_nothing_but_void_teach_nothing(six: Split, tmp_path: Path) -> None:
+    losses: list[float] = []
+    path = run(
+        replace(TINY, batch=2, epochs=1),
+        void(six, 0, 1, 2, 3, 4),
+        tmp_path,
+        lambda progress: losses.append(progress.loss),
+    )
+    assert np.isfinite(losses).all()
+    assert losses.count(0.0) >= 2
+    load_network(load_checkpoint(str(path)))
+
+
+def test_no_frame_holds_a_class(six: Split, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="class"):
+        run(TINY, void(six, *range(6)), tmp_path)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_loss(stride: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 5, 8, 12, requires_grad=True)
+    labels = torch.randint(0, 5, (2, 64, 96), dtype=torch.uint8)
+    labels[:, :20] = IGNORE
+    loss = segmentation_loss(logits, labels, stride)
+    if stride == 1:
+        full = F.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)
+        assert torch.equal(loss, F.cross_entropy(full, labels.long(), ignore_index=IGNORE))
+    assert torch.isfinite(loss)
+    assert float(loss.detach()) > 0
+    nothing = segmentation_loss(logits, torch.full_like(labels, IGNORE), stride)
+    assert float(nothing.detach()) == 0.0
+    nothing.backward()
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize(("frames", "batch"), [(6, 1), (1, 4)])
+def test_one_image_a_step_is_refused_where_batch_norm_cannot_take_it(
+    six: Split, tmp_path: Path, frames: int, batch: int
+) -> None:
+    with pytest.raises((TrainingError, UsageError), match="--batch") as caught:
+        run(replace(TINY, batch=batch), replace(six, references=six.references[:frames]), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0}, {"batch": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"learning_rate": -1.0},
+        {"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"loss_stride": 3}, {"average": 1.0}, {"average": -0.1},
+        {"crop": "10x10"}, {"crop": "64"}, {"draw_size": "1x1"},
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_trained_with(six: Split, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        run(replace(TINY, **changes), six, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_camvid(camvid_tree: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, dataset="camvid", arguments={"camvid": True}, batch=2, epochs=2, crop="64x64")
+    splits = [open_split("camvid", name, camvid_tree) for name in ("train", "val", "test")]
+    path = run(recipe, splits[0], tmp_path / "run", validation=splits[1], test=splits[2])
+    checkpoint = load_checkpoint(str(path))
+    assert (checkpoint.dataset, checkpoint.arguments, len(checkpoint.class_names)) == ("camvid", {"camvid": True}, 11)
+    assert set(checkpoint.metrics) == {"camvid:val", "camvid:test"}
+    assert checkpoint.metrics["camvid:val"]["iiou"] is None
+    assert load_network(checkpoint)(torch.randn(1, 3, 64, 64)).shape == (1, 11, 8, 8)
+
+
+# Samples
+
+
+def marked(height: int, width: int) -> np.ndarray:
+    """A frame whose every channel tells the label."""
+    labels = (np.indices((height, width)).sum(0) // 16 % 12).astype(np.uint8)
+    return np.dstack([labels * 20] * 3 + [labels])
+
+
+@pytest.mark.parametrize("size", [(64, 128), (200, 300), (70, 65)])
+def test_augmented_pixels_and_labels_stay_together(size: tuple[int, int]) -> None:
+    recipe = replace(TINY, crop="80x96", colour_jitter=0.0)
+    padded = False
+    for seed in range(20):
+        image, labels = augment(marked(*size), recipe, np.random.default_rng(seed))
+        again, _ = augment(marked(*size), recipe, np.random.default_rng(seed))
+        assert np.array_equal(image, again)
+        assert image.shape == (80, 96, 3)
+        assert labels.shape == (80, 96)
+        assert image.dtype == labels.dtype == np.uint8
+        assert image.flags.c_contiguous
+        assert labels.flags.c_contiguous
+        inside = labels != IGNORE
+        padded |= not inside.all()
+        assert set(np.unique(labels[inside]).tolist()) <= set(range(12))
+        assert (image[~inside] == 124).all()
+        agree = np.abs(image[..., 0][inside].astype(int) - labels[inside] * 20) <= 10
+        assert agree.mean() > 0.75, "edges between labels are blurred, nothing else"
+    assert padded == (size != (200, 300))
+
+
+def test_unscaled_whole_crops_are_the_frame() -> None:
+    packed = marked(64, 128)
+    image, labels = augment(
+        packed, replace(TINY, scale=(1.0, 1.0), flip=False, colour_jitter=0.0), np.random.default_rng(0)
+    )
+    assert np.array_equal(image, packed[..., :3])
+    assert np.array_equal(labels, packed[..., 3])
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    order = EpochOrder(50, TINY)
+    first = list(order)
+    assert first == list(order)
+    assert sorted(first) == list(range(50))
+    order.epoch = 1
+    second = list(order)
+    assert sorted(second) == list(range(50, 100))
+    assert [position - 50 for position in second] != first
+    assert len(order) == 50
+
+
+def counted(split: Split, loads: list[str], broken: str = "") -> Split:
+    def count(reference: FrameReference) -> FrameReference:
+        def load() -> Frame:
+            if reference.name == broken:
+                raise DataError(f"{broken} is damaged")
+            loads.append(reference.name)
+            return reference.load()
+
+        return replace(reference, load=load)
+
+    return replace(split, references=tuple(count(reference) for reference in split.references))
+
+
+def test_frames_are_decoded_once(six: Split, tmp_path: Path) -> None:
+    loads: list[str] = []
+    index, path = decoded_frames(counted(six, loads), tmp_path)
+    again, _ = decoded_frames(counted(six, loads), tmp_path)
+    assert index == again
+    assert len(loads) == 6
+    data = np.memmap(path, np.uint8, "r")
+    for (offset, height, width), reference in zip(index, six.references, strict=True):
+        packed = data[offset : offset + height * width * 4].reshape(height, width, 4)
+        frame = reference.load()
+        assert np.array_equal(packed[..., :3], frame.image)
+        assert np.array_equal(packed[..., 3], frame.labels)
+    decoded_frames(counted(six.first(3), loads), tmp_path)
+    assert len(loads) == 9, "other frames are decoded anew"
+
+
+def test_a_bad_frame_is_named_and_mended_by_the_next_run(six: Split, tmp_path: Path) -> None:
+    loads: list[str] = []
+    name = six.references[3].name
+    with pytest.raises(DataError, match=name):
+        decoded_frames(counted(six, loads, broken=name), tmp_path)
+    index, _ = decoded_frames(counted(six, loads), tmp_path)
+    assert len(index) == 6
+    assert len(loads) == 9
