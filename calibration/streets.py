@@ -666,7 +666,7 @@ class _Street:
             lanes.append((self.right - wide * (0.4 if wide < 10 else 0.34), 0.45, False))
         spare = [kind for kind, p in ((TRUCK, 0.42), (BUS, 0.4), (TRAIN, 0.4)) if self.chance(p)]
         self.rng.shuffle(spare)
-        large = {n: kind for n, kind in zip(self.rng.permutation(len(lanes)).tolist(), spare, strict=False)}
+        large = dict(zip(self.rng.permutation(len(lanes)).tolist(), spare, strict=False))
         for kind in spare[len(large) :]:
             self.crossing(kind)
         for n, (x, fill, oncoming) in enumerate(lanes):

@@ -215,6 +215,7 @@ class Attack:
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "bin"])
 @pytest.mark.parametrize("write", ["torch", "pickle", "inside a state dict"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_never_runs(tmp_path: Path, suffix: str, write: str) -> None:
     trace, path = tmp_path / "it-ran", tmp_path / f"evil.{suffix}"
     if write == "pickle":
@@ -250,6 +251,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
         b"}.",
     ],
 )
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_damaged_pickles(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "bad.pt"
     path.write_bytes(data)

@@ -154,10 +154,9 @@ class FrameToLabels(nn.Module):
         else:
             labels = reference_labels(logits, self.decision).to(self.label_dtype)
         if self.decision != self.size:
-            labels = F.interpolate(labels[:, None].float(), size=(self.size.height, self.size.width), mode="nearest")[
-                :, 0
-            ].to(self.label_dtype)
-        return labels
+            full = (self.size.height, self.size.width)
+            labels = F.interpolate(labels[:, None].float(), size=full, mode="nearest")[:, 0].to(self.label_dtype)
+        return cast(Tensor, labels)
 
 
 def normalize(frame: Tensor, normalization: Normalization) -> Tensor:

@@ -21,6 +21,7 @@ from edgekit.core.files import plain, write_bytes
 from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
+from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import NETWORKS, build_network, save_checkpoint
 from edgekit.training.data import Crops, EpochOrder, decoded_frames, holds_a_class
 from edgekit.training.recipe import TrainingRecipe
@@ -79,7 +80,7 @@ def train(
     torch.manual_seed(recipe.seed)
     normalization = Normalization()
     classes = class_set(recipe.dataset)
-    module = build_network(recipe.network, len(classes), recipe.arguments).to(device, memory_format=torch.channels_last)
+    module = channels_last(build_network(recipe.network, len(classes), recipe.arguments).to(device))
     state = _State(module, recipe)
     state_path = folder / STATE_NAME
     if state_path.is_file():
@@ -230,7 +231,7 @@ def _predict(module: nn.Module, frame: Frame, normalization: Normalization, devi
 
 def _learning_rate(recipe: TrainingRecipe, step: int, total: int) -> float:
     warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    return recipe.learning_rate * warm * (1.0 - step / total) ** recipe.power
+    return recipe.learning_rate * warm * float((1.0 - step / total) ** recipe.power)
 
 
 class _State:
@@ -270,7 +271,7 @@ class _State:
             return self.module
         module = build_network(self.recipe.network, len(class_set(self.recipe.dataset)), self.recipe.arguments)
         module.load_state_dict(self.average)
-        return module.to(next(self.module.parameters()).device, memory_format=torch.channels_last)
+        return channels_last(module.to(next(self.module.parameters()).device))
 
     def save(self, path: Path) -> None:
         import io
