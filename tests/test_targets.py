@@ -1,0 +1,142 @@
+"""Every target: the conformance suite, odd sizes, and what its graph must and must not hold."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.datasets import open_split
+from edgekit import check_target
+from edgekit.core.progress import Progress
+from edgekit.core.registry import load_target, target_names
+from edgekit.core.values import Artifact, Precision, Recipe, SessionOptions, Size
+from edgekit.export.graph import deployable, normalize, reference_labels
+from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
+from edgekit.pipeline.artifacts import make_artifact
+from edgekit.pipeline.run import lazy_graph
+
+OWN = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
+SMALL = Size(96, 160)
+Make = Callable[..., Artifact]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(str(small_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the whole session: a second test that needs an artifact finds it there."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="session")
+def make(checkpoint: Checkpoint, folder: Path) -> Make:
+    progress = Progress(silent=True)
+    graphs = {}
+
+    def build(target: str, precision: Precision, size: Size = SMALL, **recipe: object) -> Artifact:
+        if size not in graphs:
+            graphs[size] = lazy_graph(checkpoint, size, progress)
+        wanted = Recipe(precision, **recipe)  # type: ignore[arg-type]
+        return make_artifact(load_target(target), checkpoint, graphs[size], wanted, size, None, folder, "test", progress)
+
+    return build
+
+
+def missing(name: str) -> str | None:
+    return load_target(name).missing()
+
+
+def test_own_targets_are_found() -> None:
+    assert set(OWN) <= set(target_names())
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_conformance(name: str, checkpoint: Checkpoint, folder: Path) -> None:
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    assert check_target(load_target(name), folder, checkpoint, SMALL) == []
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_sizes_that_32_does_not_divide(name: str, checkpoint: Checkpoint, make: Make) -> None:
+    """360x480 gives PyTorch's labels on every target."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    size = Size(360, 480)
+    target = load_target(name)
+    artifact = make(name, "fp32", size)
+    frame = open_split("streets", "val", size=size).references[0].load().image[None].copy()
+    network = deployable(checkpoint, size).module
+    with torch.no_grad():
+        expected = reference_labels(network(normalize(torch.from_numpy(frame), checkpoint.normalization)), size).numpy()
+    with target.open(artifact, SessionOptions()) as session:
+        labels = session.run(frame)
+    assert len(np.unique(labels)) > 3, "a network that answers one class everywhere would prove nothing"
+    assert (labels == expected).mean() >= 0.999
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "tflite"])
+def test_output_variants(name: str, make: Make) -> None:
+    """Logits decoded outside give the same labels; a stride repeats labels in blocks."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    if name == "tflite":
+        pytest.importorskip("litert_torch")
+    target = load_target(name)
+    frame = open_split("streets", "val", size=SMALL).references[0].load().image[None].copy()
+    results = {}
+    for key, recipe in {"labels": {}, "logits": {"output": "logits"}, "stride8": {"output_stride": 8}}.items():
+        if name == "tflite" and key == "stride8":
+            continue  # the longest conversion; the module is the one Core ML and the others trace
+        with target.open(make(name, "fp32", **recipe), SessionOptions()) as session:
+            results[key] = session.run(frame)
+    assert (results["labels"] == results["logits"]).mean() >= 0.9999
+    if "stride8" in results:
+        blocks = results["stride8"][0].reshape(SMALL.height // 8, 8, SMALL.width // 8, 8)
+        assert (blocks == blocks[:, :1, :, :1]).all()
+        assert (results["stride8"] == results["labels"]).mean() > 0.6
+
+
+def test_tflite_graph(make: Make) -> None:
+    """No GATHER or SLICE, at most one TRANSPOSE at each edge, at most 290 operations."""
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    pytest.importorskip("litert_torch")
+    artifact = make("tflite", "fp32")
+    # Without the delegate, so that every operation of the file is listed.
+    opened = interpreter.Interpreter(
+        str(artifact.model_path), experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    operations = [entry["op_name"] for entry in opened._get_ops_details()]
+    counts = Counter(operations)
+    assert len(operations) <= 290
+    assert not [name for name in counts if name.startswith(("GATHER", "SLICE", "STRIDED_SLICE"))]
+    edges = operations[:4] + operations[-5:]
+    assert counts["TRANSPOSE"] == edges.count("TRANSPOSE") <= 2
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="on macOS Core ML itself runs")
+def test_reference_engines_say_so() -> None:
+    for name in ("coreml", "tensorrt"):
+        engine = load_target(name).engine()
+        assert engine.kind == "reference"
+        assert engine.no_latency
+    for name in ("openvino", "tflite", "onnxruntime"):
+        assert load_target(name).engine().kind == "measured"
+
+
+def test_float_rows_are_float(make: Make) -> None:
+    """OpenVINO runs f32 in bf16 on some CPUs unless told not to: the session must say f32."""
+    if (sentence := missing("openvino")) is not None:
+        pytest.skip(sentence)
+    with load_target("openvino").open(make("openvino", "fp32"), SessionOptions(threads=1)) as session:
+        assert session.settings["inference precision"] == "f32"
+        assert session.settings["threads"] == 1
