@@ -515,6 +515,7 @@ def train(
     checkpoint = do_train(
         recipe, splits["train"], splits.get("val"), splits.get("test"), folder, network.replace(":", "-"), _command_line(),
         report_step, progress.say, validate_every=validate_every, workers=workers, device=device, threads=threads,
+        decoding=lambda done, total: progress.count("decoding frames", done, total, started),
     )  # fmt: skip
     metrics = (read_metadata(checkpoint) or {}).get("metrics", {})
     if as_json:

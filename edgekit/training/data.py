@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from edgekit.core.values import IGNORE, Normalization, Size, UInt8
 from edgekit.training.recipe import TrainingRecipe
 
 
-def decoded_frames(split: Split, folder: Path) -> tuple[list[tuple[int, int, int]], Path]:
+def decoded_frames(
+    split: Split, folder: Path, report: Callable[[int, int], None] | None = None
+) -> tuple[list[tuple[int, int, int]], Path]:
     """Decode a split once: pixels and labels of all frames, 4 bytes a pixel, in one file that workers map.
 
     Decoding (or drawing) a frame costs more than a training step on a crop of it. The file is kept for as long as the
@@ -36,7 +38,9 @@ def decoded_frames(split: Split, folder: Path) -> tuple[list[tuple[int, int, int
     index: list[tuple[int, int, int]] = []
     offset = 0
     with data_path.open("wb") as file:
-        for reference in split.references:
+        for number, reference in enumerate(split.references):
+            if report is not None:
+                report(number, len(split))
             frame = reference.load()
             height, width = frame.labels.shape
             packed = np.dstack([frame.image, frame.labels])

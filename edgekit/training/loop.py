@@ -56,6 +56,7 @@ def train(
     workers: int = 1,
     device: str = "cpu",
     threads: int | None = None,
+    decoding: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Train, or go on where a killed run stopped, and write ``folder/name.safetensors``.
 
@@ -67,6 +68,7 @@ def train(
         folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
         command: as typed, recorded in the checkpoint.
         report, say: progress per step, and lines worth keeping.
+        decoding: progress of the frames' decoding, done and total.
 
     Raises:
         TrainingError: another recipe lies in ``folder``, the loss is not finite, or no frame holds a class.
@@ -87,7 +89,7 @@ def train(
         state.restore(state_path)
         say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
     say(f"decoding {len(data)} frames")
-    index, path = decoded_frames(data, folder)
+    index, path = decoded_frames(data, folder, decoding)
     if not holds_a_class(index, path):
         raise TrainingError(
             f"none of the {len(index)} frames of {recipe.dataset} {recipe.split} holds a class: check the label images"
