@@ -13,7 +13,7 @@ helper, numpy_helper, TensorProto = onnx.helper, onnx.numpy_helper, onnx.TensorP
 from targets.onnx_graph.rules import check  # noqa: E402  (onnx must be known to be there first)
 
 
-def model(**changes: np.ndarray | str | None) -> "onnx.ModelProto":
+def model(**changes: np.ndarray | str | None) -> onnx.ModelProto:
     """frame -> Cast -> Q -> DQ -> Conv(int8 weights -> DQ) -> Relu, with parts replaced."""
     values = {
         "scale": np.float32(0.1), "zero": np.int8(0), "weight": np.ones((4, 3, 3, 3), np.int8),
@@ -38,7 +38,7 @@ def model(**changes: np.ndarray | str | None) -> "onnx.ModelProto":
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
 
 
-def errors(built: "onnx.ModelProto") -> str:
+def errors(built: onnx.ModelProto) -> str:
     return " | ".join(finding.text for finding in check(built) if finding.level == "error")
 
 

@@ -20,6 +20,7 @@ from edgekit.core.errors import BudgetError, EdgekitError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.core.values import OutputKind, Precision, Size
+    from edgekit.devices.local import Scope
     from edgekit.networks.checkpoint import Checkpoint
 
 app = typer.Typer(
@@ -325,19 +326,24 @@ def bench(
         list[Path], typer.Argument(help="Artifacts' folders; several are measured in interleaved rounds.")
     ],
     device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    scope: Annotated[
+        str, typer.Option("--scope", help="frame-to-labels, or graph: one forward pass of the bare model.")
+    ] = "frame-to-labels",
     full: Annotated[bool, typer.Option("--full", help="At least 1024 queries and 60 s each.")] = False,
     threads: ThreadsOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for samples and logs.")] = Path("runs/bench"),
     as_json: JsonOption = False,
 ) -> None:
-    """Latency from frame to labels, each artifact in a process of its own."""
+    """Latency of artifacts, each in a process of its own."""
     from edgekit.pipeline.artifacts import load_artifact
     from edgekit.pipeline.commands import bench as do_bench
     from reports.statistics import summarize_latency
 
     _check_device(device)
+    if scope not in ("frame-to-labels", "graph"):
+        raise UsageError(f"--scope {scope} is not known: choose frame-to-labels or graph")
     loaded = [load_artifact(path) for path in artifacts]
-    rows = do_bench(loaded, "full" if full else "quick", threads, out, _progress())
+    rows = do_bench(loaded, "full" if full else "quick", cast("Scope", scope), threads, out, _progress())
     for row in rows:
         latency = row["latency"]
         if "rounds_ms" in latency:
@@ -358,7 +364,7 @@ def bench(
             continue
         numbers, latency = row["summary"], row["latency"]
         _print(
-            f"  frame to labels: p50 {numbers['p50']:.1f} ms, p90 {numbers['p90']:.1f} ms, {numbers['fps']:.1f} frames/s "
+            f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, p90 {numbers['p90']:.1f} ms, {numbers['fps']:.1f} frames/s "
             f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
         )
         if latency["peak_rss_bytes"] is not None:

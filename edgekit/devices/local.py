@@ -17,6 +17,7 @@ from edgekit.core.values import Artifact
 
 ROUNDS = 8
 Mode = Literal["quick", "full"]
+Scope = Literal["frame-to-labels", "graph"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ CONTRACTS: dict[Mode, Contract] = {
 class Worker:
     """One artifact in a process of its own."""
 
-    def __init__(self, artifact: Artifact, frames: Path, threads: int | None, log: Path) -> None:
+    def __init__(self, artifact: Artifact, frames: Path, threads: int | None, scope: Scope, log: Path) -> None:
         self.artifact = artifact
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,13 @@ class Worker:
             )  # fmt: skip
         try:
             self.opened = self.ask(
-                {"do": "open", "artifact": str(artifact.folder), "frames": str(frames), "threads": threads}
+                {
+                    "do": "open",
+                    "artifact": str(artifact.folder),
+                    "frames": str(frames),
+                    "threads": threads,
+                    "scope": scope,
+                }
             )
         except BaseException:
             self.stop()
@@ -93,15 +100,22 @@ class Worker:
 
 
 def measure(
-    artifacts: Sequence[Artifact], frames: Path, mode: Mode, threads: int | None, logs: Path, progress: Progress
+    artifacts: Sequence[Artifact],
+    frames: Path,
+    mode: Mode,
+    scope: Scope,
+    threads: int | None,
+    logs: Path,
+    progress: Progress,
 ) -> list[dict[str, Any] | EdgekitError]:
-    """Frame-to-labels latency of artifacts that are to be compared, one result for each.
+    """Latency of artifacts that are to be compared, one result for each.
 
     All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
     minute of the machine falls on all of them.
 
     Args:
         frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
+        scope: ``frame-to-labels``, or ``graph`` for one forward pass of the bare model.
 
     Returns:
         Per artifact the ``latency`` object of a measurement without its provenance, or the error that stopped it.
@@ -115,7 +129,7 @@ def measure(
         for artifact in artifacts:
             progress.update(f"loading {artifact.title}")
             try:
-                worker = Worker(artifact, frames, threads, logs / f"{artifact.folder.name}.bench.log")
+                worker = Worker(artifact, frames, threads, scope, logs / f"{artifact.folder.name}.bench.log")
                 started.append(worker)
                 warmup = worker.ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
             except EdgekitError as error:
@@ -129,7 +143,7 @@ def measure(
             counts.append(math.ceil(total / ROUNDS))
             results.append(
                 {
-                    "scope": "frame-to-labels", "mode": mode, "rounds_ms": [], "warmup_ms": warmup["samples_ms"],
+                    "scope": scope, "mode": mode, "rounds_ms": [], "warmup_ms": warmup["samples_ms"],
                     "first_ms": worker.opened["first_ms"], "load_ms": worker.opened["load_ms"],
                     "peak_rss_bytes": None, "settings": worker.opened["settings"],
                 }

@@ -3,7 +3,7 @@
 Started fresh for each artifact, so that load time and peak memory are the artifact's own. It imports the artifact's
 target and nothing else of edgekit's upper floors.
 
-Commands: ``open`` (artifact folder, threads, frames file), ``warm`` (runs, seconds), ``round`` (count), ``close``.
+Commands: ``open`` (artifact folder, threads, frames file, scope), ``warm`` (runs, seconds), ``round`` (count), ``close``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from edgekit.core.errors import EdgekitError
-from edgekit.core.registry import require
+from edgekit.core.registry import load_target
 from edgekit.core.seam import Session
 from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
 
@@ -42,13 +42,16 @@ def peak_rss_bytes() -> int | None:
         return None
 
 
-def _samples(session: Session, frames: UInt8, count: int, start: int) -> list[float]:
-    """Milliseconds from frame in memory to label map in memory, one query after another."""
+def _samples(session: Session, frames: UInt8, count: int, start: int, scope: str) -> list[float]:
+    """Milliseconds of queries one after another: from frame in memory to label map in memory, or of the bare model."""
     taken = []
     for index in range(start, start + count):
         frame = frames[index % len(frames)][None]
         begin = time.perf_counter_ns()
-        session.run(frame)
+        if scope == "graph":
+            session.run_graph()
+        else:
+            session.run(frame)
         taken.append((time.perf_counter_ns() - begin) / 1e6)
     return taken
 
@@ -57,6 +60,7 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack) -> No
     session: Session | None = None
     frames: UInt8 | None = None
     done = 0
+    scope = "frame-to-labels"
     for line in commands:
         command: dict[str, Any] = json.loads(line)
         answer: dict[str, Any]
@@ -67,21 +71,22 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack) -> No
                 tuple(manifest["class_names"]), manifest["output"], manifest["output_stride"], manifest["model"], manifest,
             )  # fmt: skip
             frames = np.ascontiguousarray(np.load(command["frames"]))
-            target = require(artifact.target)
+            target = load_target(artifact.target)
             begin = time.perf_counter_ns()
             session = stack.enter_context(target.open(artifact, SessionOptions(threads=command["threads"])))
             load = (time.perf_counter_ns() - begin) / 1e6
-            first = _samples(session, frames, 1, 0)[0]
+            scope = command["scope"]
+            first = _samples(session, frames, 1, 0, "frame-to-labels")[0]  # also gives the graph its input
             answer = {"load_ms": load, "first_ms": first, "settings": dict(session.settings)}
         elif session is None or frames is None:
             raise EdgekitError("the worker was given work before an artifact")
         elif command["do"] == "warm":
             taken: list[float] = []
             while len(taken) < command["runs"] or sum(taken) < 1e3 * command["seconds"]:
-                taken += _samples(session, frames, 1, len(taken))
+                taken += _samples(session, frames, 1, len(taken), scope)
             answer = {"samples_ms": taken}
         elif command["do"] == "round":
-            answer = {"samples_ms": _samples(session, frames, command["count"], done)}
+            answer = {"samples_ms": _samples(session, frames, command["count"], done, scope)}
             done += command["count"]
         else:
             answer = {"peak_rss_bytes": peak_rss_bytes()}

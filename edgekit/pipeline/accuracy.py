@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from calibration.datasets import Frame, Split, resize_image, resize_labels
-from edgekit.core.errors import ArtifactError, DataError, EdgekitError
+from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
 from edgekit.core.files import new_folder, sha256_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
@@ -55,8 +55,9 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
     from edgekit.export.graph import Logits, normalize, reference_labels
     from edgekit.networks.blocks import channels_last
     from edgekit.networks.checkpoint import load_network
+    from edgekit.networks.subnormals import flush_subnormals
 
-    torch.set_flush_denormal(True)
+    flush_subnormals()
     if threads:
         torch.set_num_threads(threads)
     network = channels_last(Logits(load_network(checkpoint), len(checkpoint.class_names)).eval())
@@ -81,6 +82,8 @@ def artifact_labeller(target: Target, artifact: Artifact, threads: int | None, l
                 session = stack.enter_context(target.open(artifact, SessionOptions(threads=threads)))
         except EdgekitError:
             raise
+        except ImportError as error:  # running needs less than converting, so only this tells
+            raise TargetError(f"{artifact.title} cannot run here: {target.missing() or error}") from error
         except Exception as error:  # runtimes raise anything when they cannot load a model
             raise ArtifactError(f"{artifact.title} cannot be loaded: {error} (its output is in {log})") from error
 

@@ -16,7 +16,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Recipe, Size, UInt8
 from edgekit.devices.environment import local_environment
-from edgekit.devices.local import Mode
+from edgekit.devices.local import Mode, Scope
 from edgekit.metrics.scores import add_counts, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
@@ -236,7 +236,7 @@ def evaluate(
             raise UsageError(
                 f"{artifact.folder} was made for other classes than {split.dataset}'s: name its dataset with --data"
             )
-        target = require(artifact.target)
+        target = load_target(artifact.target)
         engine = target.engine()
         with artifact_labeller(target, artifact, threads, logs / f"{artifact.folder.name}.log") as label:
             taken = measure_accuracy(artifact.title, label, artifact.size, frames, None, None, 0, progress)
@@ -265,23 +265,23 @@ def evaluate(
 
 
 def bench(
-    artifacts: Sequence[Artifact], mode: Mode, threads: int | None, folder: Path, progress: Progress
+    artifacts: Sequence[Artifact], mode: Mode, scope: Scope, threads: int | None, folder: Path, progress: Progress
 ) -> list[dict[str, Any]]:
     """Latency of artifacts, interleaved, on streets frames at their size (the content does not change the work)."""
     sizes = {artifact.size for artifact in artifacts}
     if len(sizes) > 1:
         raise UsageError("artifacts of different sizes cannot be compared: bench one size at a time")
     frames = Frames(open_split("streets", "test", None, next(iter(sizes))).first(4))
-    made = [(require(artifact.target), artifact) for artifact in artifacts]
+    made = [(load_target(artifact.target), artifact) for artifact in artifacts]
     for target, _ in made:
         engine = target.engine()
         if engine.no_latency is not None and len(made) == 1:
             raise TargetError(f"{target.title} cannot be measured here: {engine.no_latency}")
-    latencies = measure_latencies(folder, made, frames, mode, threads, progress)
+    latencies = measure_latencies(folder, made, frames, mode, threads, progress, scope, anew=True)
     return [
         {
             "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision,
-            "size": [artifact.size.height, artifact.size.width], "latency": latencies[artifact.folder.name],
+            "size": [artifact.size.height, artifact.size.width], "latency": latencies[str(artifact.folder)],
             "environment": local_environment(),
         }
         for artifact in artifacts
@@ -329,9 +329,7 @@ def predict(
         if artifact is not None:
             target = load_target(artifact.target)
             label = stack.enter_context(
-                artifact_labeller(
-                    require(target.name), artifact, threads, folder / "logs" / f"{artifact.folder.name}.log"
-                )
+                artifact_labeller(target, artifact, threads, folder / "logs" / f"{artifact.folder.name}.log")
             )
         else:
             assert checkpoint is not None

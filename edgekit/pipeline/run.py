@@ -24,7 +24,7 @@ from edgekit.core.registry import load_target, target_names
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, DeployableGraph, Engine, OutputKind, Precision, Provenance, Recipe, Size
 from edgekit.devices.environment import local_environment
-from edgekit.devices.local import Mode, measure
+from edgekit.devices.local import Mode, Scope, measure
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
     Frames,
@@ -226,7 +226,7 @@ def _measurements(
     environment = local_environment()
     for target, artifact in made:
         name = artifact.folder.name
-        latency = latencies[name]
+        latency = latencies[str(artifact.folder)]
         document = measurement_document(target, artifact, accuracies[name], latency, environment)
         write_json(folder / f"{name}.local.json", document)
         documents.append(document)
@@ -278,8 +278,14 @@ def measure_latencies(
     mode: Mode,
     threads: int | None,
     progress: Progress,
+    scope: Scope = "frame-to-labels",
+    anew: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Latency objects by artifact name: all measurable ones together, interleaved, or what the same set gave before."""
+    """Latency objects by artifact folder: all measurable ones together, interleaved.
+
+    Args:
+        anew: measure even where the same set of artifacts was measured before.
+    """
     results: dict[str, dict[str, Any]] = {}
     measurable: list[tuple[Target, Artifact, Engine]] = []
     for target, artifact in made:
@@ -287,38 +293,37 @@ def measure_latencies(
         if engine.no_latency is None:
             measurable.append((target, artifact, engine))
         else:
-            results[artifact.folder.name] = {
+            results[str(artifact.folder)] = {
                 "provenance": Provenance("not measured", engine.by, engine.no_latency).to_json()
             }
     if not measurable:
         return results
-    engines = {artifact.folder.name: engine for _, artifact, engine in measurable}
     key = sha256_json(
         [[_model_key(artifact), engine.by] for _, artifact, engine in measurable]
-        + [mode, threads, __version__, local_environment()["cpu"], frames.split.identity()]
+        + [mode, scope, threads, __version__, local_environment()["cpu"], frames.split.identity()]
     )
     path = run_folder / "measurements" / "latency.local.json"
-    stored = _stored(path, key, "latency")
+    stored = None if anew else _stored(path, key, "latency")
     if stored is None:
         samples = _bench_frames(frames, measurable[0][1].size, run_folder)
         taken = measure(
-            [artifact for _, artifact, _ in measurable], samples, mode, threads, run_folder / "logs", progress
+            [artifact for _, artifact, _ in measurable], samples, mode, scope, threads, run_folder / "logs", progress
         )
         stored = {}
         for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
             if isinstance(outcome, EdgekitError):
                 progress.say(f"{artifact.title}: latency not measured, {outcome}")
-                stored[artifact.folder.name] = {
+                stored[str(artifact.folder)] = {
                     "provenance": Provenance("not measured", engine.by, str(outcome)).to_json()
                 }
             else:
                 flat = sorted(value for part in outcome["rounds_ms"] for value in part)
                 progress.say(f"{artifact.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
-                stored[artifact.folder.name] = {"provenance": Provenance("measured", engine.by).to_json(), **outcome}
+                stored[str(artifact.folder)] = {"provenance": Provenance("measured", engine.by).to_json(), **outcome}
         if all("rounds_ms" in value for value in stored.values()):  # a failure is tried again the next time
             write_json(path, {"key": key, "latency": stored})
     else:
-        progress.say(f"latency of {len(engines)} artifacts: already measured")
+        progress.say(f"latency of {len(measurable)} artifacts: already measured")
     return {**results, **stored}
 
 

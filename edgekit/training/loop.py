@@ -23,6 +23,7 @@ from edgekit.export.graph import normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import NETWORKS, build_network, save_checkpoint
+from edgekit.networks.subnormals import flush_subnormals
 from edgekit.training.data import Crops, EpochOrder, decoded_frames, holds_a_class
 from edgekit.training.recipe import TrainingRecipe
 
@@ -74,9 +75,7 @@ def train(
         TrainingError: another recipe lies in ``folder``, the loss is not finite, or no frame holds a class.
     """
     recipe.check()
-    # Before the first parallel operation, so that worker threads inherit it: a trained network's weights decay into
-    # subnormals, on which a CPU is up to twenty times slower.
-    torch.set_flush_denormal(True)
+    flush_subnormals()
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
