@@ -14,10 +14,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): about 2.5 GB, some minutes"
 	$(INSTALL) -e '.[all]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): about 2.5 GB, some minutes"
 	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
@@ -34,10 +36,13 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Measures what docs/results.md shows, keeps it in benchmarks/measured, and writes that page again.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/streets_floor.py
 	$(BIN)/python benchmarks/vendor_int8.py
+	$(BIN)/edgekit run
+	$(BIN)/python benchmarks/results.py runs/spssn-streets
 
 clean:
 	rm -rf runs .pytest_cache .hypothesis .mypy_cache .ruff_cache build

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+from measured import keep
+
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "python -c 'import edgekit'": [sys.executable, "-c", "import edgekit"],
@@ -25,6 +27,7 @@ def main() -> None:
             begin = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             taken[name].append(1e3 * (time.perf_counter() - begin))
+    keep("help_time", taken)
     for name, samples in taken.items():
         print(f"{name:30} median {statistics.median(samples):4.0f} ms, lowest {min(samples):4.0f} ms")
 

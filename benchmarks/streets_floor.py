@@ -11,16 +11,14 @@ context.
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
+from measured import keep
 from numpy.typing import NDArray
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from calibration import streets
 
 CLASSES, HEIGHT, WIDTH = 19, 512, 1024
@@ -107,6 +105,10 @@ def main() -> None:
     for name, score in scores.items():
         print(f"pixels {name}: test mIoU {score:.4f}")
     print(f"floor: {max(scores.values()):.4f}")
+    keep(
+        "streets_floor",
+        {"miou": scores, "train_frames": TRAIN_FRAMES, "test_frames": TEST_FRAMES, "size": [HEIGHT, WIDTH]},
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measured import keep
 
 from calibration.datasets import Split, open_split
 from edgekit.core.progress import Progress, noise_to
@@ -23,6 +24,7 @@ from edgekit.core.values import Recipe, SessionOptions, Size
 from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.metrics.scores import count_frame, mean_iou
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
+from edgekit.networks.subnormals import flush_subnormals
 from edgekit.pipeline.artifacts import Calibration, make_artifact
 from edgekit.pipeline.run import lazy_graph
 from reports.statistics import bootstrap_drop
@@ -80,7 +82,7 @@ def main() -> None:
     checkpoint = load_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "spssn-streets")
     test = open_split("streets", "test", size=SIZE).first(int(sys.argv[2]) if len(sys.argv) > 2 else 24)
     train = open_split("streets", "train", size=SIZE).first(32)
-    torch.set_flush_denormal(True)
+    flush_subnormals()
     network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
     truths = [reference.load() for reference in test.references]
     inputs = list(normalized(test, checkpoint))
@@ -122,12 +124,20 @@ def main() -> None:
                 results[f"edgekit {target_name}"] = confusions(
                     lambda index, run=run: run(truths[index].image[None].copy())[0]
                 )
+    rows = []
     for title, counts in results.items():
         drop = bootstrap_drop(reference, counts)
+        miou = float(mean_iou(counts.sum(0)))
+        rows.append({"recipe": title, "miou": miou, "drop": drop.value, "low": drop.low, "high": drop.high})
         print(
-            f"{title:42} int8 mIoU {100 * mean_iou(counts.sum(0)):.2f} %, drop {100 * drop.value:+.2f} points "
+            f"{title:42} int8 mIoU {100 * miou:.2f} %, drop {100 * drop.value:+.2f} points "
             f"[{100 * drop.low:+.2f}, {100 * drop.high:+.2f}]"
         )
+    miou = float(mean_iou(reference.sum(0)))
+    keep(
+        "vendor_int8",
+        {"checkpoint": checkpoint.name, "frames": len(test), "size": str(SIZE), "float": miou, "rows": rows},
+    )
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ def edgekit(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None)
     return Done(process.returncode, out, err)
 
 
-def call(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object
-) -> Done:
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:
     """The command in this process, where a test can reach into it: the same entry, streams and exit code."""
     from edgekit.cli.app import main
 

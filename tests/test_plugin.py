@@ -39,7 +39,11 @@ def test_it_uses_only_what_edgekit_exports() -> None:
     tree = ast.parse((TESTS / "plugin" / "edgekit_torchscript" / "__init__.py").read_text())
     froms = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    ours = {name for name in froms | plain if name and name.split(".")[0] in ("edgekit", "targets", "calibration", "reports")}
+    ours = {
+        name
+        for name in froms | plain
+        if name and name.split(".")[0] in ("edgekit", "targets", "calibration", "reports")
+    }
     assert ours == {"edgekit"}
 
 

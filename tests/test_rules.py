@@ -23,7 +23,9 @@ def model(**changes: np.ndarray | str | None) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Cast", ["frame"], ["x"], to=TensorProto.FLOAT, name="cast"),
         helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="quantize"),
-        helper.make_node("DequantizeLinear", ["q", changes.get("dequantize_scale_name", "scale"), "zero"], ["d"], name="dequantize"),
+        helper.make_node(
+            "DequantizeLinear", ["q", changes.get("dequantize_scale_name", "scale"), "zero"], ["d"], name="dequantize"
+        ),
         helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"], axis=0, name="weights"),
         helper.make_node("Conv", ["d", "w", "bias"], ["y"], name="conv"),
         helper.make_node(str(changes.get("last", "Relu")), ["y"], ["z"], name="last"),
@@ -67,7 +69,9 @@ def test_quantized_bias_and_uint8_input() -> None:
     built = model()
     built.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.int32), "bias8"))
     built.graph.initializer.append(numpy_helper.from_array(np.zeros(4, np.int32), "bias_zero"))
-    built.graph.node.insert(4, helper.make_node("DequantizeLinear", ["bias8", "weight_scale", "bias_zero"], ["b"], axis=0))
+    built.graph.node.insert(
+        4, helper.make_node("DequantizeLinear", ["bias8", "weight_scale", "bias_zero"], ["b"], axis=0)
+    )
     built.graph.node[5].input[2] = "b"
     assert "bias" in errors(built)
     direct = model()

@@ -46,7 +46,9 @@ def make(checkpoint: Checkpoint, folder: Path) -> Make:
         if size not in graphs:
             graphs[size] = lazy_graph(checkpoint, size, progress)
         wanted = Recipe(precision, **recipe)  # type: ignore[arg-type]
-        return make_artifact(load_target(target), checkpoint, graphs[size], wanted, size, None, folder, "test", progress)
+        return make_artifact(
+            load_target(target), checkpoint, graphs[size], wanted, size, None, folder, "test", progress
+        )
 
     return build
 
@@ -113,7 +115,8 @@ def test_tflite_graph(make: Make) -> None:
     artifact = make("tflite", "fp32")
     # Without the delegate, so that every operation of the file is listed.
     opened = interpreter.Interpreter(
-        str(artifact.model_path), experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        str(artifact.model_path),
+        experimental_op_resolver_type=interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     operations = [entry["op_name"] for entry in opened._get_ops_details()]
     counts = Counter(operations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import shlex
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edgekit import __version__
-from edgekit.core.errors import BudgetError, EdgekitError, UsageError
+from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.core.values import OutputKind, Precision, Size
@@ -356,7 +358,13 @@ def bench(
             }  # fmt: skip
     if as_json:
         _print_json({"rows": rows})
-        return
+    else:
+        _print_latencies(rows)
+    if broken := [row["latency"]["failed"] for row in rows if "failed" in row["latency"]]:
+        raise EdgekitError(f"{len(broken)} of {len(rows)} artifacts could not be measured: {broken[0]}")
+
+
+def _print_latencies(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]} ({row['artifact']})")
         if "summary" not in row:
@@ -655,10 +663,14 @@ def _available(text: str | None) -> tuple[str, ...]:
 
     if text is not None:
         return chosen_targets(_list(text))
-    names = tuple(name for name in target_names() if load_target(name).missing() is None)
+    names = []
+    for name in target_names():
+        with contextlib.suppress(TargetError):  # a broken plug-in; `edgekit targets` tells its cause
+            if load_target(name).missing() is None:
+                names.append(name)
     if not names:
         raise EdgekitError("no target can work here: run edgekit targets to see what each is missing")
-    return names
+    return tuple(names)
 
 
 def _precisions(text: str | None) -> tuple[Precision, ...] | None:
@@ -723,6 +735,10 @@ def _log_bug(error: BaseException) -> Path:
 
 def main(call: Callable[..., Any] | None = None) -> None:
     """The one place where errors become sentences and exit codes."""
+    if not sys.warnoptions:  # libraries' remarks to their developers; -W shows them
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy, on flushed ones
     try:
         code = (call or app)(standalone_mode=False)
     except EdgekitError as error:

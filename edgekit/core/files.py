@@ -15,6 +15,11 @@ from typing import Any
 
 from edgekit.core.errors import EdgekitError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_ERRORS = (*_FULL, *_REFUSED)
+"""What an OSError says when the place, not the work, is at fault."""
+
 
 @contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
@@ -22,9 +27,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise EdgekitError(f"no space left while writing {path}: free some disk space and run again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in _REFUSED:
             raise EdgekitError(
                 f"{path} cannot be written ({error.strerror}): choose another place with --out"
             ) from error

@@ -76,7 +76,7 @@ class Worker:
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
-        if not line:
+        if not line.endswith("\n"):  # nothing, or what a killed process had written of its answer
             code = self._process.wait()
             raise ArtifactError(
                 f"{self.artifact.title} ended its process with code {code} (its output is in {self.log})"
@@ -161,7 +161,10 @@ def measure(
         for index, opened in enumerate(workers):
             result = results[index]
             if opened is not None and not isinstance(result, EdgekitError):
-                result["peak_rss_bytes"] = opened.ask({"do": "close"})["peak_rss_bytes"]
+                try:
+                    result["peak_rss_bytes"] = opened.ask({"do": "close"})["peak_rss_bytes"]
+                except EdgekitError as error:
+                    results[index] = error
     finally:
         for worker in started:
             worker.stop()

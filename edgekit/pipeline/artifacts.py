@@ -13,7 +13,7 @@ from typing import Any
 from calibration.datasets import Split, resize_image
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, ConversionError, DataError, EdgekitError
-from edgekit.core.files import new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
+from edgekit.core.files import DISK_ERRORS, new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, Batches, DeployableGraph, Recipe, Size, UInt8
@@ -93,7 +93,7 @@ def make_artifact(
     if (folder / MANIFEST).is_file():
         try:
             artifact = load_artifact(folder)
-            if artifact.manifest["key"] == key:
+            if artifact.manifest.get("key") == key:
                 progress.say(f"{target.title} {recipe.precision}: already converted")
                 return artifact
         except EdgekitError as error:
@@ -107,9 +107,11 @@ def make_artifact(
                 converted = target.convert(
                     deployable, recipe, calibration.batches() if calibration else None, temporary
                 )
-        except (EdgekitError, OSError):
+        except EdgekitError:
             raise
         except Exception as error:  # converters raise anything; the user needs the cause and the log
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise
             lines = str(error).strip().splitlines()
             cause = lines[0] if lines else type(error).__name__
             raise ConversionError(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from calibration.datasets import CLASS_SETS, Split, class_set, open_split, resize_image, resize_labels
 from edgekit import __version__
-from edgekit.core.errors import CheckpointError, EdgekitError, UsageError
+from edgekit.core.errors import CheckpointError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, write_bytes, write_json, write_text
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
@@ -110,7 +110,7 @@ def chosen_targets(names: Sequence[str] | None) -> tuple[str, ...]:
     for name in names or ():
         if name not in known:
             raise UsageError(f"there is no target '{name}': choose from {', '.join(known)}")
-    return tuple(names) if names else known
+    return tuple(dict.fromkeys(names)) if names else known
 
 
 def precisions_of(target: Target, asked: tuple[Precision, ...] | None) -> tuple[Precision, ...]:
@@ -121,6 +121,17 @@ def precisions_of(target: Target, asked: tuple[Precision, ...] | None) -> tuple[
     return (*floats[:1], *(("int8",) if "int8" in target.precisions else ()))
 
 
+def check_precisions(targets: Sequence[str], asked: tuple[Precision, ...] | None) -> None:
+    """Raise UsageError when none of the targets has any of the asked precisions, so that there is nothing to do."""
+    for name in targets:
+        try:
+            if precisions_of(load_target(name), asked):
+                return
+        except TargetError:  # stands in the report as a failure
+            return
+    raise UsageError(f"{', '.join(targets)}: no precision is {' or '.join(asked or ())}: see edgekit targets")
+
+
 def lazy_graph(checkpoint: Checkpoint, size: Size, progress: Progress) -> Callable[[], DeployableGraph]:
     """The deployable graph, made when first asked for and shared by all targets."""
 
@@ -129,7 +140,14 @@ def lazy_graph(checkpoint: Checkpoint, size: Size, progress: Progress) -> Callab
         from edgekit.export.graph import deployable
 
         with progress.stage(f"exporting {checkpoint.name} at {size}"):
-            return deployable(checkpoint, size)
+            try:
+                return deployable(checkpoint, size)
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                    raise
+                raise EdgekitError(
+                    f"{size} does not fit into this machine's memory: choose a smaller --size"
+                ) from error
 
     return make
 
@@ -140,8 +158,9 @@ def run(plan: Plan, progress: Progress) -> Path:
     A target that fails stands in the report with its reason and does not stop the others.
     """
     check_classes(plan.checkpoint, plan.evaluation.dataset)
+    check_precisions(plan.targets, plan.precisions)
     folder = plan.folder
-    for part in ("artifacts", "measurements", "cache"):
+    for part in (".", "artifacts", "measurements", "cache", "report", "report/figures"):
         clean_partials(folder / part)
     write_json(folder / "run.json", _describe(plan))
     frames = Frames(plan.evaluation)
@@ -149,13 +168,20 @@ def run(plan: Plan, progress: Progress) -> Path:
     made: list[tuple[Target, Artifact]] = []
     failed: list[dict[str, Any]] = []
     for name in plan.targets:
-        target = load_target(name)
+        try:
+            target = load_target(name)
+        except TargetError as error:  # a plug-in that is broken; the others are not
+            progress.say(f"{name}: failed, {error}")
+            failed += [
+                _failure(name, name, precision, plan.size, str(error)) for precision in plan.precisions or ("fp32",)
+            ]
+            continue
         sentence = target.missing()
         for precision in precisions_of(target, plan.precisions):
             recipe = Recipe(precision, plan.output, plan.output_stride)
             if sentence is not None:
                 progress.say(f"{target.title} {precision}: skipped, {sentence}")
-                failed.append(_failure(target, precision, plan.size, sentence))
+                failed.append(_failure(name, target.title, precision, plan.size, sentence))
                 continue
             calibration = plan.calibration if precision == "int8" else None
             try:
@@ -165,15 +191,14 @@ def run(plan: Plan, progress: Progress) -> Path:
                 made.append((target, artifact))
             except EdgekitError as error:
                 progress.say(f"{target.title} {precision}: failed, {error}")
-                failed.append(_failure(target, precision, plan.size, str(error)))
+                failed.append(_failure(name, target.title, precision, plan.size, str(error)))
     documents = _measurements(plan, made, failed, frames, progress)
     return write_report(folder, documents, frames, progress)
 
 
-def _failure(target: Target, precision: Precision, size: Size, reason: str) -> dict[str, Any]:
+def _failure(name: str, title: str, precision: Precision, size: Size, reason: str) -> dict[str, Any]:
     return {
-        "target": target.name, "title": target.title, "precision": precision, "size": [size.height, size.width],
-        "failed": reason,
+        "target": name, "title": title, "precision": precision, "size": [size.height, size.width], "failed": reason,
     }  # fmt: skip
 
 
@@ -213,7 +238,7 @@ def _measurements(
                     )  # fmt: skip
             except EdgekitError as error:
                 progress.say(f"{artifact.title}: failed, {error}")
-                failed.append(_failure(target, artifact.precision, artifact.size, str(error)))
+                failed.append(_failure(target.name, target.title, artifact.precision, artifact.size, str(error)))
                 made.remove((target, artifact))
                 continue
             engine = target.engine()
@@ -303,8 +328,11 @@ def measure_latencies(
         + [mode, scope, threads, __version__, local_environment()["cpu"], frames.split.identity()]
     )
     path = run_folder / "measurements" / "latency.local.json"
-    stored = None if anew else _stored(path, key, "latency")
-    if stored is None:
+    known = None if anew else _stored(path, key, "latency")
+    if isinstance(known, list):  # in the order of the key; folders may be named in another way this time
+        progress.say(f"latency of {len(measurable)} artifacts: already measured")
+        stored = {str(artifact.folder): taken for (_, artifact, _), taken in zip(measurable, known, strict=True)}
+    else:
         samples = _bench_frames(frames, measurable[0][1].size, run_folder)
         taken = measure(
             [artifact for _, artifact, _ in measurable], samples, mode, scope, threads, run_folder / "logs", progress
@@ -314,16 +342,15 @@ def measure_latencies(
             if isinstance(outcome, EdgekitError):
                 progress.say(f"{artifact.title}: latency not measured, {outcome}")
                 stored[str(artifact.folder)] = {
-                    "provenance": Provenance("not measured", engine.by, str(outcome)).to_json()
+                    "provenance": Provenance("not measured", engine.by, str(outcome)).to_json(),
+                    "failed": str(outcome),
                 }
             else:
                 flat = sorted(value for part in outcome["rounds_ms"] for value in part)
                 progress.say(f"{artifact.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
                 stored[str(artifact.folder)] = {"provenance": Provenance("measured", engine.by).to_json(), **outcome}
         if all("rounds_ms" in value for value in stored.values()):  # a failure is tried again the next time
-            write_json(path, {"key": key, "latency": stored})
-    else:
-        progress.say(f"latency of {len(measurable)} artifacts: already measured")
+            write_json(path, {"key": key, "latency": list(stored.values())})
     return {**results, **stored}
 
 
@@ -331,15 +358,14 @@ def _model_key(artifact: Artifact) -> str:
     return sha256_json([artifact.manifest["files"], artifact.output, artifact.output_stride, artifact.target])
 
 
-def _stored(path: Path, key: str, part: str = "accuracy") -> dict[str, Any] | None:
+def _stored(path: Path, key: str, part: str = "accuracy") -> Any:
     if not path.is_file():
         return None
     try:
         document = read_json(path)
     except EdgekitError:
         return None
-    found: dict[str, Any] | None = document.get(part) if document.get("key") == key else None
-    return found
+    return document.get(part) if document.get("key") == key else None
 
 
 def _bench_frames(frames: Frames, size: Size, run_folder: Path) -> Path:
@@ -442,6 +468,8 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
     if not (folder / "run.json").is_file():
         raise UsageError(f"{folder} is not a run's folder (it has no run.json): give the folder that edgekit run wrote")
     description = read_json(folder / "run.json")
+    if "failed" not in description:
+        raise EdgekitError(f"the run in {folder} was stopped before its end: give the same edgekit run command again")
     size = Size(*description["size"])
     dataset = description["dataset"]
     frames = Frames(open_split(dataset["name"], dataset["split"], root, size).first(dataset["frames"]))
