@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from calibration import streets
 from calibration.classes import (
@@ -34,6 +35,16 @@ STREETS_FRAMES: Mapping[str, int] = {"train": 2000, "val": 64, "test": 64}
 STREETS_DEFAULT_SIZE = Size(512, 1024)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 NO_INSTANCE = -1
+DAMAGED = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+)
+"""Everything Pillow raises on a file it cannot read, or that is too large to be a frame."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,20 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameReference:
-    """A frame not yet loaded. ``identity()`` is a hash that changes when its pixels or labels do."""
+    """A frame not yet loaded.
+
+    Attributes:
+        name: as in :class:`Frame`.
+        identity: a hash that changes when its pixels or labels do.
+        load: image, labels and instances.
+        image_identity, load_image: the same of the image alone, for calibration, which needs no labels.
+    """
 
     name: str
     identity: Callable[[], str]
     load: Callable[[], Frame]
+    image_identity: Callable[[], str]
+    load_image: Callable[[], UInt8]
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,10 @@ class Split:
     def identity(self) -> str:
         """Hash of all frames' identities, in order."""
         return sha256_json([reference.identity() for reference in self.references])
+
+    def image_identity(self) -> str:
+        """Hash of all frames' images, in order, labels left out."""
+        return sha256_json([reference.image_identity() for reference in self.references])
 
 
 def class_set(dataset: str) -> ClassSet:
@@ -159,7 +183,7 @@ def _streets(split: str, size: Size) -> Split:
             scene = streets.draw(split, index, size.height, size.width)
             return Frame(f"{split}-{index:04d}", scene.image, scene.labels, _instances(scene.instances))
 
-        return FrameReference(f"{split}-{index:04d}", identity, load)
+        return FrameReference(f"{split}-{index:04d}", identity, load, identity, lambda: load().image)
 
     return Split("streets", split, classes, tuple(reference(index) for index in range(STREETS_FRAMES[split])))
 
@@ -185,7 +209,7 @@ def _cityscapes(root: Path, split: str) -> Split:
             found = _instances(_read_instances(instances, pixels)) if instances.is_file() else None
             return Frame(stem, pixels, train_ids, found)
 
-        return FrameReference(stem, identity, load)
+        return FrameReference(stem, identity, load, lambda: sha256_path(image), lambda: read_image(image))
 
     return Split("cityscapes", split, CITYSCAPES, tuple(reference(image) for image in images))
 
@@ -207,7 +231,7 @@ def _camvid(root: Path, split: str) -> Split:
             pixels = read_image(image)
             return Frame(image.stem, pixels, CAMVID_MAP[read_labels(labels, pixels, CAMVID_VALUES)])
 
-        return FrameReference(image.stem, identity, load)
+        return FrameReference(image.stem, identity, load, lambda: sha256_path(image), lambda: read_image(image))
 
     return Split("camvid", split, CAMVID, tuple(reference(image) for image in images))
 
@@ -220,10 +244,11 @@ def read_image(path: Path) -> UInt8:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.uint8)
+            # A phone stores its photos as the sensor lay and says in EXIF how to turn them.
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: check the path") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
 
 
@@ -257,7 +282,7 @@ def _read_plane(path: Path, image: UInt8) -> Int32:
             plane = np.asarray(opened)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing: every frame needs its label image") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
     if plane.ndim != 2:
         raise DataError(

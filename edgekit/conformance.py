@@ -65,7 +65,10 @@ def check_target(
             except EdgekitError as error:
                 findings.append(f"{precision}: {error}")
                 continue
-            findings += [f"{precision}: {text}" for text in _check_artifact(target, artifact, frames, reference)]
+            try:
+                findings += [f"{precision}: {text}" for text in _check_artifact(target, artifact, frames, reference)]
+            except Exception as error:  # a plug-in may raise anything; its author needs a finding
+                findings.append(f"{precision}: opening or running it raised {type(error).__name__}: {error}")
     return findings
 
 
@@ -75,6 +78,8 @@ def _check_description(target: Target) -> list[str]:
         findings.append(f"its name '{target.name}' is not a lower-case word")
     if not target.precisions or any(precision not in PRECISIONS for precision in target.precisions):
         findings.append(f"its precisions {target.precisions} are not among {PRECISIONS}")
+    if not any(precision != "int8" for precision in target.precisions):
+        findings.append("it has no float precision, so that nothing tells what int8 costs")
     if not target.tools():
         findings.append("tools() names no version, so that an upgrade would not be noticed")
     return findings
@@ -117,6 +122,8 @@ def _check_artifact(target: Target, artifact: Artifact, frames: list[UInt8], ref
             findings.append("a frame of another size was not refused")
         except EdgekitError:
             pass
+        except Exception as error:  # a plug-in may raise anything
+            findings.append(f"a frame of another size raised {type(error).__name__} instead of edgekit.TargetError")
         if not isinstance(dict(session.settings), dict) or not session.settings:
             findings.append("settings do not say what the engine used")
     return findings

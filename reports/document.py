@@ -128,8 +128,10 @@ def is_float(document: Mapping[str, Any]) -> bool:
 
 
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
-    """The command that would measure an artifact's latency on a device."""
-    return f"edgekit bench {context.folder}/artifacts/{document['artifact']} --device {device}"
+    """The command that would measure an artifact's latency on a device: what its target notes for it, or the bench."""
+    artifact = f"{context.folder}/artifacts/{document['artifact']}"
+    noted = (document.get("notes") or {}).get(f"measure on {device}")
+    return str(noted).replace("{artifact}", artifact) if noted else f"edgekit bench {artifact}"
 
 
 def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> tuple[Result, ...]:

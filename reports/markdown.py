@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
 from reports import figures
 from reports.document import (
@@ -23,7 +24,7 @@ from reports.document import (
     build,
 )
 from reports.numbers import megabytes, milliseconds, percent, points
-from reports.statistics import CONTRACT, WARMUP_CONTRACT, Interval, bootstrap_ratio
+from reports.statistics import Interval, bootstrap_ratio
 
 STANDING_PAGES = ("apple", "jetson", "android")
 """Pages that every report has, with or without a device."""
@@ -366,12 +367,13 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         return [*lines, "Latency: not measured on this device. The notes above say why and how to get it.", ""]
     for scope in dict.fromkeys(str(result.scope) for result in timed):
         lines.append(f"- Scope `{scope}`: {_SCOPES.get(scope, ('', 'as the runtime defines it.'))[1]}")
+    warm = LATENCY_CONTRACTS["quick"]  # the same in every mode
     lines += [
         "- Each artifact runs in a fresh process. The process that runs the model reads the clock.",
-        f"- Warm-up: at least {WARMUP_CONTRACT[0]} runs and {WARMUP_CONTRACT[1]:g} s before the first sample.",
+        f"- Warm-up: at least {warm.warmup_runs} runs and {warm.warmup_seconds:g} s before the first sample.",
     ]
     for mode in dict.fromkeys(str(result.document["latency"]["mode"]) for result in timed):
-        queries, seconds = CONTRACT[mode]
+        queries, seconds = LATENCY_CONTRACTS[mode].queries, LATENCY_CONTRACTS[mode].seconds
         text = f"- {mode.capitalize()} mode: at least {queries} queries and {seconds:g} s."
         if mode == "full":
             text += " p90 is MLPerf's early-stopping estimate, p99 needs 662 queries."
@@ -632,8 +634,7 @@ def _unconnected_page(device: str, page: Sequence[Result], context: ReportContex
     if not page:
         lines += [
             "Accuracy and latency: not measured, because no artifact of this run is for this device.",
-            "`edgekit targets` lists the targets; make an artifact for one of them, then measure it:", "",
-            _code(f"edgekit bench {context.folder}/artifacts/ARTIFACT --device {device}"), "",
+            "`edgekit targets` lists the targets; make an artifact for one that runs there.", "",
         ]  # fmt: skip
         return "\n".join(lines + _footer(context))
     lines += [
@@ -643,7 +644,7 @@ def _unconnected_page(device: str, page: Sequence[Result], context: ReportContex
     lines += ["## Accuracy, and latency to be measured", "", *_result_sections(page)]
     commands = [bench_command(result.document, context, device) for result in page if result.failed is None]
     if commands:
-        lines += ["## How to measure", "", "Connect the device, then:", "", _code("\n".join(commands)), ""]
+        lines += ["## How to measure", "", "With the device at hand:", "", _code("\n".join(commands)), ""]
     lines += _accuracy_section(page)
     drops = "Drops by class and the frames to look at are in [local](local.md)."
     lines += [drops, ""] if any(result.drop is not None for result in page) else []

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
 from edgekit.metrics.scores import mean_iou
 
@@ -24,11 +25,6 @@ CONFIDENCE = 0.99
 MAXIMUM_CV = 0.025
 P99_QUERIES = 662
 """Below this number of queries no early-stopping estimate of the 99th percentile exists."""
-
-CONTRACT: dict[str, tuple[int, float]] = {"quick": (64, 5.0), "full": (1024, 60.0)}
-"""Mode -> the least number of queries and the least seconds that they take together."""
-WARMUP_CONTRACT = (3, 1.0)
-"""The least number of warm-up runs and the least seconds that they take together."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +157,8 @@ def summarize_latency(
     samples = np.asarray([sample for samples in rounds_ms for sample in samples], np.float64)
     if not len(samples) or not np.isfinite(samples).all() or (samples <= 0).any():
         raise EdgekitError("latency samples must be positive numbers of milliseconds, at least one: measure again")
-    if mode not in CONTRACT:
-        raise EdgekitError(f"latency mode '{mode}' is unknown: it must be one of {', '.join(CONTRACT)}")
+    if mode not in LATENCY_CONTRACTS:
+        raise EdgekitError(f"latency mode '{mode}' is unknown: it must be one of {', '.join(LATENCY_CONTRACTS)}")
     p50, mean = float(np.median(samples)), float(samples.mean())
     cv = float(samples.std(ddof=1) / mean) if len(samples) > 1 else 0.0
     warnings = []
@@ -171,14 +167,15 @@ def summarize_latency(
     rise = rising_trend(rounds_ms)
     if rise is not None:
         warnings.append(f"rising: the latency grew by {100 * rise:.1f} % during the measurement")
-    queries, seconds = CONTRACT[mode]
+    contract = LATENCY_CONTRACTS[mode]
+    queries, seconds = contract.queries, contract.seconds
     if len(samples) < queries or samples.sum() < 1000 * seconds:
         warnings.append(
             f"short: {len(samples)} queries in {samples.sum() / 1000:.1f} s, "
             f"{mode} mode asks for {queries} and {seconds:g} s"
         )
     if warmup_ms is not None:
-        runs, warm_seconds = WARMUP_CONTRACT
+        runs, warm_seconds = contract.warmup_runs, contract.warmup_seconds
         if len(warmup_ms) < runs or sum(warmup_ms) < 1000 * warm_seconds:
             warnings.append(
                 f"barely warmed up: {len(warmup_ms)} runs in {sum(warmup_ms) / 1000:.1f} s, "

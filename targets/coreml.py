@@ -114,7 +114,7 @@ class CoreML:
             native_output=native_output,
             tools=self.tools(),
             kept_float=kept,
-            notes=notes,
+            notes={**notes, "measure on apple": "edgekit bench {artifact}    # on a Mac"},
         )
 
     @contextlib.contextmanager

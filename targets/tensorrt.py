@@ -74,7 +74,7 @@ class TensorRT:
             kept_float=("MatMul", "Resize", "sums", "normalization", "final upsampling and argmax")
             if quantized
             else (),
-            notes={"trtexec": TRTEXEC},
+            notes={"trtexec": TRTEXEC, "measure on jetson": f"cd {{artifact}} && {TRTEXEC}"},
         )
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:

@@ -26,6 +26,11 @@ from edgekit.core.values import (
 from targets.common import check_frame, decode_logits, require_batches, threads
 
 SIGNATURE = "serving_default"
+BENCHMARK_MODEL = (
+    "adb push {artifact}/model.tflite /data/local/tmp/ && adb shell /data/local/tmp/benchmark_model "
+    "--graph=/data/local/tmp/model.tflite --num_threads=4 --use_xnnpack=true --num_runs=200"
+)
+"""One forward pass on a phone, by LiteRT's own tool (which the user brings); ``{artifact}`` is the artifact's folder."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class TFLite:
             native_output=outputs,
             tools=self.tools(),
             kept_float=kept,
+            notes={"measure on android": BENCHMARK_MODEL},
         )
 
     @contextmanager

@@ -65,9 +65,9 @@ class Done:
 
 
 def environment(*paths: Path, **more: str) -> dict[str, str]:
-    """A clean environment with folders to import from."""
+    """A clean environment with folders to import from; the edgekit in it is the one that these tests lie beside."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("CITYSCAPES", "CAMVID", "EDGEKIT"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths)), **more}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, [*paths, TESTS.parent])), **more}
 
 
 def start(*arguments: object, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -98,9 +98,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *ar
 
 def short_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """A measurement of a moment, for tests that do not look at the times."""
-    from edgekit.devices import local
+    from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
 
-    monkeypatch.setitem(local.CONTRACTS, "quick", local.Contract(1, 0.0, 8, 0.0))
+    monkeypatch.setitem(LATENCY_CONTRACTS, "quick", LatencyContract(1, 0.0, 8, 0.0))
 
 
 def plug_in(folder: Path, package: str, target: str) -> None:

@@ -371,7 +371,7 @@ def test_every_artifact_has_a_row_for_each_of_its_devices() -> None:
             assert "not on the device" in row["provenance"]["miou"]["why"]
             assert row["latency_ms"] is None and row["provenance"]["latency"]["kind"] == "not measured"
     android = [row for row in rows if row["device"] == "android"]
-    assert all("--device android" in row["provenance"]["latency"]["why"] for row in android)
+    assert all("edgekit bench" in row["provenance"]["latency"]["why"] for row in android)
     apple = next(row for row in rows if row["device"] == "apple")
     assert apple["provenance"]["latency"]["why"] == UNTIMED["provenance"]["why"]
     assert "MIL executor" in apple["provenance"]["miou"]["by"]
@@ -525,7 +525,7 @@ def test_pages_without_a_device_say_so_and_give_the_command(files: dict[str, byt
     for name, artifact in (("apple", "coreml-int8"), ("jetson", "tensorrt-fp16"), ("android", "tflite-int8")):
         page = text(files, f"{name}.md")
         assert page.splitlines()[0] == f"# {name}: no device connected"
-        assert f"edgekit bench runs/spssn-streets/artifacts/{artifact}-{HEIGHT}x{WIDTH} --device {name}" in page
+        assert f"edgekit bench runs/spssn-streets/artifacts/{artifact}-{HEIGHT}x{WIDTH}" in page
         assert "reference by" in page
     empty = pages([], context(strips=()))
     assert "no device connected" in text(empty, "apple.md") and "not measured" in text(empty, "apple.md")
@@ -665,3 +665,12 @@ def test_summary_fits_the_terminal_and_leaves_nothing_out(report: Any) -> None:
     long = copy.deepcopy(report["rows"])
     long[1].update(target="a-target-with-a-very-long-name" * 3, size=[256, 512])
     assert max(map(len, summary(long).splitlines())) <= 100
+
+
+def test_a_target_may_note_how_it_is_measured_on_a_device() -> None:
+    documents = run()
+    for document in documents:
+        if document["target"] == "tflite":
+            document["notes"] = {"measure on android": "push {artifact}/model.tflite"}
+    pages = render(documents, context())
+    assert "push runs/spssn-streets/artifacts/tflite-int8" in text(pages, "android.md")

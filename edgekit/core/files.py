@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -44,7 +45,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -84,7 +85,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block succeeds and vanishes when it does not."""
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent))
         try:
             yield temporary
             os.chmod(temporary, 0o755)
@@ -96,11 +97,31 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def _partial_prefix(path: Path) -> str:
+    return f".{path.name}.{os.getpid()}-"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        return True
+    return process != os.getpid()
+
+
 def clean_partials(folder: Path) -> None:
-    """Remove what a killed run (SIGKILL, power cut) left half-written directly inside ``folder``."""
+    """Remove what a killed run (SIGKILL, power cut) left half-written directly inside ``folder``.
+
+    What a living process is writing there stays.
+    """
     if not folder.is_dir():
         return
     for entry in folder.glob(".*.partial"):
+        owner = re.search(r"\.(\d+)-[^.]*\.partial$", entry.name)
+        if owner is not None and _is_alive(int(owner[1])):
+            continue
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:

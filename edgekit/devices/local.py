@@ -7,10 +7,10 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
 from edgekit.core.errors import ArtifactError, EdgekitError
 from edgekit.core.progress import Progress
 from edgekit.core.values import Artifact
@@ -18,22 +18,6 @@ from edgekit.core.values import Artifact
 ROUNDS = 8
 Mode = Literal["quick", "full"]
 Scope = Literal["frame-to-labels", "graph"]
-
-
-@dataclass(frozen=True)
-class Contract:
-    """How much is measured. Quick and full are the latency contract's two modes."""
-
-    warmup_runs: int
-    warmup_seconds: float
-    queries: int
-    seconds: float
-
-
-CONTRACTS: dict[Mode, Contract] = {
-    "quick": Contract(warmup_runs=3, warmup_seconds=1.0, queries=64, seconds=5.0),
-    "full": Contract(warmup_runs=3, warmup_seconds=1.0, queries=1024, seconds=60.0),
-}
 
 
 class Worker:
@@ -45,7 +29,7 @@ class Worker:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgekit.devices.worker"],
+                [sys.executable, "-P", "-m", "edgekit.devices.worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
         try:
@@ -120,7 +104,7 @@ def measure(
     Returns:
         Per artifact the ``latency`` object of a measurement without its provenance, or the error that stopped it.
     """
-    contract = CONTRACTS[mode]
+    contract = LATENCY_CONTRACTS[mode]
     started: list[Worker] = []
     workers: list[Worker | None] = []
     results: list[dict[str, Any] | EdgekitError] = []
@@ -148,12 +132,15 @@ def measure(
                     "peak_rss_bytes": None, "settings": worker.opened["settings"],
                 }
             )  # fmt: skip
-        for number in range(ROUNDS):
+        number = 0
+        # The share of a round is planned from the warm-up's pace; where that was slow, rounds are added for all.
+        while number < ROUNDS or (number < 4 * ROUNDS and not all(_enough(result, contract) for result in results)):
+            number += 1
             for index, opened in enumerate(workers):
                 result = results[index]
                 if opened is None or isinstance(result, EdgekitError):
                     continue
-                progress.update(f"measuring latency: round {number + 1} of {ROUNDS}, {opened.artifact.title}")
+                progress.update(f"measuring latency: round {number} of {max(number, ROUNDS)}, {opened.artifact.title}")
                 try:
                     result["rounds_ms"].append(opened.ask({"do": "round", "count": counts[index]})["samples_ms"])
                 except EdgekitError as error:
@@ -169,3 +156,10 @@ def measure(
         for worker in started:
             worker.stop()
     return results
+
+
+def _enough(result: dict[str, Any] | EdgekitError, contract: LatencyContract) -> bool:
+    if isinstance(result, EdgekitError):
+        return True
+    samples = [sample for part in result["rounds_ms"] for sample in part]
+    return len(samples) >= contract.queries and sum(samples) >= 1e3 * contract.seconds

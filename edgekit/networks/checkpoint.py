@@ -9,7 +9,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +54,12 @@ class Checkpoint:
     dataset: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """Hash of everything that decides the network's output: weights, network, classes and normalization."""
+        return sha256_json(
+            [self.sha256, self.network, dict(self.arguments), list(self.class_names), asdict(self.normalization)]
+        )
 
     def describe(self) -> dict[str, Any]:
         """The ``checkpoint`` object of report.json."""
@@ -139,7 +145,9 @@ def _one_line(error: Exception) -> str:
 def _import_factory(reference: str) -> Callable[..., Any]:
     module_name, _, attribute = reference.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: the user's module often lies in the working folder
+        sys.path.append(
+            str(Path.cwd())
+        )  # the user's module often lies in the working folder; last, so that it hides nothing
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # the user's module may fail in any way while it is imported
@@ -150,6 +158,19 @@ def _import_factory(reference: str) -> Callable[..., Any]:
     if not callable(factory):
         raise UsageError(f"--network {reference} is not callable: give a class or a function that makes the network")
     return cast(Callable[..., Any], factory)
+
+
+def _code_of(reference: str) -> str:
+    """Hash of the source of the package that a user's network is from, as far as it was imported to make it."""
+    package = reference.partition(":")[0].partition(".")[0]
+    found = {
+        name: getattr(module, "__file__", None)
+        for name, module in list(sys.modules.items())
+        if name == package or name.startswith(f"{package}.")
+    }
+    return sha256_json(
+        [[name, sha256_path(Path(file))] for name, file in sorted(found.items()) if file and Path(file).is_file()]
+    )
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -223,22 +244,14 @@ def load_checkpoint(
             )
         if class_names is None:
             raise CheckpointError(
-                f"{path} does not say which classes it has: add --data DATASET to take that dataset's classes"
+                f"{path} does not say which classes it has: name the dataset that has them with --classes (--data for run and evaluate)"
             )
         checkpoint = Checkpoint(
             path.stem, path, digest, network, {}, class_names, normalization or Normalization(), dataset
         )
     if ":" in checkpoint.network:
-        factory = _import_factory(checkpoint.network)
-        try:
-            source = inspect.getsourcefile(inspect.unwrap(factory))
-        except TypeError:  # a functools.partial, say, has no source of its own: that of the module which names it
-            source = getattr(sys.modules[checkpoint.network.partition(":")[0]], "__file__", None)
-        code = sha256_path(Path(source)) if source else ""
-        digest = sha256_json([digest, checkpoint.network, code])
-        return Checkpoint(
-            **{**{key: getattr(checkpoint, key) for key in checkpoint.__dataclass_fields__}, "sha256": digest}
-        )
+        _import_factory(checkpoint.network)
+        return replace(checkpoint, sha256=sha256_json([digest, checkpoint.network, _code_of(checkpoint.network)]))
     return checkpoint
 
 

@@ -102,7 +102,7 @@ def reference_labels_folder(
     checkpoint: Checkpoint, size: Size, frames: Frames, run_folder: Path, progress: Progress, threads: int | None
 ) -> Path:
     """A folder of float PyTorch's labels at the input size, one PNG a frame, made once."""
-    key = sha256_json([checkpoint.sha256, str(size), frames.split.identity(), "pytorch"])
+    key = sha256_json([checkpoint.identity(), str(size), frames.split.identity(), "pytorch"])
     folder = run_folder / "cache" / f"pytorch-{size}-{key[:16]}"
     if folder.is_dir():
         return folder

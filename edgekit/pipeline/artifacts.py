@@ -21,6 +21,8 @@ from edgekit.networks.checkpoint import Checkpoint
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
+STRAY = (".DS_Store", "Thumbs.db")
+"""Files that a desktop leaves in every folder it shows; together with macOS' ``._`` files they are not looked at."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Calibration:
 
         def start() -> Iterator[UInt8]:
             for reference in self.frames.references:
-                yield resize_image(reference.load().image, self.size)[None].copy()
+                yield resize_image(reference.load_image(), self.size)[None].copy()
 
         return start
 
@@ -61,8 +63,8 @@ def artifact_key(
     """Identity of an artifact before it is made: everything that decides its bytes."""
     return sha256_json(
         [
-            MANIFEST_SCHEMA, __version__, target.name, dict(target.tools()), checkpoint.sha256, asdict(recipe), str(size),
-            None if calibration is None else calibration.frames.identity(),
+            MANIFEST_SCHEMA, __version__, target.name, dict(target.tools()), checkpoint.identity(), asdict(recipe), str(size),
+            None if calibration is None else calibration.frames.image_identity(),
         ]
     )  # fmt: skip
 
@@ -159,7 +161,11 @@ def _calibration_record(calibration: Calibration) -> dict[str, Any]:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file of an artifact but its manifest, by relative name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (MANIFEST, *STRAY) and not path.name.startswith("._")
+    )
     return {path.relative_to(folder).as_posix(): sha256_path(path) for path in files}
 
 
@@ -178,9 +184,15 @@ def load_artifact(folder: Path) -> Artifact:
     try:
         recorded = manifest["files"]
         found = file_hashes(folder)
-        if found != recorded:
-            names = sorted(set(recorded) ^ set(found)) or [name for name in found if found[name] != recorded[name]]
-            raise ArtifactError(f"{folder / names[0]} is not what {MANIFEST} says (its hash differs): convert again")
+        for name in sorted(set(recorded) | set(found)):
+            if name not in found:
+                raise ArtifactError(f"{folder / name} is missing, though {MANIFEST} lists it: convert again")
+            if name not in recorded:
+                raise ArtifactError(f"{folder / name} is not in {MANIFEST}: remove it, or convert again")
+            if found[name] != recorded[name]:
+                raise ArtifactError(
+                    f"{folder / name} was changed (its hash is not what {MANIFEST} says): convert again"
+                )
         return Artifact(
             folder=folder,
             target=manifest["target"],
@@ -205,4 +217,4 @@ def check_calibration(calibration: Calibration) -> None:
     """Load one frame, so that a broken dataset is told before a long conversion starts."""
     if not len(calibration.frames):
         raise DataError(f"no {calibration.dataset} frames to calibrate with: raise --samples")
-    calibration.frames.references[0].load()
+    calibration.frames.references[0].load_image()

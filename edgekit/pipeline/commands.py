@@ -55,9 +55,14 @@ def convert(
     for name in targets:
         target = require(name)
         floats = [entry for entry in target.precisions if entry != "int8"]
-        chosen = precision or floats[0]
+        chosen = precision or next(iter(floats), "fp32")
         if chosen not in target.precisions:
-            raise TargetError(f"{target.title} has no {chosen}: choose from {', '.join(floats)}")
+            if len(targets) == 1:
+                raise TargetError(
+                    f"{target.title} has no {chosen}: choose from {', '.join(floats) or 'no float precision'}"
+                )
+            progress.say(f"{target.title}: skipped, it has no {chosen}")
+            continue
         recipe = Recipe(chosen, output, output_stride)
         made.append(make_artifact(target, checkpoint, graph, recipe, size, None, folder, command, progress))
     return made
@@ -134,7 +139,10 @@ def quantize(
     for name in targets:
         target = require(name)
         if "int8" not in target.precisions:
-            raise TargetError(f"{target.title} has no int8: choose another --target")
+            if len(targets) == 1:
+                raise TargetError(f"{target.title} has no int8: choose another --target")
+            progress.say(f"{target.title}: skipped, it has no int8")
+            continue
         recipe = Recipe("int8", output, output_stride)
         artifact = make_artifact(target, checkpoint, graph, recipe, size, calibration, folder, command, progress)
         engine = target.engine()
@@ -323,7 +331,8 @@ def predict(
     names = artifact.class_names if artifact is not None else checkpoint.class_names if checkpoint is not None else ()
     classes = next((entry for entry in CLASS_SETS.values() if entry.names == names), None)
     colours = classes.colours if classes is not None else tuple(_colour(index) for index in range(len(names)))
-    loaded = [(path, read_image(path)) for path in images]  # told before anything is opened or written
+    for path in images:
+        read_image(path)  # told before anything is opened or written; not kept, there may be thousands
     rows = []
     with ExitStack() as stack:
         if artifact is not None:
@@ -335,7 +344,8 @@ def predict(
             assert checkpoint is not None
             label = stack.enter_context(pytorch_labeller(checkpoint, size, threads))
         taken: set[str] = set()
-        for path, image in loaded:
+        for path in images:
+            image = read_image(path)
             labels = label(resize_image(image, size)[None].copy())[0]
             native = resize_labels(labels, Size(*image.shape[:2]))
             stem = path.stem

@@ -17,12 +17,22 @@ from PIL import Image
 
 from calibration.datasets import CLASS_SETS, Split, class_set, open_split, resize_image, resize_labels
 from edgekit import __version__
-from edgekit.core.errors import CheckpointError, EdgekitError, TargetError, UsageError
+from edgekit.core.errors import CheckpointError, DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, write_bytes, write_json, write_text
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, DeployableGraph, Engine, OutputKind, Precision, Provenance, Recipe, Size
+from edgekit.core.values import (
+    IGNORE,
+    Artifact,
+    DeployableGraph,
+    Engine,
+    OutputKind,
+    Precision,
+    Provenance,
+    Recipe,
+    Size,
+)
 from edgekit.devices.environment import local_environment
 from edgekit.devices.local import Mode, Scope, measure
 from edgekit.networks.checkpoint import Checkpoint
@@ -38,6 +48,8 @@ from edgekit.pipeline.artifacts import Calibration, check_calibration, make_arti
 MEASUREMENT_SCHEMA = 1
 PICTURES = 4
 BENCH_FRAMES = 4
+DEFAULT_SPLITS: Mapping[str, str] = {"cityscapes": "val"}
+"""Where accuracy is measured by default, test elsewhere; Cityscapes keeps the labels of its test split to itself."""
 DEFAULT_SIZES: Mapping[str, Size] = {
     "streets": Size(512, 1024),
     "cityscapes": Size(1024, 2048),
@@ -162,8 +174,8 @@ def run(plan: Plan, progress: Progress) -> Path:
     folder = plan.folder
     for part in (".", "artifacts", "measurements", "cache", "report", "report/figures"):
         clean_partials(folder / part)
-    write_json(folder / "run.json", _describe(plan))
     frames = Frames(plan.evaluation)
+    check_labelled(frames)
     graph = lazy_graph(plan.checkpoint, plan.size, progress)
     made: list[tuple[Target, Artifact]] = []
     failed: list[dict[str, Any]] = []
@@ -181,7 +193,7 @@ def run(plan: Plan, progress: Progress) -> Path:
             recipe = Recipe(precision, plan.output, plan.output_stride)
             if sentence is not None:
                 progress.say(f"{target.title} {precision}: skipped, {sentence}")
-                failed.append(_failure(name, target.title, precision, plan.size, sentence))
+                failed.append({**_failure(name, target.title, precision, plan.size, sentence), "missing": True})
                 continue
             calibration = plan.calibration if precision == "int8" else None
             try:
@@ -193,7 +205,22 @@ def run(plan: Plan, progress: Progress) -> Path:
                 progress.say(f"{target.title} {precision}: failed, {error}")
                 failed.append(_failure(name, target.title, precision, plan.size, str(error)))
     documents = _measurements(plan, made, failed, frames, progress)
+    # Only now: an interrupted rerun leaves the finished run before it as it was.
+    description = {
+        **_describe(plan),
+        "artifacts": [artifact.folder.name for _, artifact in made],
+        "failed": failed,
+    }
+    write_json(folder / "run.json", description)
     return write_report(folder, documents, frames, progress)
+
+
+def check_labelled(frames: Frames) -> None:
+    """Raise DataError when the first frames have no labelled pixel, before hours are spent on them."""
+    if not any((frames[index].labels != IGNORE).any() for index in range(min(3, len(frames)))):
+        raise DataError(
+            f"{frames.split.dataset} {frames.split.split} has no labels (its owners may keep them): choose another --split"
+        )
 
 
 def _failure(name: str, title: str, precision: Precision, size: Size, reason: str) -> dict[str, Any]:
@@ -211,7 +238,6 @@ def _describe(plan: Plan) -> dict[str, Any]:
         "command": plan.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "edgekit": __version__,
-        "artifacts": [],
     }
 
 
@@ -222,20 +248,19 @@ def _measurements(
     folder = plan.folder / "measurements"
     reference = reference_labels_folder(plan.checkpoint, plan.size, frames, plan.folder, progress, plan.threads)
     documents = [_reference_document(plan, frames, reference, progress)]
-    write_json(folder / f"pytorch-fp32-{plan.size}.local.json", documents[0])
     accuracies: dict[str, dict[str, Any]] = {}
     for target, artifact in list(made):
         key = sha256_json([_model_key(artifact), plan.evaluation.identity(), target.engine().by, __version__])
         path = folder / f"{artifact.folder.name}.accuracy.json"
-        stored = _stored(path, key)
+        pictures = plan.folder / "cache" / "pictures" / artifact.folder.name
+        stored = _stored(path, key) if pictures.is_dir() else None
         if stored is None:
             try:
                 log = plan.folder / "logs" / f"{artifact.folder.name}.log"
                 with artifact_labeller(target, artifact, plan.threads, log) as label:
                     stored = measure_accuracy(
-                        artifact.title, label, artifact.size, frames, reference,
-                        plan.folder / "cache" / "pictures" / artifact.folder.name, PICTURES, progress,
-                    )  # fmt: skip
+                        artifact.title, label, artifact.size, frames, reference, pictures, PICTURES, progress
+                    )
             except EdgekitError as error:
                 progress.say(f"{artifact.title}: failed, {error}")
                 failed.append(_failure(target.name, target.title, artifact.precision, artifact.size, str(error)))
@@ -248,18 +273,16 @@ def _measurements(
             progress.say(f"{artifact.title}: already evaluated")
         accuracies[artifact.folder.name] = stored
     latencies = measure_latencies(plan.folder, made, frames, plan.mode, plan.threads, progress)
-    environment = local_environment()
+    # With the artifacts' own, so that a stopped rerun never leaves one checkpoint's float beside another's artifacts.
+    write_json(folder / f"pytorch-fp32-{plan.size}.local.json", documents[0])
     for target, artifact in made:
         name = artifact.folder.name
-        latency = latencies[str(artifact.folder)]
+        latency = dict(latencies[str(artifact.folder)])
+        environment = latency.pop("environment", None) or local_environment()
         document = measurement_document(target, artifact, accuracies[name], latency, environment)
         write_json(folder / f"{name}.local.json", document)
         documents.append(document)
     documents.extend(failed)
-    description = read_json(plan.folder / "run.json")
-    description["artifacts"] = [artifact.folder.name for _, artifact in made]
-    description["failed"] = failed
-    write_json(plan.folder / "run.json", description)
     return documents
 
 
@@ -325,7 +348,7 @@ def measure_latencies(
         return results
     key = sha256_json(
         [[_model_key(artifact), engine.by] for _, artifact, engine in measurable]
-        + [mode, scope, threads, __version__, local_environment()["cpu"], frames.split.identity()]
+        + [mode, scope, threads, __version__, _machine(), frames.split.image_identity()]
     )
     path = run_folder / "measurements" / "latency.local.json"
     known = None if anew else _stored(path, key, "latency")
@@ -338,6 +361,7 @@ def measure_latencies(
             [artifact for _, artifact, _ in measurable], samples, mode, scope, threads, run_folder / "logs", progress
         )
         stored = {}
+        environment = local_environment()
         for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
             if isinstance(outcome, EdgekitError):
                 progress.say(f"{artifact.title}: latency not measured, {outcome}")
@@ -348,10 +372,20 @@ def measure_latencies(
             else:
                 flat = sorted(value for part in outcome["rounds_ms"] for value in part)
                 progress.say(f"{artifact.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
-                stored[str(artifact.folder)] = {"provenance": Provenance("measured", engine.by).to_json(), **outcome}
+                stored[str(artifact.folder)] = {
+                    "provenance": Provenance("measured", engine.by).to_json(),
+                    **outcome,
+                    "environment": environment,
+                }
         if all("rounds_ms" in value for value in stored.values()):  # a failure is tried again the next time
             write_json(path, {"key": key, "latency": list(stored.values())})
     return {**results, **stored}
+
+
+def _machine() -> list[Any]:
+    """What makes two latencies comparable at all: the processor and the cores that may be used."""
+    environment = local_environment()
+    return [environment["cpu"], environment["cores"]]
 
 
 def _model_key(artifact: Artifact) -> str:
@@ -381,15 +415,16 @@ def _bench_frames(frames: Frames, size: Size, run_folder: Path) -> Path:
 
 def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: Progress) -> dict[str, Any]:
     """Float PyTorch's own row: what every drop is measured from."""
-    key = sha256_json([plan.checkpoint.sha256, str(plan.size), plan.evaluation.identity(), __version__])
+    key = sha256_json([plan.checkpoint.identity(), str(plan.size), plan.evaluation.identity(), __version__])
     path = plan.folder / "measurements" / f"pytorch-fp32-{plan.size}.accuracy.json"
-    stored = _stored(path, key)
+    pictures = plan.folder / "cache" / "pictures" / f"pytorch-fp32-{plan.size}"
+    stored = _stored(path, key) if pictures.is_dir() else None
     by = f"PyTorch {importlib.metadata.version('torch')}"
     if stored is None:
         position = iter(range(len(frames)))
         stored = measure_accuracy(
             "PyTorch fp32", lambda _: read_reference(reference, next(position))[None], plan.size, frames, reference,
-            plan.folder / "cache" / "pictures" / "pytorch", PICTURES, progress,
+            pictures, PICTURES, progress,
         )  # fmt: skip
         stored["provenance"] = Provenance("measured", by).to_json()
         write_json(path, {"key": key, "accuracy": stored})
@@ -430,8 +465,7 @@ def write_report(folder: Path, documents: Sequence[Mapping[str, Any]], frames: F
         frame = frames[index]
         predictions = {}
         for document in documents:
-            name = "pytorch" if document["target"] == "pytorch" else document.get("artifact", "")
-            picture = folder / "cache" / "pictures" / str(name) / f"{index:05d}.png"
+            picture = folder / "cache" / "pictures" / str(document.get("artifact", "")) / f"{index:05d}.png"
             if "failed" not in document and picture.is_file():
                 with Image.open(picture) as image:
                     predictions[f"{document['title']} {document['precision']}"] = np.asarray(image, np.uint8)
@@ -466,7 +500,9 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
         UsageError: not a run's folder.
     """
     if not (folder / "run.json").is_file():
-        raise UsageError(f"{folder} is not a run's folder (it has no run.json): give the folder that edgekit run wrote")
+        raise UsageError(
+            f"{folder} is not a run's folder (it has no run.json): give the folder of a run that was finished"
+        )
     description = read_json(folder / "run.json")
     if "failed" not in description:
         raise EdgekitError(f"the run in {folder} was stopped before its end: give the same edgekit run command again")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from calibration.datasets import Frame, Split, class_set
+from calibration.datasets import Split, class_set
 from edgekit.core.errors import TrainingError
 from edgekit.core.files import plain, write_bytes
 from edgekit.core.values import IGNORE, Normalization, Size
-from edgekit.export.graph import normalize, reference_labels
+from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import NETWORKS, build_network, save_checkpoint
@@ -81,7 +81,9 @@ def train(
     torch.manual_seed(recipe.seed)
     normalization = Normalization()
     classes = class_set(recipe.dataset)
+    _check_device(device)
     module = channels_last(build_network(recipe.network, len(classes), recipe.arguments).to(device))
+    logits = Logits(module, len(classes))  # a user's network may give a tuple, or channels beyond the classes
     state = _State(module, recipe)
     state_path = folder / STATE_NAME
     if state_path.is_file():
@@ -91,7 +93,7 @@ def train(
     index, path = decoded_frames(data, folder, decoding)
     if not holds_a_class(index, path):
         raise TrainingError(
-            f"none of the {len(index)} frames of {recipe.dataset} {recipe.split} holds a class: check the label images"
+            f"none of the {len(index)} frames of {data.dataset} {data.split} holds a class: check the label images"
         )
     if min(recipe.batch, len(index)) < 2 and recipe.network in NETWORKS:
         raise TrainingError(
@@ -118,13 +120,13 @@ def train(
     while state.epoch < recipe.epochs:
         order.epoch = state.epoch
         torch.manual_seed((recipe.seed << 20) + state.epoch + 1)  # dropout, on every device, whether resumed or not
-        module.train()
+        logits.train()
         for step, (images, labels) in enumerate(loader, 1):
             rate = _learning_rate(recipe, state.step, total)
             for group in state.optimizer.param_groups:
                 group["lr"] = rate
             loss = segmentation_loss(
-                module(images.to(device, memory_format=torch.channels_last)),
+                logits(images.to(device, memory_format=torch.channels_last)),
                 labels.to(device),
                 recipe.loss_stride,
                 weights,
@@ -145,28 +147,50 @@ def train(
                 )
             )
         # The last step's update has met no loss yet: it must not replace a good state unseen.
-        module.eval()
+        logits.eval()
         with torch.inference_mode():
-            if not torch.isfinite(module(images.to(device, memory_format=torch.channels_last))).all():
+            if not torch.isfinite(logits(images.to(device, memory_format=torch.channels_last))).all():
                 raise _diverged(f"the logits are not finite after epoch {state.epoch + 1}", state, folder)
         state.epoch += 1
         state.save(state_path)
         if validation is not None and (state.epoch % validate_every == 0 and state.epoch < recipe.epochs):
             miou = evaluate_network(state.evaluated(), validation, normalization)["miou"]
-            say(f"epoch {state.epoch}: {validation.split} mIoU {miou:.4f}")
-    metrics: dict[str, Any] = {}
-    for split in (validation, test):
-        if split is not None:
-            scores = evaluate_network(state.evaluated(), split, normalization)
-            metrics[f"{split.dataset}:{split.split}"] = scores
-            say(f"{split.split} mIoU {scores['miou']:.4f} on {len(split)} frames")
+            say(f"epoch {state.epoch}: {validation.split} mIoU {_written(miou)}")
     checkpoint = folder / f"{name}.safetensors"
-    save_checkpoint(
-        checkpoint, state.evaluated(), network=recipe.network, arguments=recipe.arguments, class_names=classes.names,
-        normalization=normalization, dataset=recipe.dataset,
-        recipe={**recipe.to_json(), "command": command, "torch": str(torch.__version__)}, metrics=metrics,
-    )  # fmt: skip
+    metrics: dict[str, Any] = {}
+
+    def save() -> None:
+        save_checkpoint(
+            checkpoint, state.evaluated(), network=recipe.network, arguments=recipe.arguments,
+            class_names=classes.names, normalization=normalization, dataset=recipe.dataset,
+            recipe={**recipe.to_json(), "command": command, "torch": str(torch.__version__)}, metrics=metrics,
+        )  # fmt: skip
+
+    save()  # before evaluating: whatever happens there, the weights are kept
+    for split in (validation, test):
+        if split is None:
+            continue
+        scores = evaluate_network(state.evaluated(), split, normalization)
+        if scores["miou"] is None:
+            say(f"{split.dataset} {split.split} has no labels (its owners may keep them): not evaluated")
+            continue
+        metrics[f"{split.dataset}:{split.split}"] = scores
+        say(f"{split.split} mIoU {_written(scores['miou'])} on {len(split)} frames")
+    save()
     return checkpoint
+
+
+def _written(miou: float | None) -> str:
+    return "not defined (no labels)" if miou is None else f"{miou:.4f}"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch's three ways to say no
+        raise TrainingError(
+            f"--device {device} cannot be used by this PyTorch: choose cpu, or cuda with its CUDA build"
+        ) from error
 
 
 def class_weights(index: list[tuple[int, int, int]], path: Path, classes: int, balance: float) -> Tensor | None:
@@ -204,30 +228,19 @@ def segmentation_loss(logits: Tensor, labels: Tensor, stride: int, weights: Tens
     return F.cross_entropy(logits, truth, weight=weights, ignore_index=IGNORE)
 
 
-def evaluate_network(
-    module: nn.Module, split: Split, normalization: Normalization, size: Size | None = None
-) -> Mapping[str, Any]:
-    """Scores of a network on a split at the frames' own size, as plain values."""
-    module.eval()
+def evaluate_network(module: nn.Module, split: Split, normalization: Normalization) -> Mapping[str, Any]:
+    """Scores of a network on a split at the frames' own size, as plain values; ``miou`` is None without labels."""
+    logits = Logits(module, len(split.classes)).eval()
     device = next(module.parameters()).device
     counts = []
     with torch.inference_mode():
         for reference in split.references:
             frame = reference.load()
-            counts.append(
-                count_frame(
-                    _predict(module, frame, normalization, device), frame.labels, frame.instances, split.classes
-                )
-            )
+            x = normalize(torch.from_numpy(frame.image[None].copy()), normalization).to(device)
+            labels = reference_labels(logits(x), Size(*frame.labels.shape))[0].to(torch.uint8).cpu().numpy()
+            counts.append(count_frame(labels, frame.labels, frame.instances, split.classes))
     document = score(add_counts(counts), split.classes).to_json()
     return {**document, "frames": len(split)}
-
-
-def _predict(module: nn.Module, frame: Frame, normalization: Normalization, device: torch.device) -> Any:
-    x = normalize(torch.from_numpy(frame.image[None].copy()), normalization).to(device)
-    logits = module(x)
-    size = Size(*frame.labels.shape)
-    return reference_labels(logits, size)[0].to(torch.uint8).cpu().numpy()
 
 
 def _learning_rate(recipe: TrainingRecipe, step: int, total: int) -> float:

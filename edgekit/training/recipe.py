@@ -16,7 +16,7 @@ class TrainingRecipe:
 
     Attributes:
         network, arguments: what is trained.
-        dataset, split: its data; ``split`` may join two, as in ``train+val``.
+        dataset: its data, the train split.
         draw_size: size at which ``streets`` frames are drawn.
         frames: use only so many training frames (None: all).
         epochs: passes over them.
@@ -37,7 +37,6 @@ class TrainingRecipe:
     network: str = "spssn"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = "cityscapes"
-    split: str = "train"
     draw_size: str = "512x1024"
     frames: int | None = None
     epochs: int = 800
@@ -66,6 +65,8 @@ class TrainingRecipe:
             raise UsageError("--epochs and --batch must be at least 1")
         if not self.learning_rate > 0:
             raise UsageError(f"--learning-rate {self.learning_rate} must be above 0")
+        if not (0 <= self.momentum < 1 and self.weight_decay >= 0 and self.power >= 0):
+            raise UsageError("--momentum must be at least 0 and below 1, --weight-decay and --power at least 0")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise UsageError(f"--scale {self.scale[0]} {self.scale[1]} must be two factors above 0, the smaller first")
         if self.loss_stride not in (1, 2, 4, 8):

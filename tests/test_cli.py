@@ -1,0 +1,420 @@
+"""The commands: what they load, what they say, how they end."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from seam import Done, call, edgekit, environment, files, own_network, partials, short_latency
+
+HEAVY = (
+    "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
+    "onnxscript", "nncf", "matplotlib",
+)  # fmt: skip
+COMMANDS = ("run", "convert", "quantize", "evaluate", "bench", "report", "predict", "train", "targets", "doctor")
+OWN = {
+    "coreml": "coreml",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tflite": "tflite",
+}
+SIZE = "64x96"
+BARE = f"""
+import sys
+from importlib.machinery import PathFinder
+HEAVY = {HEAVY!r}
+class Bare:  # nothing heavy is installed: finders answer that they do not know it, as in a bare environment
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name.split(".")[0] in HEAVY else PathFinder.find_spec(name, path, target)
+    find_distributions = PathFinder.find_distributions
+    invalidate_caches = PathFinder.invalidate_caches
+sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+Call = Callable[..., Done]
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """``run_here("convert", ...)`` from an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("CITYSCAPES_DATASET", "CAMVID_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
+    return lambda *arguments: call(monkeypatch, capfd, *arguments)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a user's network and its state dict."""
+    folder = tmp_path_factory.mktemp("cli")
+    own_network(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(place: Path) -> Done:
+    return edgekit(
+        "convert", "own.pth", "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime",
+        "--size", SIZE, "--out", "made", "--json", cwd=place, env=environment(place),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quantized(place: Path) -> Done:
+    """With a budget that nothing can hold."""
+    return edgekit(
+        "quantize", "own.pth", "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime",
+        "--size", SIZE, "--out", "made", "--json", "--calib", "streets", "--samples", 2, "--eval", "streets:val",
+        "--frames", 2, "--max-drop", -1, "--threads", 1, cwd=place, env=environment(place),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def artifact(place: Path, converted: Done) -> Path:
+    assert converted.code == 0, converted.err
+    return Path(place / converted.document["artifacts"][0]["folder"])
+
+
+def python(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment(*paths), capture_output=True, text=True, timeout=120
+    )
+
+
+# What is loaded
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import edgekit",
+        "import edgekit; dir(edgekit); edgekit.Size(64, 96)",
+        "import edgekit.cli.app as a, sys; sys.argv = ['edgekit', '--help']\ntry: a.main()\nexcept SystemExit: pass",
+        "import edgekit.cli.app as a, sys; sys.argv = ['edgekit', 'run', '--help']\ntry: a.main()\nexcept SystemExit: pass",
+        "import edgekit.cli.app as a, sys; sys.argv = ['edgekit', 'targets']\ntry: a.main()\nexcept SystemExit: pass",
+    ],
+    ids=["import", "names", "help", "run help", "targets"],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    done = python(f"{code}\nimport sys; print('loaded', sorted(set({HEAVY!r}) & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_every_target_module_imports_in_a_bare_environment() -> None:
+    done = python(
+        BARE + "import importlib, pkgutil, targets\n"
+        "names = [m.name for m in pkgutil.iter_modules(targets.__path__, 'targets.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(*names)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert {f"targets.{name}" for name in OWN} <= set(done.stdout.split())
+
+
+def test_targets_in_a_bare_environment_say_what_mends_them() -> None:
+    code = "import sys\nfrom edgekit.cli.app import main\nsys.argv = ['edgekit', 'targets', *sys.argv[1:]]\n"
+    done = python(BARE + code + "sys.argv.append('--json')\nmain()")
+    assert done.returncode == 0, done.stderr
+    rows = {row["target"]: row for row in json.loads(done.stdout)["targets"]}
+    assert set(OWN) <= set(rows)
+    for name, extra in OWN.items():
+        assert not rows[name]["available"]
+        assert f"pip install 'edgekit[{extra}]'" in rows[name]["missing"]
+    words = python(BARE + code + "main()")
+    assert words.returncode == 0
+    assert words.stdout.count("pip install") == len(OWN)
+
+
+def test_commands_in_a_bare_environment_say_what_mends_them(tmp_path: Path) -> None:
+    code = BARE + "import sys\nfrom edgekit.cli.app import main\nsys.argv = {}\nmain()"
+    for arguments in (["edgekit", "doctor"], ["edgekit", "convert", "x.pth", "--target", "openvino"]):
+        done = python(code.format(repr(arguments)))
+        assert "Traceback" not in done.stderr
+        assert done.returncode == (0 if arguments[1] == "doctor" else 1)
+
+
+# What they say
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, run_here: Call) -> None:
+    done = run_here(command, "--help")
+    assert done.code == 0
+    assert f"Example: edgekit {command}" in " ".join(done.out.split())
+    assert "--json" in done.out
+
+
+def test_the_commands_are_these(run_here: Call) -> None:
+    done = run_here("--help")
+    listed = re.findall(r"^  ([a-z]+)  ", done.out.split("Commands:")[1], re.M)
+    assert tuple(listed) == COMMANDS
+
+
+def test_version(run_here: Call) -> None:
+    from edgekit import __version__
+
+    assert run_here("--version").out == f"{__version__}\n"
+
+
+# Exit codes
+
+
+USAGE = {
+    "too small": (["convert", "x.pth", "--size", "32x128"], "at least 64 pixels"),
+    "not a size": (["convert", "x.pth", "--size", "banana"], "512x1024"),
+    "a size of one number": (["predict", "CHECKPOINT", "IMAGE", "--size", "512"], "512x1024"),
+    "a negative size": (["evaluate", "CHECKPOINT", "--size", "-64x96"], "512x1024"),
+    "target": (["convert", "x.pth", "--target", "banana"], "onnxruntime"),
+    "targets of run": (["run", "CHECKPOINT", "--targets", "onnxruntime,banana"], "banana"),
+    "precision": (["run", "CHECKPOINT", "--precisions", "int4"], "fp32"),
+    "precision that no target has": (["run", "CHECKPOINT", "--targets", "tflite", "--precisions", "fp16"], "fp16"),
+    "int8 of convert": (["convert", "CHECKPOINT", "--precision", "int8"], "edgekit quantize"),
+    "dataset": (["evaluate", "CHECKPOINT", "--data", "banana"], "streets"),
+    "calibration dataset": (["quantize", "CHECKPOINT", "--calib", "banana"], "streets"),
+    "split": (["evaluate", "CHECKPOINT", "--split", "banana", "--size", SIZE], "train, val, test"),
+    "eval": (["quantize", "CHECKPOINT", "--calib", "streets", "--eval", "streets"], "streets:val"),
+    "device of bench": (["bench", "x", "--device", "banana"], "local"),
+    "device of run": (["run", "CHECKPOINT", "--device", "banana"], "local"),
+    "output": (["convert", "CHECKPOINT", "--output", "banana"], "logits"),
+    "output stride": (["convert", "CHECKPOINT", "--output-stride", "3"], "1, 2, 4 or 8"),
+    "network": (["convert", "x.pth", "--network", "no.such:thing", "--classes", "streets"], "package.module:factory"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_usage(case: str, run_here: Call, tmp_path: Path, small_checkpoint: Path) -> None:
+    """Two, one sentence that says what would be right, and nothing written."""
+    (tmp_path / "x.pth").write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    before = files(tmp_path)
+    arguments, expected = USAGE[case]
+    names = {"CHECKPOINT": small_checkpoint, "IMAGE": tmp_path / "image.png", "x.pth": small_checkpoint}
+    if case == "network":
+        names.pop("x.pth")
+    done = run_here(*[names.get(part, part) for part in arguments])
+    assert done.code == 2, done.err
+    assert expected in done.sentence
+    assert done.out == ""
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["convert", "--nonsense"], ["quantize"], ["run", "--frames", "none"], ["bench"]]
+)
+def test_usage_by_the_parser(arguments: list[str], run_here: Call) -> None:
+    done = run_here(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert "Error" in done.err
+    assert "Traceback" not in done.err
+
+
+MENDABLE = {
+    "checkpoint": (["convert", "nowhere"], "there is no checkpoint 'nowhere'"),
+    "damaged checkpoint": (["convert", "damaged.safetensors"], "damaged.safetensors"),
+    "pickle that is none": (["convert", "damaged.pth", "--network", "spssn", "--classes", "streets"], "damaged.pth"),
+    "artifact": (["bench", "nowhere"], "edgekit convert"),
+    "image": (["predict", "CHECKPOINT", "nowhere.png"], "nowhere.png"),
+    "data root": (["evaluate", "CHECKPOINT", "--data", "cityscapes", "--data-root", "nowhere"], "nowhere"),
+    "classes": (["evaluate", "CHECKPOINT", "--data", "camvid", "--data-root", "."], "train"),
+}
+
+
+@pytest.mark.parametrize("case", MENDABLE)
+def test_what_the_user_can_mend(case: str, run_here: Call, tmp_path: Path, small_checkpoint: Path) -> None:
+    (tmp_path / "damaged.safetensors").write_bytes(small_checkpoint.read_bytes()[:-100])
+    (tmp_path / "damaged.pth").write_bytes(b"PK\x03\x04 and nothing more")
+    arguments, expected = MENDABLE[case]
+    before = files(tmp_path)
+    done = run_here(
+        *[small_checkpoint if part == "CHECKPOINT" else part for part in arguments],
+        *["--size", SIZE][: 2 * (arguments[0] != "bench")],
+    )
+    assert done.code == 1, done.err
+    if case != "classes":
+        assert expected in done.sentence
+    assert done.out == ""
+    assert [name for name in files(tmp_path) if name not in before and not name.endswith(".log")] == []
+
+
+def test_a_folder_that_is_no_run(run_here: Call, tmp_path: Path) -> None:
+    done = run_here("report", ".")
+    assert (done.code, done.out) == (2, "")
+    assert "not a run's folder" in done.sentence
+
+
+def test_calibration_without_a_root(run_here: Call, tmp_path: Path, small_checkpoint: Path) -> None:
+    done = run_here("quantize", small_checkpoint, "--calib", "cityscapes", "--target", "onnxruntime", "--size", SIZE)
+    assert done.code == 1
+    assert done.out == ""
+    for part in ("--data-root", "CITYSCAPES_DATASET", "--calib streets"):
+        assert part in done.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug(run_here: Call, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a slip of ours")
+
+    monkeypatch.setattr("edgekit.pipeline.commands.convert", broken)
+    done = run_here("convert", small_checkpoint, "--target", "onnxruntime")
+    assert done.code == 3
+    assert done.out == ""
+    assert "Traceback" in done.err
+    assert "ZeroDivisionError: a slip of ours" in done.err
+    found = re.search(r"(\S+\.log)$", done.err.strip())
+    assert found
+    log = Path(found[1])
+    text = log.read_text()
+    log.unlink()
+    assert "ZeroDivisionError: a slip of ours" in text
+    assert "edgekit convert" in text
+    assert "Python 3" in text
+
+
+def test_an_interrupt(run_here: Call, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgekit.pipeline.commands.convert", interrupted)
+    done = run_here("convert", small_checkpoint, "--target", "onnxruntime")
+    assert done.code == 130
+    assert "interrupted" in done.sentence
+
+
+def test_a_size_that_memory_cannot_hold(run_here: Call, small_checkpoint: Path, tmp_path: Path) -> None:
+    done = run_here("convert", small_checkpoint, "--target", "onnxruntime", "--size", "99999x99999")
+    assert done.code == 1
+    assert "--size" in done.sentence
+    assert not partials(tmp_path)
+
+
+def test_a_budget_that_does_not_hold(quantized: Done, place: Path) -> None:
+    """Four; the artifact is kept, and the JSON is whole."""
+    assert quantized.code == 4, quantized.err
+    (row,) = quantized.document["rows"]
+    assert row["budget"] == {"max_drop": -1.0, "holds": False}
+    assert row["miou"] is not None
+    assert row["miou_drop_ci"][0] <= row["miou_drop"] <= row["miou_drop_ci"][1]
+    assert row["agreement"] > 0.8
+    assert "--max-drop" in quantized.sentence
+    assert row["artifact"] in quantized.sentence
+    assert (place / row["artifact"] / "manifest.json").is_file()
+    assert not partials(place)
+
+
+# JSON and noise
+
+
+def test_convert_json_and_noise(converted: Done, place: Path) -> None:
+    (row,) = converted.document["artifacts"]
+    assert row["target"] == "onnxruntime"
+    assert row["size"] == [64, 96]
+    assert (place / row["folder"] / row["model"]).is_file()
+    lines = converted.err.splitlines()
+    assert len(lines) == 2, converted.err
+    assert re.fullmatch(r"exporting own at 64x96: \d+ s", lines[0])
+    assert re.fullmatch(r"ONNX Runtime fp32: converting at 64x96: \d+ s", lines[1])
+    assert (place / "made" / "logs").is_dir()
+
+
+def test_quantize_noise(quantized: Done) -> None:
+    lines = [line for line in quantized.err.splitlines() if not line.startswith("edgekit: ")]
+    known = r"(calibrating on|exporting|labelling with float PyTorch|float PyTorch labelled|PyTorch fp32:|ONNX Runtime int8:|onnxruntime int8:) ?.*"
+    assert all(re.fullmatch(known, line) for line in lines), quantized.err
+
+
+def test_targets_and_doctor_json(run_here: Call) -> None:
+    rows = run_here("targets", "--json").document["targets"]
+    assert set(OWN) <= {row["target"] for row in rows}
+    document = run_here("doctor", "--json").document
+    assert {"edgekit", "findings", "environment"} <= set(document)
+    texts = {finding["subject"]: finding["text"] for finding in document["findings"]}
+    assert "CITYSCAPES_DATASET" in texts["data cityscapes"]
+
+
+def test_evaluate_json(run_here: Call, artifact: Path) -> None:
+    done = run_here("evaluate", artifact, "--data", "streets", "--frames", 1, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    assert 0 < document["miou"] < 1
+    assert len(document["per_class_iou"]) == 19
+    assert document["provenance"]["kind"] == "measured"
+
+
+def test_evaluate_checkpoint_json(run_here: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(place)
+    done = run_here(
+        "evaluate", place / "own.pth", "--network", "ownnet:factory", "--data", "streets", "--frames", 1, "--size", SIZE,
+        "--threads", 1, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "PyTorch" in done.document["provenance"]["by"]
+
+
+def test_bench_json(run_here: Call, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_latency(monkeypatch)
+    done = run_here("bench", artifact, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    (row,) = done.document["rows"]
+    assert row["summary"]["n"] >= 8
+    assert row["summary"]["p50"] > 0
+    assert row["latency"]["scope"] == "frame-to-labels"
+    assert row["latency"]["settings"]["threads"] == 1
+
+
+def test_predict_json(run_here: Call, artifact: Path, tmp_path: Path) -> None:
+    for name, shape in (("wide.png", (80, 200, 3)), ("tall.jpg", (130, 70, 3))):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, np.uint8)).save(tmp_path / name)
+    done = run_here("predict", artifact, tmp_path / "wide.png", tmp_path / "tall.jpg", "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    for row, shape in zip(done.document["images"], ((80, 200), (130, 70)), strict=True):
+        with Image.open(row["labels"]) as labels, Image.open(row["overlay"]) as overlay:
+            assert np.asarray(labels).shape == shape
+            assert np.asarray(labels).max() < 19
+            assert np.asarray(overlay).shape == (*shape, 3)
+        assert abs(sum(row["classes"].values()) - 1) < 0.01
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_predict_refuses_bad_images(damage: str, run_here: Call, artifact: Path, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)).save(good)
+    bad.write_bytes({"truncated": good.read_bytes()[:9000], "text": b"not an image at all", "empty": b""}[damage])
+    before = files(tmp_path)
+    done = run_here("predict", artifact, good, bad, "--threads", 1)
+    assert done.code == 1
+    assert str(bad) in done.sentence
+    assert files(tmp_path) == before
+    assert {entry.name for entry in tmp_path.iterdir()} == {"good.png", "bad.png"}
+
+
+def test_run_and_report_json(
+    run_here: Call, place: Path, converted: Done, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the folder that ``convert`` wrote: its artifact is taken as it is."""
+    monkeypatch.syspath_prepend(place)
+    short_latency(monkeypatch)
+    done = run_here(
+        "run", place / "own.pth", "--network", "ownnet:factory", "--data", "streets", "--targets", "onnxruntime",
+        "--precisions", "fp32", "--size", SIZE, "--frames", 2, "--samples", 2, "--threads", 1, "--out", place / "made",
+        "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "already converted" in done.err
+    assert done.document["rows"][0]["target"] == "pytorch"
+    again = run_here("report", place / "made", "--json")
+    assert again.code == 0
+    assert again.document["rows"] == done.document["rows"]
+    words = run_here("report", place / "made")
+    assert words.code == 0
+    assert "onnxruntime" in words.out
