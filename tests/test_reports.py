@@ -529,7 +529,7 @@ def test_pages_without_a_device_say_so_and_give_the_command(files: dict[str, byt
         assert "reference by" in page
     empty = pages([], context(strips=()))
     assert "no device connected" in text(empty, "apple.md") and "not measured" in text(empty, "apple.md")
-    assert "edgekit bench" in text(empty, "apple.md")
+    assert "edgekit targets" in text(empty, "apple.md")
 
 
 def test_a_page_for_every_further_device() -> None:
