@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edgekit run --frames 24
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What CI holds the code to.
 check: $(VENV)/.installed-dev
