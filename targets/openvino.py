@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,9 @@ class OpenVINO:
         NNCF over the whole frame-to-labels graph gives a model that the CPU plugin cannot compile.
         """
         import openvino as ov
-        import torch
 
         size = graph.size
-        example = torch.zeros(1, 3, size.height, size.width)
-        core = ov.convert_model(graph.module, example_input=example, input=[1, 3, size.height, size.width])
+        core = _core(graph).clone()
         if recipe.precision == "int8":
             core = _quantize(core, graph, require_batches(recipe, batches))
         model = _add_edges(core, graph, recipe)
@@ -122,6 +121,16 @@ class OpenVINOSession:
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""
         self.request.infer()
+
+
+@lru_cache(maxsize=1)
+def _core(graph: DeployableGraph) -> Any:
+    """The core as an OpenVINO model, converted once for all precisions; users clone it, since edges are added in place."""
+    import openvino as ov
+    import torch
+
+    shape = [1, 3, graph.size.height, graph.size.width]
+    return ov.convert_model(graph.module, example_input=torch.zeros(*shape), input=shape)
 
 
 class _Pass:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from edgekit.core.values import (
     Converted,
     DeployableGraph,
     Engine,
+    OutputKind,
     Precision,
     Recipe,
     SessionOptions,
@@ -61,21 +64,13 @@ class TFLite:
 
     def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
         """Channels-last from edge to edge, then int8 for all but the edges."""
-        import litert_torch
-        import torch
-
-        from edgekit.export.graph import FrameToLabels
-
         size = graph.size
-        module = FrameToLabels(graph, True, recipe.output, recipe.output_stride).eval()
-        frame = torch.zeros(1, size.height, size.width, 3, dtype=torch.uint8)
-        path = folder / "model.tflite"
-        litert_torch.convert(module, (frame,)).export(str(path))
+        model = _float_model(graph, recipe.output, recipe.output_stride)
         kept: tuple[str, ...] = ()
         if recipe.precision == "int8":
-            model = _quantize(path.read_bytes(), require_batches(recipe, batches))
-            write_bytes(path, model)
+            model = _quantize(model, require_batches(recipe, batches))
             kept = ("BATCH_MATMUL", "normalization", "final upsampling and argmax")
+        write_bytes(folder / "model.tflite", model)
         outputs = (
             f"uint8 [1,{size.height},{size.width}]"
             if recipe.output == "labels"
@@ -104,6 +99,22 @@ class TFLite:
             interpreter.get_output_details()[0]["index"],
             settings,
         )
+
+
+@lru_cache(maxsize=1)
+def _float_model(graph: DeployableGraph, output: OutputKind, output_stride: int) -> bytes:
+    """The float flatbuffer, converted once for a float artifact and the int8 one made after it."""
+    import litert_torch
+    import torch
+
+    from edgekit.export.graph import FrameToLabels
+
+    module = FrameToLabels(graph, True, output, output_stride).eval()
+    frame = torch.zeros(1, graph.size.height, graph.size.width, 3, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "model.tflite"
+        litert_torch.convert(module, (frame,)).export(str(path))
+        return path.read_bytes()
 
 
 def _interpreter_class() -> Any:

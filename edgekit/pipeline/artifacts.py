@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from edgekit.networks.checkpoint import Checkpoint
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
+MEMORY_FOR_CALIBRATION = 256 << 20
 STRAY = (".DS_Store", "Thumbs.db")
 """Files that a desktop leaves in every folder it shows; together with macOS' ``._`` files they are not looked at."""
 
@@ -39,13 +40,23 @@ class Calibration:
     split: str
     frames: Split
     size: Size
+    _kept: dict[int, UInt8] = field(default_factory=dict, repr=False, compare=False)
 
     def batches(self) -> Batches:
-        """Fresh passes over the frames, loaded one at a time: uint8 [1, H, W, 3]."""
+        """Fresh passes over the frames: uint8 [1, H, W, 3].
+
+        Every target passes over them, some several times: up to 256 MiB are kept, the rest is loaded again.
+        """
 
         def start() -> Iterator[UInt8]:
-            for reference in self.frames.references:
-                yield resize_image(reference.load_image(), self.size)[None].copy()
+            for index, reference in enumerate(self.frames.references):
+                if index not in self._kept:
+                    frame = resize_image(reference.load_image(), self.size)[None]
+                    if (len(self._kept) + 1) * frame.nbytes > MEMORY_FOR_CALIBRATION:
+                        yield frame.copy()
+                        continue
+                    self._kept[index] = frame
+                yield self._kept[index].copy()
 
         return start
 

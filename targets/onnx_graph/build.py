@@ -6,6 +6,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, schem
         scheme: of int8 activations. ``symmetric`` is signed with zero point 0, weights per channel, only where
             TensorRT runs int8; ``asymmetric`` is what ONNX Runtime's CPU kernels are fastest with.
     """
-    model = _export_core(graph, recipe)
+    model = _export_core(graph, half=recipe.precision == "fp16")
     if recipe.precision == "int8":
         if batches is None:
             raise ConversionError("int8 needs calibration frames: name them with --calib")
@@ -38,10 +39,11 @@ def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, schem
     return _add_edges(model, graph, recipe)
 
 
-def _export_core(graph: DeployableGraph, recipe: Recipe) -> Any:
+@lru_cache(maxsize=2)
+def _export_core(graph: DeployableGraph, half: bool) -> Any:
+    """The core as ONNX, exported once for all targets and precisions that share it; nobody changes it."""
     import torch
 
-    half = recipe.precision == "fp16"
     module = copy.deepcopy(graph.module).half() if half else graph.module
     example = torch.zeros(1, 3, graph.size.height, graph.size.width, dtype=torch.float16 if half else torch.float32)
     program = torch.onnx.export(
