@@ -18,7 +18,7 @@ from PIL import Image
 from calibration.datasets import CLASS_SETS, Split, class_set, open_split, resize_image, resize_labels
 from edgekit import __version__
 from edgekit.core.errors import CheckpointError, DataError, EdgekitError, TargetError, UsageError
-from edgekit.core.files import clean_partials, read_json, sha256_json, write_bytes, write_json, write_text
+from edgekit.core.files import clean_partials, read_json, sha256_json, sha256_path, write_bytes, write_json, write_text
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.seam import Target
@@ -211,8 +211,21 @@ def run(plan: Plan, progress: Progress) -> Path:
         "artifacts": [artifact.folder.name for _, artifact in made],
         "failed": failed,
     }
+    page, stamp = folder / "report" / "index.md", folder / "cache" / "report.json"
+    key = sha256_json([documents, {name: value for name, value in description.items() if name != "created"}])
+    if page.is_file() and _stored(stamp, key, "pages") == _page_hashes(folder):
+        progress.say("report: already written")
+        return page
     write_json(folder / "run.json", description)
-    return write_report(folder, documents, frames, progress)
+    write_report(folder, documents, frames, progress)
+    write_json(stamp, {"key": key, "pages": _page_hashes(folder)})
+    return page
+
+
+def _page_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of the report, so that one changed by hand is written again."""
+    files = sorted(path for path in (folder / "report").rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_path(path) for path in files}
 
 
 def check_labelled(frames: Frames) -> None:
