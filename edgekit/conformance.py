@@ -19,10 +19,11 @@ from edgekit.pipeline.accuracy import Labeller, pytorch_labeller
 from edgekit.pipeline.artifacts import Calibration, load_artifact, make_artifact
 from edgekit.pipeline.run import lazy_graph
 
-AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.99, "int8": 0.9}
+AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.99, "int8": 0.8}
 """Smallest share of pixels labelled as float PyTorch does; int8's only catches what is broken, not what is lossy."""
 
-SIZE = Size(96, 160)
+SIZE = Size(192, 384)
+"""Large enough for the shipped network to be sure of most pixels; far below the scale it was trained at, int8 flips many."""
 
 
 def check_target(

@@ -22,7 +22,7 @@ from edgekit.pipeline.artifacts import make_artifact
 from edgekit.pipeline.run import lazy_graph
 
 OWN = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
-SMALL = Size(96, 160)
+SMALL = Size(192, 384)
 Make = Callable[..., Artifact]
 
 
