@@ -103,7 +103,7 @@ def main() -> None:
     if vendor:
         result = vendor["result"]
         parts += [
-            f"int8 by the vendors' defaults and by edgekit's recipes, same checkpoint, same 32 calibration frames, {result['frames']} "
+            f"int8 by the vendors' own defaults on the straight export, same checkpoint, 16 calibration frames, {result['frames']} "
             f"test frames at {result['size']}; float PyTorch {percent(result['float'])} % (`benchmarks/vendor_int8.py`):",
             table(
                 ["recipe", "mIoU, %", "drop, points [95 %]"],
