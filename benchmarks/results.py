@@ -46,7 +46,8 @@ def percent(value: float | None) -> str:
 
 def points(value: float, low: float, high: float) -> str:
     """A drop with its interval, in points."""
-    return f"{100 * value:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    shown = [round(100 * number, 2) + 0.0 for number in (value, low, high)]  # + 0.0 turns -0.0 into 0.0
+    return f"{shown[0]:+.2f} [{shown[1]:+.2f}, {shown[2]:+.2f}]"
 
 
 def artifacts(document: dict[str, Any]) -> str:
