@@ -8,7 +8,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgekit.core.errors import ConversionError, TargetError
-from edgekit.core.values import Artifact, Batches, Float32, Normalization, Recipe, SessionOptions, Size, UInt8
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    DeployableGraph,
+    Float32,
+    Normalization,
+    Recipe,
+    SessionOptions,
+    Size,
+    UInt8,
+)
 
 
 def threads(options: SessionOptions) -> int:
@@ -41,6 +51,13 @@ def require_batches(recipe: Recipe, batches: Batches | None) -> Batches:
     if batches is None:
         raise ConversionError(f"{recipe.precision} needs calibration frames: name them with --calib")
     return batches
+
+
+def native_output(graph: DeployableGraph, recipe: Recipe) -> str:
+    """What a model with labels or logits as its output gives, as a manifest words it."""
+    if recipe.output == "logits":
+        return f"float32 [1,{len(graph.class_names)},{graph.logits_size.height},{graph.logits_size.width}]"
+    return f"uint8 [1,{graph.size.height},{graph.size.width}]"
 
 
 def decode_logits(logits: Float32, size: Size) -> UInt8:

@@ -24,7 +24,7 @@ from edgekit.core.values import (
     UInt8,
 )
 from edgekit.export.sizes import decision_size
-from targets.common import check_frame, decode_logits, normalized, require_batches, threads
+from targets.common import check_frame, decode_logits, native_output, normalized, require_batches, threads
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
@@ -68,7 +68,7 @@ class OpenVINO:
         return Converted(
             model="model.xml",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=_native_output(graph, recipe),
+            native_output=native_output(graph, recipe),
             tools=self.tools(),
             kept_float=(*KEPT_FLOAT, "normalization", "final upsampling and argmax") if quantized else (),
             notes={"weights": "model.bin lies beside model.xml and is part of the model"},
@@ -197,12 +197,6 @@ def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     labels = ops.squeeze(labels, np.asarray([1], np.int64)).output(0)
     labels.get_tensor().set_names({"labels"})
     return ov.Model([ops.result(labels)], model.get_parameters(), "edgekit")
-
-
-def _native_output(graph: DeployableGraph, recipe: Recipe) -> str:
-    if recipe.output == "logits":
-        return f"float32 [1,{len(graph.class_names)},{graph.logits_size.height},{graph.logits_size.width}]"
-    return f"uint8 [1,{graph.size.height},{graph.size.width}]"
 
 
 TARGET = OpenVINO()

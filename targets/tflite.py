@@ -26,7 +26,7 @@ from edgekit.core.values import (
     SessionOptions,
     UInt8,
 )
-from targets.common import check_frame, decode_logits, require_batches, threads
+from targets.common import check_frame, decode_logits, native_output, require_batches, threads
 
 SIGNATURE = "serving_default"
 BENCHMARK_MODEL = (
@@ -71,15 +71,10 @@ class TFLite:
             model = _quantize(model, require_batches(recipe, batches))
             kept = ("BATCH_MATMUL", "normalization", "final upsampling and argmax")
         write_bytes(folder / "model.tflite", model)
-        outputs = (
-            f"uint8 [1,{size.height},{size.width}]"
-            if recipe.output == "labels"
-            else f"float32 [1,{len(graph.class_names)},{graph.logits_size.height},{graph.logits_size.width}]"
-        )
         return Converted(
             model="model.tflite",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=outputs,
+            native_output=native_output(graph, recipe),
             tools=self.tools(),
             kept_float=kept,
             notes={"measure on android": BENCHMARK_MODEL},

@@ -113,9 +113,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
-    from calibration.datasets import open_split
     from edgekit.core.files import read_json
-    from edgekit.pipeline.run import DEFAULT_SPLITS, Plan, chosen_targets, default_size, open_calibration
+    from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
     from edgekit.pipeline.run import run as run_plan
     from reports.summary import summary
 
@@ -133,9 +132,7 @@ def run(
         size=input_size,
         targets=names,
         precisions=chosen,
-        evaluation=open_split(dataset, split or DEFAULT_SPLITS.get(dataset, "test"), data_root, input_size).first(
-            frames
-        ),
+        evaluation=open_evaluation(dataset, split, data_root, input_size, frames),
         calibration=open_calibration(
             calibration_dataset, data_root if calibration_dataset == dataset else None, samples, input_size
         ),
@@ -290,10 +287,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """All accuracy metrics of a checkpoint (in PyTorch) or an artifact, on a dataset."""
-    from calibration.datasets import CLASS_SETS, open_split
+    from calibration.datasets import CLASS_SETS
     from edgekit.pipeline.artifacts import is_artifact, load_artifact
     from edgekit.pipeline.commands import evaluate as do_evaluate
-    from edgekit.pipeline.run import DEFAULT_SPLITS, default_size
+    from edgekit.pipeline.run import default_size, open_evaluation
 
     logs = Path("runs") / "logs"
     if is_artifact(subject):
@@ -304,17 +301,13 @@ def evaluate(
             raise UsageError("add --data: no known dataset has this artifact's classes")
         if size is not None and _size(size) != artifact.size:
             raise UsageError(f"{subject} takes {artifact.size} only: convert again for {size}")
-        frames_split = open_split(data, split or DEFAULT_SPLITS.get(data, "test"), data_root, artifact.size).first(
-            frames
-        )
+        frames_split = open_evaluation(data, split, data_root, artifact.size, frames)
         result = do_evaluate(None, artifact, frames_split, artifact.size, threads, logs, _progress())
     else:
         found = _checkpoint(subject, network, data)
         dataset = data or found.dataset
         input_size = _size(size) or default_size(found)
-        frames_split = open_split(dataset, split or DEFAULT_SPLITS.get(dataset, "test"), data_root, input_size).first(
-            frames
-        )
+        frames_split = open_evaluation(dataset, split, data_root, input_size, frames)
         result = do_evaluate(found, None, frames_split, input_size, threads, logs, _progress())
     if as_json:
         _print_json(result)

@@ -180,6 +180,21 @@ class Artifact:
     model: str
     manifest: Mapping[str, Any]
 
+    @classmethod
+    def from_manifest(cls, folder: Path, manifest: Mapping[str, Any]) -> Artifact:
+        """The artifact that a manifest describes; raises KeyError or TypeError when the manifest lacks a part."""
+        return cls(
+            folder=folder,
+            target=manifest["target"],
+            precision=manifest["precision"],
+            size=Size(*manifest["size"]),
+            class_names=tuple(manifest["class_names"]),
+            output=manifest["output"],
+            output_stride=manifest["output_stride"],
+            model=manifest["model"],
+            manifest=manifest,
+        )
+
     @property
     def model_path(self) -> Path:
         """Path of the model's file or folder."""

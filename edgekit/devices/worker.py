@@ -21,7 +21,7 @@ import numpy as np
 from edgekit.core.errors import EdgekitError
 from edgekit.core.registry import load_target
 from edgekit.core.seam import Session
-from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
+from edgekit.core.values import Artifact, SessionOptions, UInt8
 
 
 def peak_rss_bytes() -> int | None:
@@ -65,11 +65,8 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack) -> No
         command: dict[str, Any] = json.loads(line)
         answer: dict[str, Any]
         if command["do"] == "open":
-            manifest = json.loads((Path(command["artifact"]) / "manifest.json").read_text())
-            artifact = Artifact(
-                Path(command["artifact"]), manifest["target"], manifest["precision"], Size(*manifest["size"]),
-                tuple(manifest["class_names"]), manifest["output"], manifest["output_stride"], manifest["model"], manifest,
-            )  # fmt: skip
+            folder = Path(command["artifact"])
+            artifact = Artifact.from_manifest(folder, json.loads((folder / "manifest.json").read_text()))
             frames = np.ascontiguousarray(np.load(command["frames"]))
             target = load_target(artifact.target)
             begin = time.perf_counter_ns()

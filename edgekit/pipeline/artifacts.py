@@ -204,17 +204,7 @@ def load_artifact(folder: Path) -> Artifact:
                 raise ArtifactError(
                     f"{folder / name} was changed (its hash is not what {MANIFEST} says): convert again"
                 )
-        return Artifact(
-            folder=folder,
-            target=manifest["target"],
-            precision=manifest["precision"],
-            size=Size(*manifest["size"]),
-            class_names=tuple(manifest["class_names"]),
-            output=manifest["output"],
-            output_stride=manifest["output_stride"],
-            model=manifest["model"],
-            manifest=manifest,
-        )
+        return Artifact.from_manifest(folder, manifest)
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path} lacks {error}: convert again") from error
 

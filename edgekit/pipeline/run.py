@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from calibration.datasets import CLASS_SETS, Split, class_set, open_split, resize_image, resize_labels
+from calibration.datasets import Split, class_set, open_split, resize_image, resize_labels
 from edgekit import __version__
 from edgekit.core.errors import CheckpointError, DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, sha256_path, write_bytes, write_json, write_text
@@ -93,11 +93,14 @@ def default_size(checkpoint: Checkpoint) -> Size:
     return DEFAULT_SIZES.get(checkpoint.dataset, DEFAULT_SIZES["streets"])
 
 
+def open_evaluation(dataset: str, split: str | None, root: Path | None, size: Size, frames: int | None) -> Split:
+    """Frames to measure accuracy on; ``split`` None means the dataset's usual one, ``frames`` None all of them."""
+    return open_split(dataset, split or DEFAULT_SPLITS.get(dataset, "test"), root, size).first(frames)
+
+
 def check_classes(checkpoint: Checkpoint, dataset: str) -> None:
     """Raise CheckpointError unless the checkpoint's classes are the dataset's."""
-    if dataset not in CLASS_SETS:
-        class_set(dataset)
-    if checkpoint.class_names != CLASS_SETS[dataset].names:
+    if checkpoint.class_names != class_set(dataset).names:
         raise CheckpointError(
             f"checkpoint '{checkpoint.name}' has {len(checkpoint.class_names)} classes of "
             f"{checkpoint.dataset or 'an unknown dataset'}, not those of {dataset}: evaluate it on its own dataset"
@@ -517,8 +520,6 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
             f"{folder} is not a run's folder (it has no run.json): give the folder of a run that was finished"
         )
     description = read_json(folder / "run.json")
-    if "failed" not in description:
-        raise EdgekitError(f"the run in {folder} was stopped before its end: give the same edgekit run command again")
     size = Size(*description["size"])
     dataset = description["dataset"]
     frames = Frames(open_split(dataset["name"], dataset["split"], root, size).first(dataset["frames"]))
