@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -147,6 +147,12 @@ def open_split(dataset: str, split: str, root: Path | None = None, size: Size | 
         return _streets(split, size or STREETS_DEFAULT_SIZE)
     folder = find_root(dataset, root)
     return _cityscapes(folder, split) if dataset == "cityscapes" else _camvid(folder, split)
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Several splits of one dataset as one, named like ``train+val``."""
+    references = tuple(reference for split in splits for reference in split.references)
+    return replace(splits[0], split="+".join(split.split for split in splits), references=references)
 
 
 def find_root(dataset: str, root: Path | None) -> Path:

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from seam import Done, call, edgekit, environment, files, own_network, partials, short_latency
 
+from edgekit.networks.checkpoint import load_checkpoint
+
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
     "onnxscript", "nncf", "matplotlib",
@@ -186,6 +188,11 @@ USAGE = {
     "device of run": (["run", "CHECKPOINT", "--device", "banana"], "local"),
     "output": (["convert", "CHECKPOINT", "--output", "banana"], "logits"),
     "output stride": (["convert", "CHECKPOINT", "--output-stride", "3"], "1, 2, 4 or 8"),
+    "preset": (["train", "--preset", "banana"], "paper-camvid"),
+    "split of train": (["train", "--split", "test"], "train+val"),
+    "precision of train": (["train", "--precision", "float16"], "bfloat16"),
+    "epochs of the step schedule": (["train", "--schedule", "step", "--step-epochs", "100,soon"], "100,150"),
+    "step epochs without their schedule": (["train", "--step-epochs", "100"], "--schedule step"),
     "network": (["convert", "x.pth", "--network", "no.such:thing", "--classes", "streets"], "package.module:factory"),
 }
 
@@ -418,3 +425,40 @@ def test_run_and_report_json(
     words = run_here("report", place / "made")
     assert words.code == 0
     assert "onnxruntime" in words.out
+
+
+def test_train_from_a_preset_then_on_val_too(run_here: Call, camvid_tree: Path, tmp_path: Path) -> None:
+    """Options beside a preset win; train+val looks at test once, settings compared with --no-test never do."""
+    common = [
+        "train", "--data-root", camvid_tree, "--epochs", 1, "--batch", 2, "--crop", "64x64", "--threads", 1, "--workers", 0,
+        "--missing-classes", "--json",
+    ]  # fmt: skip
+    chosen = ["--preset", "paper-camvid", "--frame-size", "64x96", "--split", "train", "--no-test"]
+    done = run_here(*common, *chosen, "--out", "first")
+    assert done.code == 0, done.err
+    assert set(done.document["metrics"]) == {"camvid:val"}
+    first = load_checkpoint(done.document["checkpoint"])
+    wanted = {
+        "dataset": "camvid", "learning_rate": 0.005, "schedule": "step", "step_epochs": [100], "batch": 2, "crop": "64x64",
+        "arguments": {"camvid": True}, "split": "train", "frame_size": "64x96",
+    }  # fmt: skip
+    assert wanted.items() <= first.recipe.items()
+    again = ["--data", "camvid", "--camvid-variant", "--split", "train+val", "--initial", first.path]
+    done = run_here(*common, *again, "--out", "second")
+    assert done.code == 0, done.err
+    assert set(done.document["metrics"]) == {"camvid:test"}
+    second = load_checkpoint(done.document["checkpoint"])
+    assert (second.recipe["split"], second.recipe["initial"]) == ("train+val", first.sha256)
+    assert second.recipe["initial_checkpoint"]["recipe"]["command"].startswith("edgekit train")
+    assert "starting from 294 of 294" in done.err
+
+
+def test_train_names_a_bad_label_file(run_here: Call, camvid_tree: Path) -> None:
+    bad = camvid_tree / "trainannot" / "frame_000.png"
+    Image.fromarray(np.full((96, 128), 37, np.uint8)).save(bad)
+    done = run_here(
+        "train", "--data", "camvid", "--data-root", camvid_tree, "--epochs", 1, "--crop", "64x64", "--out", "run"
+    )
+    assert done.code == 1
+    assert str(bad) in done.sentence
+    assert "37" in done.sentence

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
@@ -21,8 +24,11 @@ from edgekit.core.files import sha256_path
 from edgekit.core.values import IGNORE, Size
 from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.training.data import EpochOrder, augment, decoded_frames
-from edgekit.training.loop import STATE_NAME, Progress, segmentation_loss, train
-from edgekit.training.recipe import TrainingRecipe
+from edgekit.training.distributed import Group
+from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
+from edgekit.training.losses import class_weights, lovasz_softmax
+from edgekit.training.recipe import PRESETS, TrainingRecipe
+from edgekit.training.state import STATE_NAME
 
 TINY = TrainingRecipe(
     dataset="streets", draw_size="64x128", epochs=3, batch=3, crop="64x128", learning_rate=0.01, colour_jitter=0.2
@@ -58,7 +64,7 @@ def run(
 ) -> Path:
     given: dict[str, Any] = {
         "validation": None, "test": None, "name": "tiny", "command": "edgekit train", "say": lambda line: None,
-        "workers": 0,
+        "workers": 0, "missing_classes": True,
     }  # fmt: skip
     return train(recipe, data, folder=folder, report=report, **{**given, **options})
 
@@ -286,13 +292,20 @@ def test_loss(stride: int) -> None:
     logits = torch.randn(2, 5, 8, 12, requires_grad=True)
     labels = torch.randint(0, 5, (2, 64, 96), dtype=torch.uint8)
     labels[:, :20] = IGNORE
-    loss = segmentation_loss(logits, labels, stride)
+    alone = Group(0, 1, torch.device("cpu"))
+    recipe = replace(TINY, loss_stride=stride)
+    loss = group_loss(logits, labels, recipe, None, alone)
     if stride == 1:
         full = F.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False)
-        assert torch.equal(loss, F.cross_entropy(full, labels.long(), ignore_index=IGNORE))
+        torch.testing.assert_close(loss, F.cross_entropy(full, labels.long(), ignore_index=IGNORE))
+        weights = torch.rand(5)
+        torch.testing.assert_close(
+            group_loss(logits, labels, recipe, weights, alone),
+            F.cross_entropy(full, labels.long(), weights, ignore_index=IGNORE),
+        )
     assert torch.isfinite(loss)
     assert float(loss.detach()) > 0
-    nothing = segmentation_loss(logits, torch.full_like(labels, IGNORE), stride)
+    nothing = group_loss(logits, torch.full_like(labels, IGNORE), replace(recipe, lovasz=1.0), None, alone)
     assert float(nothing.detach()) == 0.0
     nothing.backward()
     assert not logits.grad.any()
@@ -330,6 +343,117 @@ def test_camvid(camvid_tree: Path, tmp_path: Path) -> None:
     assert set(checkpoint.metrics) == {"camvid:val", "camvid:test"}
     assert checkpoint.metrics["camvid:val"]["iiou"] is None
     assert load_network(checkpoint)(torch.randn(1, 3, 64, 64)).shape == (1, 11, 8, 8)
+
+
+def test_a_class_that_never_occurs(six: Split, tmp_path: Path) -> None:
+    """Named, before anything is trained."""
+    few = replace(six, references=six.references[:2])
+    with pytest.raises(TrainingError, match=r"never occur.*--missing-classes"):
+        run(TINY, few, tmp_path, missing_classes=False)
+    assert not (tmp_path / STATE_NAME).exists()
+
+
+def test_the_history_of_a_run_survives_a_kill(six: Split, two: Split, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(TINY, six, tmp_path, killer(3, 1), validation=two, validate_every=2)
+    run(TINY, six, tmp_path, validation=two, validate_every=2)
+    history = json.loads((tmp_path / HISTORY_NAME).read_text())
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert all(entry["loss"] > 0 and entry["images_per_second"] > 0 for entry in history)
+    assert history[0]["learning_rate"] > history[2]["learning_rate"]
+
+
+# Recipes
+
+
+def test_the_paper_s_recipe_for_camvid() -> None:
+    """Section 5.2: 0.005 for 100 epochs, then 0.0005."""
+    recipe = TrainingRecipe(**PRESETS["paper-camvid"])
+    recipe.check()
+    assert (recipe.batch, recipe.momentum, recipe.weight_decay, recipe.arguments) == (8, 0.9, 1e-5, {"camvid": True})
+    rates = [recipe.learning_rate_at(epoch * 58 + step, 58) for epoch in (0, 99, 100, 199) for step in (0, 57)]
+    assert rates == pytest.approx([0.005] * 4 + [0.0005] * 4)
+
+
+def test_the_paper_s_recipe_for_cityscapes() -> None:
+    """Section 5.2: poly with power 0.9 over 800 epochs."""
+    recipe = TrainingRecipe(**PRESETS["paper-cityscapes"])
+    assert (recipe.batch, recipe.crop, recipe.epochs, recipe.learning_rate) == (4, "1024x2048", 800, 0.02)
+    assert recipe.learning_rate_at(400 * 743, 743) == pytest.approx(0.02 * 0.5**0.9)
+
+
+def test_weights_of_rare_classes() -> None:
+    counts = np.array([1000, 100, 10], np.int64)
+    assert class_weights(counts, 0.0) is None
+    weights = class_weights(counts, 1.0)
+    assert weights is not None
+    assert (weights.numpy() * counts).sum() == pytest.approx(counts.sum()), "mean 1 over the pixels"
+    assert weights[2] / weights[0] == pytest.approx(100)
+
+
+@given(st.integers(0, 1 << 30))
+def test_lovasz_is_the_jaccard_loss_of_labels(seed: int) -> None:
+    """Of one-hot probabilities it is the mean over the present classes of 1 - IoU, computed here by counting."""
+    generator = np.random.default_rng(seed)
+    truth, labels = generator.integers(0, 4, (2, 1, 6, 7))
+    truth[0, 0] = IGNORE
+    logits = torch.from_numpy(np.eye(4, dtype=np.float32)[labels] * 1000).permute(0, 3, 1, 2)
+    expected = []
+    for index in np.unique(truth[truth != IGNORE]):
+        a, b = (labels == index) & (truth != IGNORE), truth == index
+        expected.append(1 - (a & b).sum() / (a | b).sum())
+    loss = float(lovasz_softmax(logits, torch.from_numpy(truth.astype(np.int64))))
+    assert loss == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_training_goes_on_from_a_checkpoint(six: Split, tmp_path: Path) -> None:
+    """Of other classes, too: the classifier starts anew, all else is taken; what it was is written down."""
+    first = load_checkpoint(str(run(replace(TINY, epochs=1), six, tmp_path / "first")))
+    recipe = replace(TINY, epochs=1, initial=first.sha256, learning_rate=1e-9, scale=(1.0, 1.0))
+    second = load_checkpoint(str(run(recipe, six, tmp_path / "second", initial=first)))
+    before, after = load_file(first.path), load_file(second.path)
+    for key, value in before.items():
+        if key.endswith("weight"):
+            torch.testing.assert_close(after[key], value, atol=1e-5, rtol=0)
+    assert second.recipe["initial"] == first.sha256
+    assert second.recipe["initial_checkpoint"]["recipe"]["learning_rate"] == TINY.learning_rate
+    with pytest.raises(TrainingError, match="initial"):
+        run(replace(recipe, seed=2), six, tmp_path / "first", initial=first)
+
+
+def test_a_checkpoint_of_another_kind_is_no_start(six: Split, tmp_path: Path) -> None:
+    first = load_checkpoint(str(run(replace(TINY, epochs=1), six, tmp_path / "first")))
+    (tmp_path / "other_kind.py").write_text(DIVERGING)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        recipe = replace(TINY, network="other_kind:Net", initial=first.sha256)
+        with pytest.raises(TrainingError, match="--initial"):
+            run(recipe, six, tmp_path / "second", initial=first)
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_mixed_precision_is_the_same_training_but_for_rounding(six: Split, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        seen: list[Progress] = []
+        recipe = replace(TINY, precision=cast(Any, precision), epochs=2, learning_rate=1e-3)
+        state = load_file(run(recipe, six, tmp_path / precision, seen.append))
+        assert all(value.dtype == torch.float32 for value in state.values() if value.is_floating_point())
+        losses.append([progress.loss for progress in seen])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
+def test_frames_brought_to_another_size(six: Split, two: Split, tmp_path: Path) -> None:
+    """Crops hold upscaled pixels, and validation sees what training saw, scored at the labels' own size."""
+    recipe = replace(TINY, frame_size="128x256", crop="128x256", scale=(1.0, 1.0), flip=False, colour_jitter=0.0)
+    packed = marked(64, 128)
+    image, labels = augment(packed, recipe, np.random.default_rng(0))
+    assert np.array_equal(labels, packed[..., 3].repeat(2, 0).repeat(2, 1))
+    assert image.shape == (128, 256, 3)
+    path = run(replace(recipe, epochs=1, batch=2), six, tmp_path, validation=two)
+    assert load_checkpoint(str(path)).metrics["streets:val"]["frames"] == 2
 
 
 # Samples
@@ -382,6 +506,17 @@ def test_every_epoch_has_its_own_order() -> None:
     assert sorted(second) == list(range(50, 100))
     assert [position - 50 for position in second] != first
     assert len(order) == 50
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 40))
+def test_processes_share_every_batch(size: int, share: int, frames: int) -> None:
+    """Together they see, in every batch, what one process would."""
+    batch = size * share
+    alone = list(EpochOrder(frames, TINY))
+    together = [list(EpochOrder(frames, TINY, rank, size)) for rank in range(size)]
+    for number in range(frames // batch):
+        seen = [position for mine in together for position in mine[number * share : (number + 1) * share]]
+        assert sorted(seen) == sorted(alone[number * batch : (number + 1) * batch])
 
 
 def counted(split: Split, loads: list[str], broken: str = "") -> Split:

@@ -447,78 +447,126 @@ def predict(
     **_example("edgekit train --network spssn --data camvid --data-root CamVid --epochs 100 --crop 360x480 --batch 8")
 )
 def train(
+    context: typer.Context,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="paper-cityscapes or paper-camvid; options given beside it win."),
+    ] = None,
     network: Annotated[
         str, typer.Option("--network", help="spssn, spssn-stream, fast-scnn, or package.module:factory.")
     ] = "spssn",
     data: Annotated[str, typer.Option("--data", help="cityscapes, camvid or streets.")] = "cityscapes",
     data_root: RootOption = None,
+    split: Annotated[
+        str, typer.Option("--split", help="train, or train+val once a recipe was chosen on val.")
+    ] = "train",
+    initial: Annotated[
+        str, typer.Option("--initial", help="Checkpoint whose weights to start from. Random weights by default.")
+    ] = "",
     draw_size: Annotated[str, typer.Option("--draw-size", help="Size at which streets frames are drawn.")] = "512x1024",
+    frame_size: Annotated[
+        str, typer.Option("--frame-size", help="Bring whole frames to this HEIGHTxWIDTH first, also to validate.")
+    ] = "",
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Train on so many frames. All by default.")
     ] = None,
+    missing_classes: Annotated[
+        bool, typer.Option("--missing-classes", help="Train although a class never occurs in the frames.")
+    ] = False,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 800,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a step.")] = 4,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a step, of all processes together.")] = 4,
     crop: Annotated[str, typer.Option("--crop", help="HEIGHTxWIDTH of the random crop.")] = "1024x2048",
     scale: Annotated[tuple[float, float], typer.Option("--scale", help="Range of the random rescaling.")] = (0.5, 2.0),
     flip: Annotated[bool, typer.Option(help="Mirror every other crop.")] = True,
     colour_jitter: Annotated[float, typer.Option("--colour-jitter", help="Largest relative change of colours.")] = 0.0,
+    white_balance: Annotated[
+        float, typer.Option("--white-balance", help="Largest relative change of each colour channel's gain.")
+    ] = 0.0,
     optimizer: Annotated[str, typer.Option("--optimizer", help="sgd or adamw.")] = "sgd",
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 0.02,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
     weight_decay: Annotated[float, typer.Option("--weight-decay")] = 1e-5,
+    schedule: Annotated[str, typer.Option("--schedule", help="poly, step or constant.")] = "poly",
     power: Annotated[float, typer.Option("--power", help="Of the poly schedule.")] = 0.9,
+    step_epochs: Annotated[
+        str, typer.Option("--step-epochs", help="Epochs, with commas, at which the step schedule drops.")
+    ] = "",
+    step_factor: Annotated[float, typer.Option("--step-factor", help="What it multiplies by there.")] = 0.1,
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Linear rise at the start.")] = 0,
     loss_stride: Annotated[int, typer.Option("--loss-stride", help="Loss on every n-th pixel: 1, 2, 4 or 8.")] = 1,
     class_balance: Annotated[
         float,
         typer.Option("--class-balance", help="Weigh rare classes more: 0 not at all, 1 inversely to their share."),
     ] = 0.0,
+    lovasz: Annotated[float, typer.Option("--lovasz", help="Weight of the Lovasz-Softmax loss; 0 is off.")] = 0.0,
     average: Annotated[float, typer.Option("--average", help="Decay of the weights' moving average; 0 is off.")] = 0.0,
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32, or bfloat16 for mixed precision (faster).")
+    ] = "float32",
     camvid_variant: Annotated[
         bool,
         typer.Option("--camvid-variant", help="No downsampling in the first bottleneck unit (paper, section 5.2)."),
     ] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Epochs between val mIoUs.")] = 10,
+    test: Annotated[
+        bool, typer.Option(help="Evaluate on the test split at the end; not while settings are still compared.")
+    ] = True,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare crops.")] = 1,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="runs/train-<network>-<data> by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network. The defaults are the paper's recipe for Cityscapes. Run again to go on after a kill."""
+    """Train a network. The defaults are the paper's recipe for Cityscapes. Run again to go on after a kill.
+
+    On several GPUs (or several processes on a CPU): torchrun --nproc-per-node 2 -m edgekit train ...
+    """
     import time
 
-    from calibration.datasets import open_split
+    from calibration.datasets import join_splits, open_split
     from edgekit.core.errors import DataError
     from edgekit.core.files import clean_partials
     from edgekit.core.progress import duration
     from edgekit.core.values import Size
-    from edgekit.networks.checkpoint import read_metadata
-    from edgekit.training.recipe import TrainingRecipe
+    from edgekit.networks.checkpoint import load_checkpoint, read_metadata
+    from edgekit.training.recipe import TrainingRecipe, preset_settings
 
-    if optimizer not in ("sgd", "adamw"):
-        raise UsageError(f"--optimizer {optimizer} is not known: choose sgd or adamw")
-    recipe = TrainingRecipe(
-        network=network, arguments={"camvid": True} if camvid_variant else {}, dataset=data, draw_size=draw_size,
-        frames=frames, epochs=epochs, batch=batch, crop=crop, optimizer=cast(Any, optimizer), learning_rate=learning_rate,
-        momentum=momentum, weight_decay=weight_decay, power=power, warmup_steps=warmup_steps, scale=scale, flip=flip,
-        loss_stride=loss_stride, class_balance=class_balance, colour_jitter=colour_jitter, average=average, seed=seed,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "network": network, "dataset": data, "split": split, "draw_size": draw_size, "frame_size": frame_size,
+        "frames": frames, "epochs": epochs, "batch": batch, "crop": crop, "scale": scale, "flip": flip,
+        "colour_jitter": colour_jitter, "white_balance": white_balance, "optimizer": optimizer, "learning_rate": learning_rate, "momentum": momentum,
+        "weight_decay": weight_decay, "schedule": schedule, "power": power, "step_epochs": _epochs(step_epochs),
+        "step_factor": step_factor, "warmup_steps": warmup_steps, "loss_stride": loss_stride,
+        "class_balance": class_balance, "lovasz": lovasz, "average": average, "precision": precision, "seed": seed,
+        "arguments": {"camvid": True} if camvid_variant else {},
+    }  # fmt: skip
+    if preset is not None:
+        options = {"dataset": "data", "arguments": "camvid_variant"}
+        for name, value in preset_settings(preset).items():
+            source = context.get_parameter_source(options.get(name, name))
+            if source is None or source.name == "DEFAULT":
+                given[name] = value
+    start = load_checkpoint(initial) if initial else None
+    recipe = TrainingRecipe(**given, initial="" if start is None else start.sha256)
     recipe.check()
-    drawn = Size.parse(draw_size)
-    folder = out or Path("runs") / f"train-{network.replace(':', '-')}-{data}"
+    drawn = Size.parse(recipe.draw_size)
+    label = f"{recipe.network.replace(':', '-')}"
+    folder = out or Path("runs") / f"train-{label}-{recipe.dataset}"
     clean_partials(folder)
-    splits = {"train": open_split(data, "train", data_root, drawn).first(frames)}
-    for name in ("val", "test"):
+    parts = recipe.split.split("+")
+    training = join_splits([open_split(recipe.dataset, part, data_root, drawn) for part in parts]).first(recipe.frames)
+    splits = {}
+    for name in ("val", "test") if test else ("val",):
         try:
-            splits[name] = open_split(data, name, data_root, drawn)
-            splits[name].references[0].load()
-        except DataError:
-            splits.pop(
-                name, None
-            )  # a dataset may keep its test labels to itself, and a sample of it may have one split only
+            opened = open_split(recipe.dataset, name, data_root, drawn)
+            opened.references[0].load()
+        except DataError:  # a dataset may keep its test labels to itself, and a sample of it may have one split only
+            continue
+        if name not in parts:  # what was trained on says nothing
+            splits[name] = opened
     progress = _progress()
+    from edgekit.training.distributed import leads
     from edgekit.training.loop import Progress as TrainingProgress
     from edgekit.training.loop import train as do_train
 
@@ -531,10 +579,13 @@ def train(
         )
 
     checkpoint = do_train(
-        recipe, splits["train"], splits.get("val"), splits.get("test"), folder, network.replace(":", "-"), _command_line(),
+        recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
         report_step, progress.say, validate_every=validate_every, workers=workers, device=device, threads=threads,
+        initial=start, missing_classes=missing_classes,
         decoding=lambda done, total: progress.count("decoding frames", done, total, started),
     )  # fmt: skip
+    if not leads():
+        return
     metrics = (read_metadata(checkpoint) or {}).get("metrics", {})
     if as_json:
         _print_json({"checkpoint": str(checkpoint), "metrics": metrics, "seconds": time.monotonic() - started})
@@ -542,6 +593,13 @@ def train(
     for where, scores in metrics.items():
         _print(f"{where}: class mIoU {_percent(scores['miou'])} on {scores['frames']} frames")
     _print(f"checkpoint: {checkpoint}")
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--step-epochs {text} must be whole numbers with commas, for example 100,150") from None
 
 
 @app.command(**_example("edgekit targets"))

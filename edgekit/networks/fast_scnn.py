@@ -37,12 +37,18 @@ class FastSCNN(nn.Module):
     At 19 classes: 1,137,795 parameters with batch norm (the 1.14 M of public code, whose two idle biases in the fusion
     make it 1,138,051), 1,125,955 with batch norm folded, and 1,114,115 when the convolutions' own weights and biases
     alone are counted: the 1.11 M of the papers.
+
+    Args:
+        classes: channels of the classifier.
+        camvid: no downsampling in the first bottleneck unit, as SPSSN's CamVid variant, for a comparison on equal terms.
     """
 
-    def __init__(self, classes: int = 19) -> None:
+    def __init__(self, classes: int = 19, camvid: bool = False) -> None:
         super().__init__()
         self.downsample = LearningToDownsample()
-        self.units = nn.Sequential(bottleneck_unit(64, 64, 2), bottleneck_unit(64, 96, 2), bottleneck_unit(96, 128, 1))
+        self.units = nn.Sequential(
+            bottleneck_unit(64, 64, 1 if camvid else 2), bottleneck_unit(64, 96, 2), bottleneck_unit(96, 128, 1)
+        )
         self.pyramid = PyramidPooling(128, 128)
         self.fusion = FeatureFusion()
         self.classifier = Classifier(classes)

@@ -69,16 +69,21 @@ def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generato
     height, width = packed.shape[:2]
     low, high = recipe.scale
     factor = float(np.exp(generator.uniform(np.log(low), np.log(high))))
-    need = (min(height, math.ceil(crop.height / factor)), min(width, math.ceil(crop.width / factor)))
+    meant = Size.parse(recipe.frame_size) if recipe.frame_size else Size(height, width)
+    down, across = factor * meant.height / height, factor * meant.width / width
+    need = (min(height, math.ceil(crop.height / down)), min(width, math.ceil(crop.width / across)))
     top = int(generator.integers(0, height - need[0] + 1))
     left = int(generator.integers(0, width - need[1] + 1))
     window = packed[top : top + need[0], left : left + need[1]]
-    new = (min(crop.width, max(1, round(need[1] * factor))), min(crop.height, max(1, round(need[0] * factor))))
+    new = (min(crop.width, max(1, round(need[1] * across))), min(crop.height, max(1, round(need[0] * down))))
     image = Image.fromarray(np.ascontiguousarray(window[..., :3])).resize(new, Image.Resampling.BILINEAR)
     labels = Image.fromarray(np.ascontiguousarray(window[..., 3])).resize(new, Image.Resampling.NEAREST)
     pixels, truth = np.asarray(image), np.asarray(labels)
     if recipe.colour_jitter:
         pixels = _jitter(pixels, recipe.colour_jitter, generator)
+    if recipe.white_balance:
+        gains = generator.uniform(1 - recipe.white_balance, 1 + recipe.white_balance, 3).astype(np.float32)
+        pixels = np.clip(pixels * gains, 0, 255).astype(np.uint8)
     if recipe.flip and generator.random() < 0.5:
         pixels, truth = pixels[:, ::-1], truth[:, ::-1]
     if (new[1], new[0]) != (crop.height, crop.width):
@@ -129,16 +134,20 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class EpochOrder(Sampler[int]):
-    """A seeded order of one epoch, in positions that say which epoch it is; whole batches only."""
+    """A seeded order of one epoch, in positions that say which epoch it is: the share of one of ``size`` processes.
 
-    def __init__(self, frames: int, recipe: TrainingRecipe) -> None:
+    Of each batch, process ``rank`` takes every ``size``-th position, so that all together see what one alone would.
+    """
+
+    def __init__(self, frames: int, recipe: TrainingRecipe, rank: int = 0, size: int = 1) -> None:
         self.frames = frames
         self.recipe = recipe
+        self.rank, self.size = rank, size
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.frames
+        return len(range(self.rank, self.frames, self.size))
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.recipe.seed, 1 << 40, self.epoch]).permutation(self.frames)
-        return iter((order + self.epoch * self.frames).tolist())
+        return iter((order + self.epoch * self.frames).tolist()[self.rank :: self.size])

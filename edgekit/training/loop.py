@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from calibration.datasets import Split, class_set
+from calibration.datasets import Split, class_set, resize_image, resize_labels
 from edgekit.core.errors import TrainingError
-from edgekit.core.files import plain, write_bytes
-from edgekit.core.values import IGNORE, Normalization, Size
+from edgekit.core.files import write_json
+from edgekit.core.values import Int64, Normalization, Size
 from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.blocks import channels_last
-from edgekit.networks.checkpoint import NETWORKS, build_network, save_checkpoint
+from edgekit.networks.checkpoint import NETWORKS, Checkpoint, build_network, load_state, save_checkpoint
 from edgekit.networks.subnormals import flush_subnormals
-from edgekit.training.data import Crops, EpochOrder, decoded_frames, holds_a_class
+from edgekit.training import mixed
+from edgekit.training.data import Crops, EpochOrder, decoded_frames
+from edgekit.training.distributed import Group, distribute, join_group
+from edgekit.training.losses import at_labels, class_weights, cross_entropy, lovasz_softmax, pixel_counts
 from edgekit.training.recipe import TrainingRecipe
+from edgekit.training.state import STATE_NAME, TrainingState
 
-STATE_NAME = "training-state.pt"
+HISTORY_NAME = "history.json"
+"""After each epoch: loss (mean over its steps), learning rate of its last step, images a second, and val mIoU where measured."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,13 @@ def train(
     workers: int = 1,
     device: str = "cpu",
     threads: int | None = None,
+    initial: Checkpoint | None = None,
+    missing_classes: bool = False,
     decoding: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Train, or go on where a killed run stopped, and write ``folder/name.safetensors``.
+
+    Started by ``torchrun``, each process takes its share of every batch; the first one writes.
 
     Args:
         recipe: what to train; a resumed run must have the same.
@@ -69,258 +76,297 @@ def train(
         folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
         command: as typed, recorded in the checkpoint.
         report, say: progress per step, and lines worth keeping.
+        initial: weights to start from; ``recipe.initial`` is its hash.
+        missing_classes: go on although a class never occurs in the training frames.
         decoding: progress of the frames' decoding, done and total.
 
     Raises:
-        TrainingError: another recipe lies in ``folder``, the loss is not finite, or no frame holds a class.
+        TrainingError: another recipe lies in ``folder``, the loss is not finite, or a class never occurs.
     """
     recipe.check()
     flush_subnormals()
     if threads:
         torch.set_num_threads(threads)
-    torch.manual_seed(recipe.seed)
-    normalization = Normalization()
-    classes = class_set(recipe.dataset)
-    _check_device(device)
-    module = channels_last(build_network(recipe.network, len(classes), recipe.arguments).to(device))
-    logits = Logits(module, len(classes))  # a user's network may give a tuple, or channels beyond the classes
-    state = _State(module, recipe)
-    state_path = folder / STATE_NAME
-    if state_path.is_file():
-        state.restore(state_path)
-        say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
-    say(f"decoding {len(data)} frames")
-    index, path = decoded_frames(data, folder, decoding)
-    if not holds_a_class(index, path):
-        raise TrainingError(
-            f"none of the {len(index)} frames of {data.dataset} {data.split} holds a class: check the label images"
-        )
-    if min(recipe.batch, len(index)) < 2 and recipe.network in NETWORKS:
-        raise TrainingError(
-            f"--batch {recipe.batch} with {len(index)} frames makes steps of one image, on whose one-bin pooling "
-            "batch norm cannot be trained: use at least 2 of both"
-        )
-    order = EpochOrder(len(index), recipe)
-    loader = DataLoader(
-        Crops(index, path, recipe, normalization),
-        batch_size=recipe.batch,
-        sampler=order,
-        drop_last=len(index) >= recipe.batch,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-        # Its own: workers' seeds, drawn once a process, must not move the dropout of a resumed run.
-        generator=torch.Generator(),
-    )
-    weights = class_weights(index, path, len(classes), recipe.class_balance)
-    weights = weights if weights is None else weights.to(device)
-    steps = len(loader)
-    total = steps * recipe.epochs
-    started, done = time.monotonic(), 0
-    while state.epoch < recipe.epochs:
-        order.epoch = state.epoch
-        torch.manual_seed((recipe.seed << 20) + state.epoch + 1)  # dropout, on every device, whether resumed or not
-        logits.train()
-        for step, (images, labels) in enumerate(loader, 1):
-            rate = _learning_rate(recipe, state.step, total)
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
-            loss = segmentation_loss(
-                logits(images.to(device, memory_format=torch.channels_last)),
-                labels.to(device),
-                recipe.loss_stride,
-                weights,
-            )
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise _diverged(f"the loss became {value} in epoch {state.epoch + 1}, step {step}", state, folder)
-            state.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
-            state.optimizer.step()
-            state.step += 1
-            state.update_average()
-            done += 1
-            pace = (time.monotonic() - started) / done
-            report(
-                Progress(
-                    state.epoch + 1, recipe.epochs, step, steps, value, recipe.batch / pace, pace * (total - state.step)
-                )
-            )
-        # The last step's update has met no loss yet: it must not replace a good state unseen.
-        logits.eval()
-        with torch.inference_mode():
-            if not torch.isfinite(logits(images.to(device, memory_format=torch.channels_last))).all():
-                raise _diverged(f"the logits are not finite after epoch {state.epoch + 1}", state, folder)
-        state.epoch += 1
-        state.save(state_path)
-        if validation is not None and (state.epoch % validate_every == 0 and state.epoch < recipe.epochs):
-            miou = evaluate_network(state.evaluated(), validation, normalization)["miou"]
+    with join_group(device) as group:
+        if recipe.batch % group.size:
+            raise TrainingError(f"--batch {recipe.batch} cannot be shared by {group.size} processes: use a multiple")
+        if not group.leads:  # it trains, and leaves speaking, evaluating and writing to the first
+            report, say, validation, test = _no_report, _nothing, None, None
+        torch.manual_seed(recipe.seed)
+        normalization = Normalization() if initial is None else initial.normalization
+        state_path = folder / STATE_NAME
+        logits, state = _network(recipe, initial if not state_path.is_file() else None, group, say)
+        if state_path.is_file():
+            state.restore(state_path)
+            say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
+        index, path = _decoded(data, folder, group, say, decoding)
+        counts = pixel_counts(index, path, len(data.classes))
+        _check_frames(data, index, counts, recipe, group, missing_classes)
+        weights = class_weights(counts, recipe.class_balance)
+        batches = _Batches(Crops(index, path, recipe, normalization), recipe, group, workers)
+
+        def validate() -> float | None:
+            assert validation is not None
+            miou: float | None = evaluate_network(state.evaluated(), validation, normalization, recipe.frame_size)[
+                "miou"
+            ]
             say(f"epoch {state.epoch}: {validation.split} mIoU {_written(miou)}")
-    checkpoint = folder / f"{name}.safetensors"
+            return miou
+
+        started, first_step = time.monotonic(), state.step
+        while state.epoch < recipe.epochs:
+            seen = _train_epoch(state, logits, batches, weights, group, folder, (started, first_step), report)
+            state.epoch += 1
+            state.history.append(seen)
+            if group.leads:
+                state.save(state_path)
+            if validation is not None and state.epoch % validate_every == 0 and state.epoch < recipe.epochs:
+                miou = validate()
+                if miou is not None:
+                    seen["miou"] = miou
+            if group.leads:
+                write_json(folder / HISTORY_NAME, state.history)
+            group.wait()
+        checkpoint = folder / f"{name}.safetensors"
+        if group.leads:
+            described = recipe.to_json() | {"command": command, "torch": str(torch.__version__)}
+            if initial is not None:
+                described["initial_checkpoint"] = {"name": initial.name, "recipe": dict(initial.recipe)}
+            splits = [split for split in (validation, test) if split is not None]
+            _finish(checkpoint, state, normalization, described, splits, say)
+        group.wait()
+        return checkpoint
+
+
+def _network(
+    recipe: TrainingRecipe, initial: Checkpoint | None, group: Group, say: Callable[[str], None]
+) -> tuple[nn.Module, TrainingState]:
+    """The network on its device, wrapped for its group, and the state around the bare one."""
+    classes = len(class_set(recipe.dataset))
+    module = build_network(recipe.network, classes, recipe.arguments)
+    if initial is not None:
+        say(f"starting from {start_from(module, initial)} of the weights of {initial.name}")
+    module = channels_last(module.to(group.device))
+    if group.device.type == "cpu" and recipe.precision == "bfloat16":
+        mixed.prepare(module)
+    # A user's network may give a tuple, or channels beyond the classes.
+    logits = distribute(Logits(module, classes), group, recipe.network in NETWORKS)
+    return logits, TrainingState(module, recipe)
+
+
+def _decoded(
+    data: Split, folder: Path, group: Group, say: Callable[[str], None], decoding: Callable[[int, int], None] | None
+) -> tuple[list[tuple[int, int, int]], Path]:
+    """The decoded frames, made by the first process and found by the others."""
+    if group.leads:
+        say(f"decoding {len(data)} frames")
+        decoded_frames(data, folder, decoding)
+    group.wait()
+    return decoded_frames(data, folder, decoding)
+
+
+class _Batches:
+    """This process's share of every batch, epoch by epoch: float32 [n, 3, h, w] and uint8 [n, h, w] on its device."""
+
+    def __init__(self, crops: Crops, recipe: TrainingRecipe, group: Group, workers: int) -> None:
+        frames = len(crops.index)
+        self.order = EpochOrder(frames, recipe, group.rank, group.size)
+        self.device = group.device
+        whole = frames >= recipe.batch
+        # Of a last incomplete batch, one process may hold a frame more than the others: nobody trains on it.
+        self.steps = frames // recipe.batch if whole else 1
+        self.loader = DataLoader(
+            crops,
+            batch_size=recipe.batch // group.size,
+            sampler=self.order,
+            drop_last=whole,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            pin_memory=group.device.type == "cuda",
+            # Its own: workers' seeds, drawn once a process, must not move the dropout of a resumed run.
+            generator=torch.Generator(),
+        )
+
+    def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch."""
+        self.order.epoch = epoch
+        for _, (images, labels) in zip(range(self.steps), self.loader, strict=False):
+            on_device = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            yield on_device, labels.to(self.device, non_blocking=True)
+
+
+def _train_epoch(
+    state: TrainingState,
+    logits: nn.Module,
+    batches: _Batches,
+    weights: Tensor | None,
+    group: Group,
+    folder: Path,
+    since: tuple[float, int],
+    report: Callable[[Progress], None],
+) -> dict[str, float]:
+    """One pass over the frames; ``since`` is when this process began, and at which step. Returns the epoch's history entry.
+
+    Raises:
+        TrainingError: a loss or, after the last step, a logit that is not finite; ``folder`` keeps the last good state.
+    """
+    recipe, epoch = state.recipe, state.epoch
+    weights = None if weights is None else weights.to(group.device)
+    # Dropout, on every device, whether resumed or not.
+    torch.manual_seed((recipe.seed << 20) + epoch + 1 + (group.rank << 40))
+    logits.train()
+    losses = 0.0
+    for step, (images, labels) in enumerate(batches.of(epoch), 1):
+        rate = recipe.learning_rate_at(state.step, batches.steps)
+        for parameters in state.optimizer.param_groups:
+            parameters["lr"] = rate
+        with mixed.autocast(group.device, recipe.precision):
+            output = logits(images)
+        loss = group_loss(output, labels, recipe, weights, group)
+        value = float(group.sum(loss)) / group.size
+        if not math.isfinite(value):
+            raise _diverged(f"the loss became {value} in epoch {epoch + 1}, step {step}", state, folder)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
+        state.optimizer.step()
+        state.step += 1
+        state.update_average()
+        losses += value
+        pace = (time.monotonic() - since[0]) / (state.step - since[1])
+        left = pace * (batches.steps * recipe.epochs - state.step)
+        report(Progress(epoch + 1, recipe.epochs, step, batches.steps, value, recipe.batch / pace, left))
+    # The last step's update has met no loss yet: it must not replace a good state unseen.
+    bare = _logits_of(state.module, len(class_set(recipe.dataset)))
+    with torch.inference_mode():
+        finite = torch.isfinite(bare(images)).all()
+    if float(group.sum(finite.float())) < group.size:
+        raise _diverged(f"the logits are not finite after epoch {epoch + 1}", state, folder)
+    return {
+        "epoch": epoch + 1, "loss": losses / batches.steps, "learning_rate": rate, "images_per_second": recipe.batch / pace
+    }  # fmt: skip
+
+
+def _finish(
+    checkpoint: Path,
+    state: TrainingState,
+    normalization: Normalization,
+    described: Mapping[str, Any],
+    splits: list[Split],
+    say: Callable[[str], None],
+) -> None:
+    """Write the checkpoint, evaluate it, and write it again with its metrics."""
     metrics: dict[str, Any] = {}
 
     def save() -> None:
         save_checkpoint(
-            checkpoint, state.evaluated(), network=recipe.network, arguments=recipe.arguments,
-            class_names=classes.names, normalization=normalization, dataset=recipe.dataset,
-            recipe={**recipe.to_json(), "command": command, "torch": str(torch.__version__)}, metrics=metrics,
+            checkpoint, state.evaluated(), network=state.recipe.network, arguments=state.recipe.arguments,
+            class_names=class_set(state.recipe.dataset).names, normalization=normalization, dataset=state.recipe.dataset,
+            recipe=described, metrics=metrics,
         )  # fmt: skip
 
     save()  # before evaluating: whatever happens there, the weights are kept
-    for split in (validation, test):
-        if split is None:
-            continue
-        scores = evaluate_network(state.evaluated(), split, normalization)
+    for split in splits:
+        scores = evaluate_network(state.evaluated(), split, normalization, state.recipe.frame_size)
         if scores["miou"] is None:
             say(f"{split.dataset} {split.split} has no labels (its owners may keep them): not evaluated")
             continue
         metrics[f"{split.dataset}:{split.split}"] = scores
         say(f"{split.split} mIoU {_written(scores['miou'])} on {len(split)} frames")
     save()
-    return checkpoint
+
+
+def _no_report(progress: Progress) -> None:
+    pass
+
+
+def _nothing(line: str) -> None:
+    pass
 
 
 def _written(miou: float | None) -> str:
     return "not defined (no labels)" if miou is None else f"{miou:.4f}"
 
 
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:  # torch's three ways to say no
-        raise TrainingError(
-            f"--device {device} cannot be used by this PyTorch: choose cpu, or cuda with its CUDA build"
-        ) from error
+def _logits_of(module: nn.Module, classes: int) -> nn.Module:
+    return Logits(module, classes).eval()
 
 
-def class_weights(index: list[tuple[int, int, int]], path: Path, classes: int, balance: float) -> Tensor | None:
-    """Loss weights [C] from the training frames' own pixel counts, mean 1 over the pixels; None without balancing.
+def start_from(module: nn.Module, initial: Checkpoint) -> str:
+    """Copy every weight of ``initial`` that fits; returns how many did, as "n of m".
 
     Raises:
-        TrainingError: a class that never occurs, which no weight could teach.
+        TrainingError: none does.
     """
-    if not balance:
-        return None
-    data = np.memmap(path, np.uint8, "r")
-    counts = np.zeros(256, np.int64)
-    for offset, height, width in index:
-        counts += np.bincount(data[offset + 3 : offset + height * width * 4 : 4], minlength=256)
-    counts = counts[:classes]
-    if (counts == 0).any():
+    own = module.state_dict()
+    stored = load_state(initial.path)
+    fitting = {key: value for key, value in stored.items() if key in own and own[key].shape == value.shape}
+    if not any(value.is_floating_point() for value in fitting.values()):
+        raise TrainingError(f"--initial {initial.path} has no weight that fits the network: give one of its own kind")
+    module.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(own)}"
+
+
+def _check_frames(
+    data: Split, index: Sized, counts: Int64, recipe: TrainingRecipe, group: Group, missing_classes: bool
+) -> None:
+    where = f"the {len(index)} frames of {data.dataset} {data.split}"
+    if not counts.sum():
+        raise TrainingError(f"none of {where} holds a class: check the label images")
+    missing = [name for name, count in zip(data.classes.names, counts, strict=True) if not count]
+    if missing and not missing_classes:
         raise TrainingError(
-            f"class {int(np.flatnonzero(counts == 0)[0])} never occurs in the training frames: train without --class-balance, or on more frames"
+            f"{', '.join(missing)} never occur{'s' if len(missing) == 1 else ''} in {where}: "
+            "train on more frames, or add --missing-classes to train without"
         )
-    weights = (np.median(counts) / counts) ** balance
-    return torch.from_numpy((weights * counts.sum() / (weights * counts).sum()).astype(np.float32))
+    if min(recipe.batch, len(index)) < 2 and recipe.network in NETWORKS:
+        raise TrainingError(
+            f"--batch {recipe.batch} with {len(index)} frames makes steps of one image, on whose one-bin pooling "
+            "batch norm cannot be trained: use at least 2 of both"
+        )
+    if group.size > 1 and len(index) < recipe.batch:
+        raise TrainingError(f"--batch {recipe.batch} is more than {where}: use fewer")
 
 
-def _diverged(what: str, state: _State, folder: Path) -> TrainingError:
+def group_loss(logits: Tensor, labels: Tensor, recipe: TrainingRecipe, weights: Tensor | None, group: Group) -> Tensor:
+    """This process's part of the loss, such that the mean over all processes is the loss of the whole batch.
+
+    That is exact for cross-entropy. Lovász-Softmax is no sum over pixels: there each process counts its own frames.
+    """
+    upsampled, truth = at_labels(logits, labels, recipe.loss_stride)
+    total, weight = cross_entropy(upsampled, truth, weights)
+    # A batch of nothing but void has weight 0, and no gradient.
+    loss = total * group.size / group.sum(weight.float()).clamp_min(1e-12)
+    return loss + recipe.lovasz * lovasz_softmax(upsampled, truth) if recipe.lovasz else loss
+
+
+def _diverged(what: str, state: TrainingState, folder: Path) -> TrainingError:
     kept = f"; the state after epoch {state.epoch} is kept in {folder}" if state.epoch else ""
     return TrainingError(f"{what}: lower --learning-rate (now {state.recipe.learning_rate}){kept}")
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, stride: int, weights: Tensor | None = None) -> Tensor:
-    """Pixel cross-entropy (section 4.5): logits [N, C, h, w] upsampled bilinearly to the labels' every ``stride``-th pixel."""
-    truth = labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
-    logits = F.interpolate(logits.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-    if not (truth != IGNORE).any():
-        return logits.sum() * 0.0  # a crop of nothing but void: cross_entropy would give NaN
-    return F.cross_entropy(logits, truth, weight=weights, ignore_index=IGNORE)
+def evaluate_network(
+    module: nn.Module, split: Split, normalization: Normalization, frame_size: str = ""
+) -> Mapping[str, Any]:
+    """Scores of a network on a split as plain values, labels compared at the frames' own size.
 
+    Args:
+        frame_size: size that frames are brought to before the network sees them; "" leaves them.
 
-def evaluate_network(module: nn.Module, split: Split, normalization: Normalization) -> Mapping[str, Any]:
-    """Scores of a network on a split at the frames' own size, as plain values; ``miou`` is None without labels."""
-    logits = Logits(module, len(split.classes)).eval()
+    Returns:
+        the scores' JSON form and ``frames``; ``miou`` is None without labels.
+    """
+    logits = _logits_of(module, len(split.classes))
     device = next(module.parameters()).device
     counts = []
     with torch.inference_mode():
         for reference in split.references:
             frame = reference.load()
-            x = normalize(torch.from_numpy(frame.image[None].copy()), normalization).to(device)
-            labels = reference_labels(logits(x), Size(*frame.labels.shape))[0].to(torch.uint8).cpu().numpy()
-            counts.append(count_frame(labels, frame.labels, frame.instances, split.classes))
+            native = Size(*frame.labels.shape)
+            size = Size.parse(frame_size) if frame_size else native
+            image = resize_image(frame.image, size)
+            x = normalize(torch.from_numpy(image[None].copy()), normalization).to(device)
+            labels = reference_labels(logits(x), size)[0].to(torch.uint8).cpu().numpy()
+            counts.append(count_frame(resize_labels(labels, native), frame.labels, frame.instances, split.classes))
     document = score(add_counts(counts), split.classes).to_json()
     return {**document, "frames": len(split)}
-
-
-def _learning_rate(recipe: TrainingRecipe, step: int, total: int) -> float:
-    warm = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    return recipe.learning_rate * warm * float((1.0 - step / total) ** recipe.power)
-
-
-class _State:
-    """Everything a resumed run needs: weights, average, optimizer, epoch and step."""
-
-    def __init__(self, module: nn.Module, recipe: TrainingRecipe) -> None:
-        self.module = module
-        self.recipe = recipe
-        self.epoch = 0
-        self.step = 0
-        self.average: dict[str, Tensor] | None = None
-        if recipe.average:
-            self.average = {key: value.clone() for key, value in module.state_dict().items()}
-        parameters = module.parameters()
-        self.optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-            )
-        else:
-            self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
-
-    def update_average(self) -> None:
-        if self.average is None:
-            return
-        # Early weights are forgotten quickly: the decay grows to its value over the first steps.
-        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        for key, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                self.average[key].lerp_(value, 1 - decay)
-            else:
-                self.average[key].copy_(value)
-
-    def evaluated(self) -> nn.Module:
-        """The network to evaluate and ship: the averaged weights where there are some."""
-        if self.average is None:
-            return self.module
-        module = build_network(self.recipe.network, len(class_set(self.recipe.dataset)), self.recipe.arguments)
-        module.load_state_dict(self.average)
-        return channels_last(module.to(next(self.module.parameters()).device))
-
-    def save(self, path: Path) -> None:
-        import io
-
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
-                "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-            },
-            buffer,
-        )  # fmt: skip
-        write_bytes(path, buffer.getvalue())
-
-    def restore(self, path: Path) -> None:
-        try:
-            stored = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
-        except Exception as error:  # damaged in any way: the user must decide what to do with it
-            raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it to start over") from error
-        if not isinstance(stored, Mapping) or not isinstance(stored.get("recipe"), Mapping):
-            raise TrainingError(f"{path} is not a training state: delete it to start over")
-        mine = plain(self.recipe.to_json())
-        differing = [key for key in mine if stored["recipe"].get(key) != mine[key]]
-        if differing:
-            key = differing[0]
-            raise TrainingError(
-                f"{path.parent} holds a run with {key} = {stored['recipe'].get(key)}, not {mine[key]}: "
-                "use the same settings to go on, or another --out to start anew"
-            )
-        try:
-            self.module.load_state_dict(stored["module"])
-            self.optimizer.load_state_dict(stored["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:  # the source of a network of the user's own has changed
-            raise TrainingError(
-                f"{path} does not fit network '{self.recipe.network}' as it is now: delete it to start over"
-            ) from error
-        self.average = cast("dict[str, Tensor] | None", stored["average"])
-        self.epoch, self.step = int(stored["epoch"]), int(stored["step"])

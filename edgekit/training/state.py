@@ -1,0 +1,110 @@
+"""Everything a resumed run needs, in one file that is replaced after every epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from calibration.datasets import class_set
+from edgekit.core.errors import TrainingError
+from edgekit.core.files import plain, write_bytes
+from edgekit.networks.blocks import channels_last
+from edgekit.networks.checkpoint import build_network
+from edgekit.training.recipe import TrainingRecipe
+
+STATE_NAME = "training-state.pt"
+
+
+class TrainingState:
+    """Weights, their average, optimizer, epoch, step, and what was seen after each epoch."""
+
+    def __init__(self, module: nn.Module, recipe: TrainingRecipe) -> None:
+        self.module = module
+        self.recipe = recipe
+        self.epoch = 0
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.average: dict[str, Tensor] | None = None
+        if recipe.average:
+            self.average = {key: value.clone() for key, value in module.state_dict().items()}
+        parameters = module.parameters()
+        self.optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(
+                parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged weights towards the present ones."""
+        if self.average is None:
+            return
+        # Early weights are forgotten quickly: the decay grows to its value over the first steps.
+        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        floating, present = [], []
+        for key, value in self.module.state_dict().items():
+            if value.is_floating_point():
+                floating.append(self.average[key])
+                present.append(value)
+            else:
+                self.average[key].copy_(value)
+        torch._foreach_lerp_(floating, present, 1 - decay)  # one call: some hundred small ones cost more than the sums
+
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and ship: the averaged weights where there are some."""
+        if self.average is None:
+            return self.module
+        module = build_network(self.recipe.network, len(class_set(self.recipe.dataset)), self.recipe.arguments)
+        module.load_state_dict(self.average)
+        return channels_last(module.to(next(self.module.parameters()).device))
+
+    def save(self, path: Path) -> None:
+        """Replace the file with the present state."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
+                "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "history": self.history,
+            },
+            buffer,
+        )  # fmt: skip
+        write_bytes(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Go on where a run of the same recipe stopped.
+
+        Raises:
+            TrainingError: damaged, of another recipe (the first setting that differs is named), or of another network.
+        """
+        try:
+            stored = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
+        except Exception as error:  # damaged in any way: the user must decide what to do with it
+            raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it to start over") from error
+        if not isinstance(stored, Mapping) or not isinstance(stored.get("recipe"), Mapping):
+            raise TrainingError(f"{path} is not a training state: delete it to start over")
+        mine = plain(self.recipe.to_json())
+        differing = [key for key in mine if stored["recipe"].get(key) != mine[key]]
+        if differing:
+            key = differing[0]
+            raise TrainingError(
+                f"{path.parent} holds a run with {key} = {stored['recipe'].get(key)}, not {mine[key]}: "
+                "use the same settings to go on, or another --out to start anew"
+            )
+        try:
+            self.module.load_state_dict(stored["module"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:  # the source of a network of the user's own has changed
+            raise TrainingError(
+                f"{path} does not fit network '{self.recipe.network}' as it is now: delete it to start over"
+            ) from error
+        self.average = cast("dict[str, Tensor] | None", stored["average"])
+        self.epoch, self.step = int(stored["epoch"]), int(stored["step"])
+        self.history = [dict(entry) for entry in stored["history"]]
