@@ -68,9 +68,14 @@ def _temperature() -> str:
     return ", ".join(readings) or UNAVAILABLE
 
 
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def local_environment() -> dict[str, Any]:
     """CPU, memory, system, clocks, temperature and package versions, as plain values."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = available_cores()
     return {
         "cpu": _processor(),
         "cpu_flags": _flags(),

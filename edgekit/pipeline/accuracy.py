@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,31 @@ from edgekit.core.files import new_folder, sha256_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
+from edgekit.devices.environment import available_cores
 from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
 from edgekit.networks.checkpoint import Checkpoint
 
 MEMORY_FOR_FRAMES = 1 << 30
-Labeller = Callable[[UInt8], UInt8]
-"""uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
+FRAMES_AT_ONCE = 8
+"""More are not labelled side by side however many cores there are: each holds its activations."""
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What labels frames: uint8 [1, H, W, 3] -> uint8 [1, H, W].
+
+    Attributes:
+        label: the function.
+        at_once: frames that it may be called with at a time, from threads of their own.
+        prepare: called in each such thread before its first frame.
+    """
+
+    label: Callable[[UInt8], UInt8]
+    at_once: int = 1
+    prepare: Callable[[], None] = lambda: None
+
+    def __call__(self, frame: UInt8) -> UInt8:
+        return self.label(frame)
 
 
 class Frames:
@@ -32,6 +55,7 @@ class Frames:
         self.split = split
         self._kept: dict[int, Frame] = {}
         self._bytes = 0
+        self._lock = Lock()
 
     def __len__(self) -> int:
         return len(self.split)
@@ -41,9 +65,10 @@ class Frames:
             return self._kept[index]
         frame = self.split.references[index].load()
         size = frame.image.nbytes + frame.labels.nbytes + (frame.instances.nbytes if frame.instances is not None else 0)
-        if self._bytes + size <= MEMORY_FOR_FRAMES:
-            self._kept[index] = frame
-            self._bytes += size
+        with self._lock:
+            if index not in self._kept and self._bytes + size <= MEMORY_FOR_FRAMES:
+                self._kept[index] = frame
+                self._bytes += size
         return frame
 
 
@@ -58,8 +83,14 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
     from edgekit.networks.subnormals import flush_subnormals
 
     flush_subnormals()
-    if threads:
-        torch.set_num_threads(threads)
+    # Whole frames side by side, decoding and counting included, keep cores busier than layers split over them.
+    cores = threads or available_cores()
+    at_once = min(cores, FRAMES_AT_ONCE)
+
+    def prepare() -> None:
+        torch.set_num_threads(cores // at_once)  # of the calling thread
+        flush_subnormals()
+
     network = channels_last(Logits(load_network(checkpoint), len(checkpoint.class_names)).eval())
 
     def label(frame: UInt8) -> UInt8:
@@ -68,7 +99,7 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
             labels: UInt8 = reference_labels(network(x), size).to(torch.uint8).numpy()
         return labels
 
-    yield label
+    yield Labeller(label, at_once, prepare)
 
 
 @contextmanager
@@ -95,7 +126,46 @@ def artifact_labeller(target: Target, artifact: Artifact, threads: int | None, l
             except Exception as error:  # the same for running it
                 raise ArtifactError(f"{artifact.title} failed on a frame: {error}") from error
 
-        yield label
+        yield Labeller(label)
+
+
+def labelled(frames: Frames, size: Size, labeller: Labeller) -> Iterator[tuple[Frame, UInt8]]:
+    """Every frame with its labels (uint8 ``size``), in order; frames are decoded ahead of the one that is labelled.
+
+    Raises:
+        ArtifactError: labels of another size.
+        DataError: a frame that cannot be read.
+    """
+
+    def load(index: int) -> tuple[Frame, UInt8]:
+        frame = frames[index]
+        return frame, resize_image(frame.image, size)[None].copy()
+
+    def work(index: int) -> tuple[Frame, UInt8]:
+        frame, image = load(index)
+        return frame, labeller(image)
+
+    side_by_side = labeller.at_once > 1
+    workers = labeller.at_once if side_by_side else 1
+    prepare = labeller.prepare if side_by_side else None
+    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
+        ahead: deque[Future[tuple[Frame, UInt8]]] = deque()
+        try:
+            for index in range(len(frames) + 2 * workers):
+                if index < len(frames):
+                    ahead.append(pool.submit(work if side_by_side else load, index))
+                if index < 2 * workers or not ahead:
+                    continue
+                frame, result = ahead.popleft().result()
+                labels = result if side_by_side else labeller(result)
+                if labels.shape != (1, size.height, size.width):
+                    raise ArtifactError(
+                        f"labels {labels.shape} came back for input {size}: this target breaks the session contract"
+                    )
+                yield frame, labels[0]
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 def reference_labels_folder(
@@ -108,9 +178,8 @@ def reference_labels_folder(
         return folder
     started = time.monotonic()
     with new_folder(folder) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
-        for index in range(len(frames)):
+        for index, (_, labels) in enumerate(labelled(frames, size, label)):
             progress.count("labelling with float PyTorch", index, len(frames), started)
-            labels = label(resize_image(frames[index].image, size)[None].copy())[0]
             Image.fromarray(labels).save(temporary / f"{index:05d}.png")
     progress.say(f"float PyTorch labelled {len(frames)} frames at {size}")
     return folder
@@ -120,6 +189,12 @@ def read_reference(folder: Path, index: int) -> UInt8:
     """Float PyTorch's labels of one frame: uint8 [H, W] at the input size."""
     with Image.open(folder / f"{index:05d}.png") as image:
         return np.asarray(image, np.uint8)
+
+
+def stored_labeller(folder: Path, frames: int) -> Labeller:
+    """Float PyTorch's labels again, frame after frame, from the folder that :func:`reference_labels_folder` made."""
+    position = iter(range(frames))
+    return Labeller(lambda _: read_reference(folder, next(position))[None])
 
 
 def measure_accuracy(
@@ -143,14 +218,8 @@ def measure_accuracy(
     """
     counts, agreement = [], []
     started = time.monotonic()
-    for index in range(len(frames)):
+    for index, (frame, labels) in enumerate(labelled(frames, size, label)):
         progress.count(f"{title}: evaluating", index, len(frames), started)
-        frame = frames[index]
-        labels = label(resize_image(frame.image, size)[None].copy())[0]
-        if labels.shape != (size.height, size.width):
-            raise ArtifactError(
-                f"{title} gave labels {labels.shape} for input {size}: this target breaks the session contract"
-            )
         counts.append(_count(labels, frame, frames.split))
         if reference is not None:
             agreement.append(float((labels == read_reference(reference, index)).mean()))

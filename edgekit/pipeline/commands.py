@@ -26,6 +26,7 @@ from edgekit.pipeline.accuracy import (
     pytorch_labeller,
     read_reference,
     reference_labels_folder,
+    stored_labeller,
 )
 from edgekit.pipeline.artifacts import Calibration, make_artifact
 from edgekit.pipeline.run import check_classes, lazy_graph, measure_latencies
@@ -128,10 +129,9 @@ def quantize(
     float_counts = None
     if evaluated is not None:
         evaluated_reference = reference_labels_folder(checkpoint, size, evaluated, folder, progress, threads)
-        position = iter(range(len(evaluated)))
         accuracy = measure_accuracy(
-            "PyTorch fp32", lambda _: read_reference(evaluated_reference, next(position))[None], size, evaluated, None,
-            None, 0, progress,
+            "PyTorch fp32", stored_labeller(evaluated_reference, len(evaluated)), size, evaluated, None, None, 0,
+            progress,
         )  # fmt: skip
         classes = len(evaluated.split.classes)
         float_counts = [counts_from_json(count, classes) for count in accuracy["counts"]]

@@ -40,8 +40,8 @@ from edgekit.pipeline.accuracy import (
     Frames,
     artifact_labeller,
     measure_accuracy,
-    read_reference,
     reference_labels_folder,
+    stored_labeller,
 )
 from edgekit.pipeline.artifacts import Calibration, check_calibration, make_artifact
 
@@ -89,7 +89,9 @@ class Plan:
 
 
 def default_size(checkpoint: Checkpoint) -> Size:
-    """The size a checkpoint's dataset is usually labelled at."""
+    """The size that a checkpoint was trained for, else that its dataset is usually labelled at."""
+    if meant := checkpoint.recipe.get("frame_size"):
+        return Size.parse(str(meant))
     return DEFAULT_SIZES.get(checkpoint.dataset, DEFAULT_SIZES["streets"])
 
 
@@ -437,10 +439,9 @@ def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: P
     stored = _stored(path, key) if pictures.is_dir() else None
     by = f"PyTorch {importlib.metadata.version('torch')}"
     if stored is None:
-        position = iter(range(len(frames)))
         stored = measure_accuracy(
-            "PyTorch fp32", lambda _: read_reference(reference, next(position))[None], plan.size, frames, reference,
-            pictures, PICTURES, progress,
+            "PyTorch fp32", stored_labeller(reference, len(frames)), plan.size, frames, reference, pictures, PICTURES,
+            progress,
         )  # fmt: skip
         stored["provenance"] = Provenance("measured", by).to_json()
         write_json(path, {"key": key, "accuracy": stored})
