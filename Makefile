@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # On Linux without a GPU, PyTorch's CPU build saves gigabytes: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-training clean
 
 # One pip call: in several, the converters' own pins contradict one another. torch is named, so that no other build comes.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch==2.13.0
@@ -41,8 +41,15 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/streets_floor.py
 	$(BIN)/python benchmarks/vendor_int8.py
+	$(BIN)/python benchmarks/paper_speed.py
 	$(BIN)/edgekit run
 	$(BIN)/python benchmarks/results.py runs/spssn-streets
+
+# Hours: what needs CamVid (CAMVID_ROOT) and trains. Goes on where it was stopped; `make bench` then shows it.
+bench-training: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/evaluation_speed.py
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/ablation.py
 
 clean:
 	rm -rf runs .pytest_cache .hypothesis .mypy_cache .ruff_cache build
