@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from edgekit.core.values import DeployableGraph as DeployableGraph
     from edgekit.core.values import Engine as Engine
     from edgekit.core.values import Normalization as Normalization
+    from edgekit.core.values import OutputKind as OutputKind
     from edgekit.core.values import Precision as Precision
     from edgekit.core.values import Recipe as Recipe
     from edgekit.core.values import SessionOptions as SessionOptions
     from edgekit.core.values import Size as Size
+    from edgekit.decoder import decode as decode
     from edgekit.export.graph import FrameToLabels as FrameToLabels
     from edgekit.export.graph import deployable as deployable
     from edgekit.export.graph import reference_labels as reference_labels
@@ -37,10 +39,11 @@ _HOMES = {
     "edgekit.core.errors": ("ConversionError", "EdgekitError", "TargetError"),
     "edgekit.core.seam": ("Session", "Target"),
     "edgekit.core.values": (
-        "Artifact", "Batches", "Converted", "DeployableGraph", "Engine", "Normalization", "Precision", "Recipe",
-        "SessionOptions", "Size",
+        "Artifact", "Batches", "Converted", "DeployableGraph", "Engine", "Normalization", "OutputKind", "Precision",
+        "Recipe", "SessionOptions", "Size",
     ),
     "edgekit.conformance": ("check_target",),
+    "edgekit.decoder": ("decode",),
     "edgekit.export.graph": ("FrameToLabels", "deployable", "reference_labels"),
     "edgekit.networks.checkpoint": ("Checkpoint", "load_checkpoint"),
 }  # fmt: skip

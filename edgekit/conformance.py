@@ -6,6 +6,7 @@ A plug-in's test is one line: ``assert edgekit.check_target(TARGET, tmp_path) ==
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from calibration.datasets import open_split
 from edgekit.core.errors import EdgekitError
 from edgekit.core.progress import Progress
 from edgekit.core.seam import Target
-from edgekit.core.values import PRECISIONS, Artifact, Precision, Recipe, SessionOptions, Size, UInt8
+from edgekit.core.values import PRECISIONS, Artifact, OutputKind, Precision, Recipe, SessionOptions, Size, UInt8
 from edgekit.networks.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint
 from edgekit.pipeline.accuracy import Labeller, pytorch_labeller
 from edgekit.pipeline.artifacts import Calibration, load_artifact, make_artifact
@@ -57,20 +58,27 @@ def check_target(
     progress = Progress(silent=True)
     graph = lazy_graph(used, size, progress)
     with pytorch_labeller(used, size) as reference:
-        for precision in precisions or target.precisions:
+        for recipe in _recipes(target, precisions or target.precisions):
+            name = recipe.precision if recipe.output == target.output else f"{recipe.precision} as {recipe.output}"
             try:
                 artifact = make_artifact(
-                    target, used, graph, Recipe(precision), size, calibration if precision == "int8" else None, folder,
+                    target, used, graph, recipe, size, calibration if recipe.precision == "int8" else None, folder,
                     "conformance", progress,
                 )  # fmt: skip
             except EdgekitError as error:
-                findings.append(f"{precision}: {error}")
+                findings.append(f"{name}: {error}")
                 continue
             try:
-                findings += [f"{precision}: {text}" for text in _check_artifact(target, artifact, frames, reference)]
+                findings += [f"{name}: {text}" for text in _check_artifact(target, artifact, frames, reference)]
             except Exception as error:  # a plug-in may raise anything; its author needs a finding
-                findings.append(f"{precision}: opening or running it raised {type(error).__name__}: {error}")
+                findings.append(f"{name}: opening or running it raised {type(error).__name__}: {error}")
     return findings
+
+
+def _recipes(target: Target, precisions: tuple[Precision, ...]) -> list[Recipe]:
+    """Every precision in the target's own form, the first one in both."""
+    other: OutputKind = "labels" if target.output == "logits" else "logits"
+    return [*(Recipe(precision, target.output) for precision in precisions), Recipe(precisions[0], other)]
 
 
 def _check_description(target: Target) -> list[str]:
@@ -81,6 +89,8 @@ def _check_description(target: Target) -> list[str]:
         findings.append(f"its precisions {target.precisions} are not among {PRECISIONS}")
     if not any(precision != "int8" for precision in target.precisions):
         findings.append("it has no float precision, so that nothing tells what int8 costs")
+    if target.output not in get_args(OutputKind):
+        findings.append(f"its usual output '{target.output}' is not among {get_args(OutputKind)}")
     if not target.tools():
         findings.append("tools() names no version, so that an upgrade would not be noticed")
     return findings

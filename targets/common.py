@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError, TargetError
 from edgekit.core.values import (
@@ -13,12 +15,11 @@ from edgekit.core.values import (
     Batches,
     DeployableGraph,
     Float32,
-    Normalization,
     Recipe,
     SessionOptions,
-    Size,
     UInt8,
 )
+from edgekit.decoder import decode, path
 
 
 def threads(options: SessionOptions) -> int:
@@ -39,11 +40,14 @@ def check_frame(frame: UInt8, artifact: Artifact) -> None:
         )
 
 
-def normalized(batches: Batches, normalization: Normalization) -> Iterator[Float32]:
-    """One pass of calibration frames as the network's input: float32 [1, 3, H, W]."""
-    scale, offset = normalization.scale(), normalization.offset()
+def centred_planes(batches: Batches, mean: Float32) -> Iterator[Float32]:
+    """One pass of calibration frames as a graph on centred pixels reads them: float32 [1, 3, H, W].
+
+    Args:
+        mean: the mean colour, float32 [3].
+    """
     for frame in batches():
-        yield np.ascontiguousarray((frame * scale + offset).transpose(0, 3, 1, 2))
+        yield np.ascontiguousarray((frame - mean).transpose(0, 3, 1, 2))
 
 
 def require_batches(recipe: Recipe, batches: Batches | None) -> Batches:
@@ -53,36 +57,31 @@ def require_batches(recipe: Recipe, batches: Batches | None) -> Batches:
     return batches
 
 
-def native_output(graph: DeployableGraph, recipe: Recipe) -> str:
+def float_edges(recipe: Recipe) -> tuple[str, ...]:
+    """What of the frame's way lies outside an int8 core, as a manifest words it."""
+    return ("centring of the frame", *(("final upsampling and argmax",) if recipe.output == "labels" else ()))
+
+
+def native_output(graph: DeployableGraph, recipe: Recipe, channels_last: bool = False) -> str:
     """What a model with labels or logits as its output gives, as a manifest words it."""
     if recipe.output == "logits":
-        return f"float32 [1,{len(graph.class_names)},{graph.logits_size.height},{graph.logits_size.width}]"
+        classes, height, width = len(graph.class_names), graph.logits_size.height, graph.logits_size.width
+        shape = (height, width, classes) if channels_last else (classes, height, width)
+        return f"float32 [1,{','.join(map(str, shape))}]"
     return f"uint8 [1,{graph.size.height},{graph.size.width}]"
 
 
-def decode_logits(logits: Float32, size: Size) -> UInt8:
-    """Labels of float logits [1, C, h, w] at full size, bilinear with half-pixel centres: uint8 [1, H, W].
+def output_settings(artifact: Artifact) -> dict[str, str]:
+    """What a session's settings say of the decoder, which is made ready here and not with the first frame."""
+    return {"decoder": path()} if artifact.output == "logits" else {}
 
-    The plain path, for sessions without torch: rows are interpolated in blocks, so that the full-size logits never exist
-    at once.
+
+def label_map(output: NDArray[Any], artifact: Artifact, threads: int) -> UInt8:
+    """The label map, uint8 [1, H, W], of what a model gave.
+
+    Args:
+        output: labels of any integer type [1, H, W], or logits [1, C, h, w] with any strides; not kept.
     """
-    _, _, height, width = logits.shape
-    rows, columns = _interpolation(height, size.height), _interpolation(width, size.width)
-    wide = np.einsum("cij,jx->cix", logits[0], columns.T, optimize=True)
-    labels = np.empty((1, size.height, size.width), np.uint8)
-    for top in range(0, size.height, 64):
-        block = np.einsum("yi,cix->cyx", rows[top : top + 64], wide, optimize=True)
-        labels[0, top : top + 64] = block.argmax(0)
-    return labels
-
-
-def _interpolation(length: int, target: int) -> Float32:
-    """Bilinear interpolation along one axis as a matrix: float32 [target, length]."""
-    position = np.clip((np.arange(target) + 0.5) * (length / target) - 0.5, 0, None)
-    low = np.minimum(position.astype(np.int64), length - 1)
-    high = np.minimum(low + 1, length - 1)
-    weight = (position - low).astype(np.float32)
-    matrix = np.zeros((target, length), np.float32)
-    np.add.at(matrix, (np.arange(target), low), 1 - weight)
-    np.add.at(matrix, (np.arange(target), high), weight)
-    return matrix
+    if artifact.output == "logits":
+        return decode(output[0], artifact.size, threads=threads)[None]
+    return output.astype(np.uint8)

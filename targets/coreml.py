@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +23,14 @@ from edgekit.core.values import (
     Converted,
     DeployableGraph,
     Engine,
+    OutputKind,
     Precision,
     Recipe,
     SessionOptions,
     Size,
     UInt8,
 )
-from targets.common import check_frame, require_batches, threads
+from targets.common import check_frame, float_edges, label_map, output_settings, require_batches, threads
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,7 @@ class CoreML:
     name = "coreml"
     title = "Core ML"
     precisions: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+    output: OutputKind = "labels"
     device_pages: tuple[str, ...] = ("apple",)
 
     def missing(self) -> str | None:
@@ -92,10 +94,9 @@ class CoreML:
         if recipe.precision == "int8":
             model, frames, floats = _quantized(model, graph.size, require_batches(recipe, batches))
             kept = (
-                "normalization",
+                *float_edges(recipe),
                 "resizes and matrix products",
                 *(f"result of {name}" for name in floats),
-                *(("final upsampling and argmax",) if recipe.output == "labels" else ()),
             )
             notes["calibration"] = (
                 f"smallest and largest value of each tensor over {frames} frames; activations int8 per tensor, "
@@ -126,7 +127,7 @@ class CoreML:
             TargetError: the program holds an op that the executor does not know.
         """
         if sys.platform == "darwin":
-            yield _MacSession(artifact)
+            yield _MacSession(artifact, threads(options))
             return
         import torch
 
@@ -320,18 +321,6 @@ def _calibrated(ranges: Ranges) -> Iterator[None]:
 # Sessions ------------------------------------------------------------------------------------------------------------
 
 
-def _labels(output: Any, artifact: Artifact) -> UInt8:
-    """The model's output, as numpy or torch holds it -> uint8 [1, H, W]."""
-    import torch
-
-    value = torch.as_tensor(output)
-    if artifact.output == "logits":
-        from edgekit.export.graph import reference_labels
-
-        value = reference_labels(value.float(), artifact.size)
-    return cast(UInt8, value.to(torch.uint8).numpy())
-
-
 class _ExecutorSession:
     """The package's program in the reference executor."""
 
@@ -347,13 +336,15 @@ class _ExecutorSession:
             "engine": "ML Program executor",
             "threads": torch.get_num_threads(),
             "inference precision": "float32, rounded to fp16 after each fp16 operation",
+            **output_settings(artifact),
         }
 
     def run(self, frame: UInt8) -> UInt8:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
         check_frame(frame, self._artifact)
         self._last = _planes(frame)
-        return _labels(self._executor.run({"frame": self._last})[self._artifact.output], self._artifact)
+        output = self._executor.run({"frame": self._last})[self._artifact.output].numpy()
+        return label_map(output, self._artifact, self.settings["threads"])
 
     def run_graph(self) -> None:
         """One forward pass on the last frame."""
@@ -365,7 +356,7 @@ class _ExecutorSession:
 class _MacSession:
     """The package in Core ML."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, count: int) -> None:
         from targets.mil.executor import quiet
 
         with quiet():
@@ -377,13 +368,14 @@ class _MacSession:
         self._image = importlib.import_module("PIL.Image")
         self._artifact = artifact
         self._last: Any = None
-        self.settings: Mapping[str, Any] = {"engine": "Core ML", "compute units": "ALL"}
+        self._threads = count
+        self.settings: Mapping[str, Any] = {"engine": "Core ML", "compute units": "ALL", **output_settings(artifact)}
 
     def run(self, frame: UInt8) -> UInt8:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
         check_frame(frame, self._artifact)
         self._last = {"frame": self._image.fromarray(frame[0])}
-        return _labels(self._model.predict(self._last)[self._artifact.output], self._artifact)
+        return label_map(self._model.predict(self._last)[self._artifact.output], self._artifact, self._threads)
 
     def run_graph(self) -> None:
         """One forward pass on the last frame."""

@@ -10,7 +10,18 @@ from pathlib import Path
 from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
-from edgekit.core.values import Artifact, Batches, Converted, DeployableGraph, Engine, Precision, Recipe, SessionOptions
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    Converted,
+    DeployableGraph,
+    Engine,
+    OutputKind,
+    Precision,
+    Recipe,
+    SessionOptions,
+)
+from targets.common import float_edges, native_output
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,7 @@ class OnnxRuntime:
     name: str = "onnxruntime"
     title: str = "ONNX Runtime"
     precisions: tuple[Precision, ...] = ("fp32", "int8")
+    output: OutputKind = "logits"
     device_pages: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
@@ -44,11 +56,9 @@ class OnnxRuntime:
         return Converted(
             model="model.onnx",
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
-            native_output=f"uint8 [1,{graph.size.height},{graph.size.width}]"
-            if recipe.output == "labels"
-            else "float32 logits",
+            native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=("MatMul", "Resize", "normalization", "final upsampling and argmax") if quantized else (),
+            kept_float=("MatMul", "Resize", *float_edges(recipe)) if quantized else (),
         )
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:

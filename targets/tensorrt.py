@@ -11,7 +11,18 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
-from edgekit.core.values import Artifact, Batches, Converted, DeployableGraph, Engine, Precision, Recipe, SessionOptions
+from edgekit.core.values import (
+    Artifact,
+    Batches,
+    Converted,
+    DeployableGraph,
+    Engine,
+    OutputKind,
+    Precision,
+    Recipe,
+    SessionOptions,
+)
+from targets.common import float_edges, native_output
 
 TRTEXEC = (
     "trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped --useCudaGraph --useSpinWait --noDataTransfers "
@@ -30,6 +41,7 @@ class TensorRT:
     name: str = "tensorrt"
     title: str = "TensorRT"
     precisions: tuple[Precision, ...] = ("fp16", "fp32", "int8")
+    output: OutputKind = "labels"
     device_pages: tuple[str, ...] = ("jetson",)
 
     def missing(self) -> str | None:
@@ -67,13 +79,9 @@ class TensorRT:
         return Converted(
             model="model.onnx",
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
-            native_output=f"uint8 [1,{graph.size.height},{graph.size.width}]"
-            if recipe.output == "labels"
-            else "float32 logits",
+            native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=("MatMul", "Resize", "sums", "normalization", "final upsampling and argmax")
-            if quantized
-            else (),
+            kept_float=("MatMul", "Resize", "sums", *float_edges(recipe)) if quantized else (),
             notes={"trtexec": TRTEXEC, "measure on jetson": f"cd {{artifact}} && {TRTEXEC}"},
         )
 

@@ -26,7 +26,7 @@ from edgekit.core.values import (
     SessionOptions,
     UInt8,
 )
-from targets.common import check_frame, decode_logits, native_output, require_batches, threads
+from targets.common import check_frame, float_edges, label_map, native_output, output_settings, require_batches, threads
 
 SIGNATURE = "serving_default"
 BENCHMARK_MODEL = (
@@ -43,6 +43,7 @@ class TFLite:
     name: str = "tflite"
     title: str = "TFLite"
     precisions: tuple[Precision, ...] = ("fp32", "int8")
+    output: OutputKind = "logits"
     device_pages: tuple[str, ...] = ("android",)
 
     def missing(self) -> str | None:
@@ -69,12 +70,12 @@ class TFLite:
         kept: tuple[str, ...] = ()
         if recipe.precision == "int8":
             model = _quantize(model, require_batches(recipe, batches))
-            kept = ("BATCH_MATMUL", "normalization", "final upsampling and argmax")
+            kept = ("BATCH_MATMUL", *float_edges(recipe))
         write_bytes(folder / "model.tflite", model)
         return Converted(
             model="model.tflite",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=native_output(graph, recipe),
+            native_output=native_output(graph, recipe, channels_last=True),
             tools=self.tools(),
             kept_float=kept,
             notes={"measure on android": BENCHMARK_MODEL},
@@ -86,7 +87,7 @@ class TFLite:
         count = threads(options)
         interpreter = _interpreter_class()(model_path=str(artifact.model_path), num_threads=count)
         interpreter.allocate_tensors()
-        settings = {"threads": count, "delegate": "XNNPACK"}
+        settings = {"threads": count, "delegate": "XNNPACK", **output_settings(artifact)}
         yield TFLiteSession(
             artifact,
             interpreter,
@@ -140,9 +141,8 @@ class TFLiteSession:
         self.interpreter.invoke()
         output = self.interpreter.get_tensor(self.output_index)
         if self.artifact.output == "logits":
-            return decode_logits(output, self.artifact.size)
-        labels: UInt8 = output
-        return labels
+            output = output.transpose(0, 3, 1, 2)  # a view: the decoder reads classes that lie beside one another
+        return label_map(output, self.artifact, self.settings["threads"])
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""
@@ -206,7 +206,11 @@ def _edge_tensors(model: bytes) -> list[str]:
     ]
     if not convolutions:
         raise ConversionError("this network has no convolution that could be quantized: convert it in fp32")
-    edges = [*graph.operators[: convolutions[0]], *graph.operators[convolutions[-1] + 1 :]]
+    before = graph.operators[: convolutions[0]]
+    # A convolution's own padding is done in int8, where XNNPACK makes one operation of the two.
+    while before and names.get(flatbuffer.operatorCodes[before[-1].opcodeIndex].builtinCode) == core.PAD:
+        before.pop()
+    edges = [*before, *graph.operators[convolutions[-1] + 1 :]]
     return [f"^{re.escape(graph.tensors[operator.outputs[0]].name.decode())}[;]?$" for operator in edges]
 
 

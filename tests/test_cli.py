@@ -188,6 +188,10 @@ USAGE = {
     "device of run": (["run", "CHECKPOINT", "--device", "banana"], "local"),
     "output": (["convert", "CHECKPOINT", "--output", "banana"], "logits"),
     "output stride": (["convert", "CHECKPOINT", "--output-stride", "3"], "1, 2, 4 or 8"),
+    "output stride of logits": (
+        ["convert", "CHECKPOINT", "--output", "logits", "--output-stride", "8"],
+        "--output labels",
+    ),
     "preset": (["train", "--preset", "banana"], "paper-camvid"),
     "split of train": (["train", "--split", "test"], "train+val"),
     "precision of train": (["train", "--precision", "float16"], "bfloat16"),

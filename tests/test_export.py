@@ -1,4 +1,4 @@
-"""Rewrites are exact, whatever the network and the size; and the plain decoding equals PyTorch's."""
+"""Rewrites are exact, whatever the network and the size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,11 +19,18 @@ from torch.nn import functional as F
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.core.values import DeployableGraph, Normalization, Size
 from edgekit.export.graph import FrameToLabels, deployable, normalize, reference_labels
-from edgekit.export.rewrites import drop_idle, fold_batch_norm, pooling_matrix, replace_adaptive_pooling
+from edgekit.export.pixels import mean_colour, on_bordered_pixels, on_centred_pixels
+from edgekit.export.rewrites import (
+    apply_rewrites,
+    drop_idle,
+    fold_batch_norm,
+    pooling_matrix,
+    replace_adaptive_pooling,
+    split_max_pooling,
+)
 from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.networks.fast_scnn import FastSCNN
 from edgekit.networks.spssn import SPSSN
-from targets.common import decode_logits
 
 OWN = '''
 import torch
@@ -220,6 +226,7 @@ def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: in
             (drop_idle, ("dropout",)),
             (fold_batch_norm, ("batch_norm",)),
             (replace_adaptive_pooling, ("adaptive_avg_pool",)),
+            (split_max_pooling, ()),
         ):
             before = operations(module)
             count = rewrite(module)
@@ -231,6 +238,91 @@ def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: in
             assert count >= sum(1 for operation in before if any(word in operation for word in gone))
             for word in gone:
                 assert not [operation for operation in operations(module) if word in operation]
+
+
+NORMALIZATION = Normalization(mean=(0.2, 0.5, 0.9), std=(0.1, 0.2, 0.4))
+"""Channels that differ, so that none can stand for another."""
+
+
+def graph_of(network: nn.Module, height: int, width: int) -> DeployableGraph:
+    module = exported(network, torch.randn(1, 3, height, width))
+    apply_rewrites(module)
+    return DeployableGraph(module, Size(height, width), Size(1, 1), ("class",), NORMALIZATION, "")
+
+
+def check_pixel_forms(network: nn.Module, height: int, width: int, bordered: bool) -> None:
+    """Normalizing first, centred pixels and bordered raw pixels give the same."""
+    graph = graph_of(network, height, width)
+    frame = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
+    mean = torch.from_numpy(mean_colour(graph)).reshape(1, 3, 1, 1)
+    pixels = frame.permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = network(normalize(frame, NORMALIZATION))
+        close = {"rtol": 1e-4, "atol": 1e-4 * max(float(expected.abs().max()), 1e-3)}
+        centred = on_centred_pixels(graph)
+        torch.testing.assert_close(centred(pixels - mean), expected, **close)
+        found = on_bordered_pixels(graph)
+        assert (found is not None) == bordered
+        if found is None:
+            return
+        shape = (1, 3, found.top + height + found.bottom, found.left + width + found.right)
+        whole = mean.expand(shape).clone()
+        whole[:, :, found.top : found.top + height, found.left : found.left + width] = pixels
+        torch.testing.assert_close(found.module(whole), expected, **close)
+    assert [round(float(value)) for value in mean.ravel()] == found.colour.tolist()
+    for module in (centred, found.module):
+        read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+        assert {name for name, _ in [*module.named_parameters(), *module.named_buffers()]} == read
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("spssn", 65, 203), ("spssn", 64, 96), ("fast-scnn", 97, 130), ("own", 65, 203)]
+)
+def test_normalization_moves_into_the_convolutions(own: Any, name: str, height: int, width: int) -> None:
+    """``own`` reads the frame by a batch norm, so that it needs the product, and can have no border."""
+    check_pixel_forms(build(name, own), height, width, bordered=name != "own")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(9, 24), width=st.integers(9, 24), kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)), padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.integers(1, 2), bias=st.booleans(),
+)  # fmt: skip
+def test_any_first_convolution_takes_pixels(
+    height: int, width: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: int,
+    bias: bool,
+) -> None:  # fmt: skip
+    network = nn.Conv2d(3, 4, kernel, stride, padding, dilation, bias=bias).eval()
+    check_pixel_forms(network, height, width, bordered=True)
+
+
+def test_convolutions_that_pad_differently_share_no_border() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + self.other(x)
+
+    check_pixel_forms(Two().eval(), 12, 15, bordered=False)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(2, 7), st.integers(2, 7)), stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    height=st.integers(8, 20), width=st.integers(8, 20), data=st.data(),
+)  # fmt: skip
+def test_large_maxima_are_taken_in_two_steps(
+    kernel: tuple[int, int], stride: tuple[int, int], height: int, width: int, data: st.DataObject
+) -> None:
+    padding = tuple(data.draw(st.integers(0, side // 2)) for side in kernel)
+    x = torch.randn(1, 2, height, width) - 5  # padding must not win as zero
+    network = nn.MaxPool2d(kernel, stride, padding)
+    module = exported(network, x)
+    assert split_max_pooling(module) == (min(kernel) >= 4)
+    assert torch.equal(module(x), network(x))
 
 
 def make(own: Any, tmp_path: Path, factory: str, classes: int = 5, seed: int = 0) -> tuple[Any, nn.Module]:
@@ -379,7 +471,7 @@ def test_output_strides_repeat_decisions(
     columns = (torch.arange(140) * decided.shape[2]) // 140
     assert tuple(labels.shape) == (1, 100, 140)
     assert (labels == decided[:, rows][:, :, columns]).float().mean() > 0.999
-    torch.testing.assert_close(raw, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.permute(0, 3, 1, 2) if channels_last else raw, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_reference_labels_breaks_ties_to_the_lowest_class() -> None:
@@ -411,28 +503,3 @@ def test_any_adaptive_pooling_is_replaced_exactly(
     module.graph.lint()
     module.recompile()
     torch.testing.assert_close(module(x), F.adaptive_avg_pool2d(x, (rows, columns)), rtol=1e-5, atol=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    classes=st.integers(1, 19), height=st.integers(1, 20), width=st.integers(1, 20), tall=st.integers(1, 150),
-    wide=st.integers(1, 150), seed=st.integers(0, 1000),
-)  # fmt: skip
-def test_decode_logits_equals_pytorch(classes: int, height: int, width: int, tall: int, wide: int, seed: int) -> None:
-    """Any ratio, also below 1: a network of output stride 1 with stride-2 labels shrinks."""
-    logits = np.random.default_rng(seed).normal(0, 3, (1, classes, height, width)).astype(np.float32)
-    full = F.interpolate(torch.from_numpy(logits), size=(tall, wide), mode="bilinear", align_corners=False)
-    expected = full.argmax(1).to(torch.uint8).numpy()
-    labels = decode_logits(logits, Size(tall, wide))
-    assert labels.dtype == np.uint8
-    assert labels.shape == (1, tall, wide)
-    if classes > 1:
-        best = full.topk(2, dim=1).values.numpy()
-        clear = best[:, 0] - best[:, 1] > 1e-4
-        assert np.array_equal(labels[clear], expected[clear])
-    else:
-        assert not labels.any()
-
-
-def test_decode_logits_breaks_ties_to_the_lowest_class() -> None:
-    assert not decode_logits(np.zeros((1, 4, 3, 3), np.float32), Size(9, 9)).any()

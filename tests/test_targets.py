@@ -16,6 +16,7 @@ from edgekit import check_target
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.values import Artifact, Precision, Recipe, SessionOptions, Size
+from edgekit.decoder import HEADER
 from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.pipeline.artifacts import make_artifact
@@ -45,10 +46,9 @@ def make(checkpoint: Checkpoint, folder: Path) -> Make:
     def build(target: str, precision: Precision, size: Size = SMALL, **recipe: object) -> Artifact:
         if size not in graphs:
             graphs[size] = lazy_graph(checkpoint, size, progress)
-        wanted = Recipe(precision, **recipe)  # type: ignore[arg-type]
-        return make_artifact(
-            load_target(target), checkpoint, graphs[size], wanted, size, None, folder, "test", progress
-        )
+        chosen = load_target(target)
+        wanted = Recipe(precision, **{"output": chosen.output, **recipe})  # type: ignore[arg-type]
+        return make_artifact(chosen, checkpoint, graphs[size], wanted, size, None, folder, "test", progress)
 
     return build
 
@@ -88,7 +88,7 @@ def test_sizes_that_32_does_not_divide(name: str, checkpoint: Checkpoint, make: 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime", "tflite"])
 def test_output_variants(name: str, make: Make) -> None:
-    """Logits decoded outside give the same labels; a stride repeats labels in blocks."""
+    """Logits decoded outside give the same labels, and bring the decoder; a stride repeats labels in blocks."""
     if (sentence := missing(name)) is not None:
         pytest.skip(sentence)
     if name == "tflite":
@@ -96,11 +96,17 @@ def test_output_variants(name: str, make: Make) -> None:
     target = load_target(name)
     frame = open_split("streets", "val", size=SMALL).references[0].load().image[None].copy()
     results = {}
-    for key, recipe in {"labels": {}, "logits": {"output": "logits"}, "stride8": {"output_stride": 8}}.items():
+    variants = {"labels": {"output": "labels"}, "logits": {}, "stride8": {"output": "labels", "output_stride": 8}}
+    for key, recipe in variants.items():
         if name == "tflite" and key == "stride8":
             continue  # the longest conversion; the module is the one Core ML and the others trace
-        with target.open(make(name, "fp32", **recipe), SessionOptions()) as session:
+        artifact = make(name, "fp32", **recipe)
+        with target.open(artifact, SessionOptions()) as session:
             results[key] = session.run(frame)
+            assert ("decoder" in session.settings) == (key == "logits")
+        header = artifact.folder / HEADER.name
+        assert header.is_file() == (key == "logits")
+        assert key != "logits" or header.read_bytes() == HEADER.read_bytes()
     assert (results["labels"] == results["logits"]).mean() >= 0.9999
     if "stride8" in results:
         blocks = results["stride8"][0].reshape(SMALL.height // 8, 8, SMALL.width // 8, 8)

@@ -56,10 +56,18 @@ RootOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime. All cores by default.")
 ]
-OutputOption = Annotated[str, typer.Option("--output", help="labels: decided in the model. logits: decoded outside.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        help="labels: decided in the model. logits: decoded outside, exactly. The target's faster one by default.",
+    ),
+]
 StrideOption = Annotated[
     int,
-    typer.Option("--output-stride", help="Decide labels at this stride (1, 2, 4 or 8) and repeat them; 1 is exact."),
+    typer.Option(
+        "--output-stride", help="Decide labels in the model at this stride (1, 2, 4 or 8) and repeat them; 1 is exact."
+    ),
 ]
 FramesOption = Annotated[
     int | None, typer.Option("--frames", min=1, help="Evaluate so many frames, spread over the split.")
@@ -105,7 +113,7 @@ def run(
     full: Annotated[
         bool, typer.Option("--full", help="Measure latency long enough for p99 (a minute or more each).")
     ] = False,
-    output: OutputOption = "labels",
+    output: OutputOption = None,
     output_stride: StrideOption = 1,
     network: NetworkOption = None,
     threads: ThreadsOption = None,
@@ -121,6 +129,7 @@ def run(
     _check_device(device)
     names = chosen_targets(_list(targets))
     chosen = _precisions(precisions)
+    form = _form(output, output_stride)
     found = _checkpoint(checkpoint, network, data)
     dataset = data or found.dataset
     if not dataset:
@@ -139,8 +148,8 @@ def run(
         folder=out or Path("runs") / found.name,
         mode="full" if full else "quick",
         threads=threads,
-        output=_output(output),
-        output_stride=_stride(output_stride),
+        output=form[0],
+        output_stride=form[1],
         command=_command_line(),
     )
     page = run_plan(plan, _progress())
@@ -167,7 +176,7 @@ def convert(
         str | None, typer.Option("--precision", help="fp32 or fp16; the target's usual one by default.")
     ] = None,
     size: SizeOption = None,
-    output: OutputOption = "labels",
+    output: OutputOption = None,
     output_stride: StrideOption = 1,
     network: NetworkOption = None,
     classes: ClassesOption = None,
@@ -181,11 +190,12 @@ def convert(
     chosen = _precisions(precision)
     if chosen is not None and (len(chosen) != 1 or chosen[0] == "int8"):
         raise UsageError("convert makes fp32 or fp16: for int8 use edgekit quantize, which calibrates")
+    form = _form(output, output_stride)
     names = _available(target)
     found = _checkpoint(checkpoint, network, classes)
     made = do_convert(
-        found, names, chosen[0] if chosen else None, _size(size) or default_size(found), _output(output),
-        _stride(output_stride), out or Path("runs") / found.name, _command_line(), _progress(),
+        found, names, chosen[0] if chosen else None, _size(size) or default_size(found), *form,
+        out or Path("runs") / found.name, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
         _print_json({"artifacts": [{"folder": str(artifact.folder), **artifact.manifest} for artifact in made]})
@@ -212,7 +222,7 @@ def quantize(
         float | None, typer.Option("--max-drop", help="Largest allowed mIoU drop, e.g. 0.01; exit code 4 beyond it.")
     ] = None,
     size: SizeOption = None,
-    output: OutputOption = "labels",
+    output: OutputOption = None,
     output_stride: StrideOption = 1,
     network: NetworkOption = None,
     classes: ClassesOption = None,
@@ -226,6 +236,7 @@ def quantize(
     from edgekit.pipeline.commands import quantize as do_quantize
     from edgekit.pipeline.run import default_size
 
+    form = _form(output, output_stride)
     names = _available(target)
     found = _checkpoint(checkpoint, network, classes)
     input_size = _size(size) or default_size(found)
@@ -234,7 +245,7 @@ def quantize(
     if max_drop is not None and evaluated is None:
         raise UsageError(f"--max-drop needs labelled frames, and {why_not}")
     rows = do_quantize(
-        found, names, split, samples, evaluated, why_not, input_size, _output(output), _stride(output_stride), max_drop,
+        found, names, split, samples, evaluated, why_not, input_size, *form, max_drop,
         out or Path("runs") / found.name, threads, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
@@ -745,16 +756,17 @@ def _precisions(text: str | None) -> tuple[Precision, ...] | None:
     return None if parts is None else cast("tuple[Precision, ...]", tuple(parts))
 
 
-def _output(text: str) -> OutputKind:
-    if text not in ("labels", "logits"):
-        raise UsageError(f"--output {text} is not known: choose labels or logits")
-    return cast("OutputKind", text)
+def _form(output: str | None, output_stride: int) -> tuple[OutputKind | None, int]:
+    """``--output`` and ``--output-stride``, which belong together."""
+    from edgekit.core.values import Recipe
 
-
-def _stride(value: int) -> int:
-    if value not in (1, 2, 4, 8):
-        raise UsageError(f"--output-stride {value} must be 1, 2, 4 or 8")
-    return value
+    if output not in (None, "labels", "logits"):
+        raise UsageError(f"--output {output} is not known: choose labels or logits")
+    if output_stride not in (1, 2, 4, 8):
+        raise UsageError(f"--output-stride {output_stride} must be 1, 2, 4 or 8")
+    kind = cast("OutputKind | None", output)
+    Recipe("fp32", kind or "labels", output_stride)  # refuses what contradicts itself, before anything is loaded
+    return kind, output_stride
 
 
 def _check_device(name: str) -> None:

@@ -13,6 +13,7 @@ from edgekit.core.values import (
     Converted,
     DeployableGraph,
     Engine,
+    OutputKind,
     Precision,
     Recipe,
     SessionOptions,
@@ -46,12 +47,14 @@ class Target(Protocol):
         name: as typed after ``--target``; also the entry point's name.
         title: as shown to people.
         precisions: what it can convert to; the first float one is the default of ``convert``.
+        output: form of its artifacts where none is asked for: the faster one from frame to label map.
         device_pages: report pages it stands on besides ``local`` (``apple``, ``jetson``, ``android``).
     """
 
     name: str
     title: str
     precisions: tuple[Precision, ...]
+    output: OutputKind
     device_pages: tuple[str, ...]
 
     def missing(self) -> str | None:

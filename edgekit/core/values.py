@@ -136,13 +136,22 @@ class Recipe:
 
     Attributes:
         precision: arithmetic of the network's core.
-        output: ``labels`` (label map in the graph's output) or ``logits`` (decoded outside).
-        output_stride: labels are decided at this stride and repeated to full size; 1 is exact.
+        output: ``labels`` (label map in the graph's output) or ``logits`` (decoded outside, exactly).
+        output_stride: of ``labels``, which are decided at this stride and repeated to full size; 1 is exact.
+
+    Raises:
+        UsageError: logits with an output stride.
     """
 
     precision: Precision
     output: OutputKind = "labels"
     output_stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.output == "logits" and self.output_stride != 1:
+            raise UsageError(
+                "logits are decoded exactly, whatever the stride: leave out --output-stride, or ask for --output labels"
+            )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError
 from edgekit.core.values import DeployableGraph, Normalization, OutputKind, Size
+from edgekit.export.pixels import mean_colour, on_centred_pixels
 from edgekit.export.rewrites import apply_rewrites
 from edgekit.export.sizes import decision_size
 from edgekit.networks.checkpoint import Checkpoint, load_network
@@ -115,7 +116,7 @@ class FrameToLabels(nn.Module):
     Args:
         graph: the deployable graph.
         channels_last: frame is [1, H, W, 3] (else [1, 3, H, W]).
-        output: ``labels`` or ``logits`` (as the network gives them).
+        output: ``labels`` or ``logits`` (as the network gives them; [1, h, w, classes] with ``channels_last``).
         output_stride: labels are decided on a map of ceil(H/s) x ceil(W/s) and repeated to full size.
         label_dtype: dtype of the labels.
     """
@@ -129,7 +130,7 @@ class FrameToLabels(nn.Module):
         label_dtype: torch.dtype = torch.uint8,
     ) -> None:
         super().__init__()
-        self.core = graph.module
+        self.core = on_centred_pixels(graph)
         self.channels_last = channels_last
         self.output = output
         self.size = graph.size
@@ -137,16 +138,15 @@ class FrameToLabels(nn.Module):
         self.decision = decision_size(graph.size, output_stride)
         self.label_dtype = label_dtype
         shape = (1, 1, 1, 3) if channels_last else (1, 3, 1, 1)
-        self.register_buffer("scale", torch.from_numpy(graph.normalization.scale()).reshape(shape))
-        self.register_buffer("offset", torch.from_numpy(graph.normalization.offset()).reshape(shape))
+        self.register_buffer("mean_colour", torch.from_numpy(mean_colour(graph)).reshape(shape))
 
     def forward(self, frame: Tensor) -> Tensor:
-        x = frame.to(torch.float32) * cast(Tensor, self.scale) + cast(Tensor, self.offset)
+        x = frame.to(torch.float32) - cast(Tensor, self.mean_colour)
         if self.channels_last:
             x = x.permute(0, 3, 1, 2)
         logits = self.core(x)
         if self.output == "logits":
-            return cast(Tensor, logits)
+            return cast(Tensor, logits.permute(0, 2, 3, 1) if self.channels_last else logits)
         if self.channels_last:
             # The classes last: a transpose of full-size logits would cost more than the argmax itself.
             if self.logits_size != self.decision:

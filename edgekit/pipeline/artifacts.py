@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +17,8 @@ from edgekit.core.errors import ArtifactError, ConversionError, DataError, Edgek
 from edgekit.core.files import DISK_ERRORS, new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, Batches, DeployableGraph, Recipe, Size, UInt8
+from edgekit.core.values import Artifact, Batches, DeployableGraph, OutputKind, Precision, Recipe, Size, UInt8
+from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
 
 MANIFEST = "manifest.json"
@@ -61,11 +63,20 @@ class Calibration:
         return start
 
 
-def artifact_name(target: str, recipe: Recipe, size: Size) -> str:
-    """Folder name of an artifact; the stated variants stand in it."""
-    suffix = "" if recipe.output == "labels" else f"-{recipe.output}"
+def recipe_for(target: Target, precision: Precision, output: OutputKind | None, output_stride: int) -> Recipe:
+    """The recipe as asked for; without an output the target's own, or labels where an output stride is asked for.
+
+    Raises:
+        UsageError: logits with an output stride.
+    """
+    return Recipe(precision, output or (target.output if output_stride == 1 else "labels"), output_stride)
+
+
+def artifact_name(target: Target, recipe: Recipe, size: Size) -> str:
+    """Folder name of an artifact; what is not the target's usual form stands in it."""
+    suffix = "" if recipe.output == target.output else f"-{recipe.output}"
     suffix += "" if recipe.output_stride == 1 else f"-stride{recipe.output_stride}"
-    return f"{target}-{recipe.precision}-{size}{suffix}"
+    return f"{target.name}-{recipe.precision}-{size}{suffix}"
 
 
 def artifact_key(
@@ -100,7 +111,7 @@ def make_artifact(
     Raises:
         ConversionError: the converter failed; its output is in ``run_folder/logs``.
     """
-    name = artifact_name(target.name, recipe, size)
+    name = artifact_name(target, recipe, size)
     folder = run_folder / "artifacts" / name
     key = artifact_key(target, checkpoint, recipe, size, calibration)
     if (folder / MANIFEST).is_file():
@@ -132,6 +143,9 @@ def make_artifact(
             ) from error
         if not (temporary / converted.model).exists():
             raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
+        model_bytes = sum(path_bytes(entry) for entry in temporary.iterdir())
+        if recipe.output == "logits":
+            shutil.copyfile(HEADER, temporary / HEADER.name)  # the app's half: logits to labels, exactly
         manifest: dict[str, Any] = {
             "schema": MANIFEST_SCHEMA,
             "key": key,
@@ -142,7 +156,7 @@ def make_artifact(
             "output": recipe.output,
             "output_stride": recipe.output_stride,
             "model": converted.model,
-            "model_bytes": sum(path_bytes(entry) for entry in temporary.iterdir()),
+            "model_bytes": model_bytes,
             "files": file_hashes(temporary),
             "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
             "recipe": asdict(recipe),

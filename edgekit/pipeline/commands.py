@@ -14,7 +14,7 @@ from edgekit.core.errors import DataError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
-from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Recipe, Size, UInt8
+from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
 from edgekit.devices.environment import local_environment
 from edgekit.devices.local import Mode, Scope
 from edgekit.metrics.scores import add_counts, counts_from_json, score
@@ -28,7 +28,7 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import Calibration, make_artifact
+from edgekit.pipeline.artifacts import Calibration, make_artifact, recipe_for
 from edgekit.pipeline.run import check_classes, lazy_graph, measure_latencies
 
 AGREEMENT_FRAMES = 8
@@ -39,7 +39,7 @@ def convert(
     targets: Sequence[str],
     precision: Precision | None,
     size: Size,
-    output: OutputKind,
+    output: OutputKind | None,
     output_stride: int,
     folder: Path,
     command: str,
@@ -64,7 +64,7 @@ def convert(
                 )
             progress.say(f"{target.title}: skipped, it has no {chosen}")
             continue
-        recipe = Recipe(chosen, output, output_stride)
+        recipe = recipe_for(target, chosen, output, output_stride)
         made.append(make_artifact(target, checkpoint, graph, recipe, size, None, folder, command, progress))
     return made
 
@@ -94,7 +94,7 @@ def quantize(
     evaluation: Split | None,
     why_not: str,
     size: Size,
-    output: OutputKind,
+    output: OutputKind | None,
     output_stride: int,
     max_drop: float | None,
     folder: Path,
@@ -143,7 +143,7 @@ def quantize(
                 raise TargetError(f"{target.title} has no int8: choose another --target")
             progress.say(f"{target.title}: skipped, it has no int8")
             continue
-        recipe = Recipe("int8", output, output_stride)
+        recipe = recipe_for(target, "int8", output, output_stride)
         artifact = make_artifact(target, checkpoint, graph, recipe, size, calibration, folder, command, progress)
         engine = target.engine()
         row: dict[str, Any] = {

@@ -30,7 +30,6 @@ from edgekit.core.values import (
     OutputKind,
     Precision,
     Provenance,
-    Recipe,
     Size,
 )
 from edgekit.devices.environment import local_environment
@@ -43,7 +42,7 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import Calibration, check_calibration, make_artifact
+from edgekit.pipeline.artifacts import Calibration, check_calibration, make_artifact, recipe_for
 
 MEASUREMENT_SCHEMA = 1
 PICTURES = 4
@@ -70,7 +69,7 @@ class Plan:
         folder: the run's folder.
         mode: how long latency is measured.
         threads: of the runtimes; None for all cores.
-        output, output_stride: form of the artifacts.
+        output, output_stride: form of the artifacts; without an output each target's own.
         command: as typed.
     """
 
@@ -83,7 +82,7 @@ class Plan:
     folder: Path
     mode: Mode
     threads: int | None
-    output: OutputKind
+    output: OutputKind | None
     output_stride: int
     command: str
 
@@ -195,7 +194,7 @@ def run(plan: Plan, progress: Progress) -> Path:
             continue
         sentence = target.missing()
         for precision in precisions_of(target, plan.precisions):
-            recipe = Recipe(precision, plan.output, plan.output_stride)
+            recipe = recipe_for(target, precision, plan.output, plan.output_stride)
             if sentence is not None:
                 progress.say(f"{target.title} {precision}: skipped, {sentence}")
                 failed.append({**_failure(name, target.title, precision, plan.size, sentence), "missing": True})

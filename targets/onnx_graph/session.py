@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.core.values import Artifact, SessionOptions, UInt8
-from targets.common import check_frame, decode_logits, threads
+from targets.common import check_frame, label_map, output_settings, threads
 
 
 @contextmanager
@@ -25,7 +25,12 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[OnnxSe
     yield OnnxSession(
         artifact,
         session,
-        {"threads": threads(options), "provider": "CPUExecutionProvider", "subnormals": "flushed to zero"},
+        {
+            "threads": threads(options),
+            "provider": "CPUExecutionProvider",
+            "subnormals": "flushed to zero",
+            **output_settings(artifact),
+        },
     )
 
 
@@ -43,10 +48,7 @@ class OnnxSession:
         check_frame(frame, self.artifact)
         self.last = frame
         output = self.session.run(None, {"frame": frame})[0]
-        if self.artifact.output == "logits":
-            return decode_logits(output, self.artifact.size)
-        labels: UInt8 = output
-        return labels
+        return label_map(output, self.artifact, self.settings["threads"])
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

@@ -20,11 +20,12 @@ from edgekit import (
     DeployableGraph,
     Engine,
     FrameToLabels,
+    OutputKind,
     Precision,
     Recipe,
     SessionOptions,
     TargetError,
-    reference_labels,
+    decode,
 )
 
 
@@ -47,7 +48,7 @@ class TorchScriptSession:
         with torch.inference_mode():
             output = self.module(self.last)
             if self.artifact.output == "logits":
-                output = reference_labels(output, size).to(torch.uint8)
+                return decode(output[0].permute(2, 0, 1).numpy(), size)[None]
         return output.numpy().copy()
 
     def run_graph(self) -> None:
@@ -64,6 +65,7 @@ class TorchScript:
     name: str = "torchscript"
     title: str = "TorchScript"
     precisions: tuple[Precision, ...] = ("fp32",)
+    output: OutputKind = "labels"
     device_pages: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
