@@ -20,23 +20,41 @@ Mode = Literal["quick", "full"]
 Scope = Literal["frame-to-labels", "graph"]
 
 
-class Worker:
-    """One artifact in a process of its own."""
+WORKER = (sys.executable, "-P", "-m", "edgekit.devices.worker")
 
-    def __init__(self, artifact: Artifact, frames: Path, threads: int | None, scope: Scope, log: Path) -> None:
-        self.artifact = artifact
+
+class Worker:
+    """One artifact in a process of its own.
+
+    Args:
+        folder: the artifact's.
+        title: as messages name it.
+        command: what serves; a benchmark brings its own for what is no artifact.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        frames: Path,
+        threads: int | None,
+        scope: Scope,
+        log: Path,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        self.title = title
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "edgekit.devices.worker"],
+                command,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
         try:
             self.opened = self.ask(
                 {
                     "do": "open",
-                    "artifact": str(artifact.folder),
+                    "artifact": str(folder),
                     "frames": str(frames),
                     "threads": threads,
                     "scope": scope,
@@ -62,12 +80,10 @@ class Worker:
             line = ""
         if not line.endswith("\n"):  # nothing, or what a killed process had written of its answer
             code = self._process.wait()
-            raise ArtifactError(
-                f"{self.artifact.title} ended its process with code {code} (its output is in {self.log})"
-            )
+            raise ArtifactError(f"{self.title} ended its process with code {code} (its output is in {self.log})")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise ArtifactError(f"{self.artifact.title} cannot be run: {answer['error']} (its output is in {self.log})")
+            raise ArtifactError(f"{self.title} cannot be run: {answer['error']} (its output is in {self.log})")
         return answer
 
     def stop(self) -> None:
@@ -113,7 +129,8 @@ def measure(
         for artifact in artifacts:
             progress.update(f"loading {artifact.title}")
             try:
-                worker = Worker(artifact, frames, threads, scope, logs / f"{artifact.folder.name}.bench.log")
+                log = logs / f"{artifact.folder.name}.bench.log"
+                worker = Worker(artifact.folder, artifact.title, frames, threads, scope, log)
                 started.append(worker)
                 warmup = worker.ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
             except EdgekitError as error:
@@ -140,7 +157,7 @@ def measure(
                 result = results[index]
                 if opened is None or isinstance(result, EdgekitError):
                     continue
-                progress.update(f"measuring latency: round {number} of {max(number, ROUNDS)}, {opened.artifact.title}")
+                progress.update(f"measuring latency: round {number} of {max(number, ROUNDS)}, {opened.title}")
                 try:
                     result["rounds_ms"].append(opened.ask({"do": "round", "count": counts[index]})["samples_ms"])
                 except EdgekitError as error:

@@ -13,6 +13,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,6 +24,15 @@ from edgekit.core.errors import EdgekitError
 from edgekit.core.registry import load_target
 from edgekit.core.seam import Session
 from edgekit.core.values import Artifact, SessionOptions, UInt8
+
+Opener = Callable[[Path, int | None], AbstractContextManager[Session]]
+"""Opens what lies in a folder, with so many threads (None: all cores)."""
+
+
+def open_artifact(folder: Path, threads: int | None) -> AbstractContextManager[Session]:
+    """The artifact's own target opens it."""
+    artifact = Artifact.from_manifest(folder, json.loads((folder / "manifest.json").read_text()))
+    return load_target(artifact.target).open(artifact, SessionOptions(threads=threads))
 
 
 def peak_rss_bytes() -> int | None:
@@ -56,7 +67,7 @@ def _samples(session: Session, frames: UInt8, count: int, start: int, scope: str
     return taken
 
 
-def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack) -> None:
+def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack, opener: Opener) -> None:
     session: Session | None = None
     frames: UInt8 | None = None
     done = 0
@@ -65,12 +76,9 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack) -> No
         command: dict[str, Any] = json.loads(line)
         answer: dict[str, Any]
         if command["do"] == "open":
-            folder = Path(command["artifact"])
-            artifact = Artifact.from_manifest(folder, json.loads((folder / "manifest.json").read_text()))
             frames = np.ascontiguousarray(np.load(command["frames"]))
-            target = load_target(artifact.target)
             begin = time.perf_counter_ns()
-            session = stack.enter_context(target.open(artifact, SessionOptions(threads=command["threads"])))
+            session = stack.enter_context(opener(Path(command["artifact"]), command["threads"]))
             load = (time.perf_counter_ns() - begin) / 1e6
             scope = command["scope"]
             first = _samples(session, frames, 1, 0, "frame-to-labels")[0]  # also gives the graph its input
@@ -93,13 +101,13 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack) -> No
             return
 
 
-def main() -> None:
+def main(opener: Opener = open_artifact) -> None:
     """Serve one host over standard input and output; what runtimes print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with contextlib.ExitStack() as stack:
         try:
-            _serve(sys.stdin, answers, stack)
+            _serve(sys.stdin, answers, stack, opener)
         except Exception as error:  # the host turns it into a sentence; the traceback goes to the log
             answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
             answers.flush()
