@@ -58,11 +58,36 @@ def test_clean_graph() -> None:
         ({"scale": np.full(3, 0.1, np.float32), "zero": np.zeros(3, np.int8)}, "scale per channel"),
         ({"weight_scale": np.full(3, 0.1, np.float32)}, "3 scales on axis 0"),
         ({"dequantize_scale_name": "other", "other_scale": np.float32(0.2)}, "another scale"),
-        ({"last": "LSTM"}, "operator LSTM"),
+        ({"last": "Col2Im"}, "operator Col2Im"),
     ],
 )
 def test_broken_rules(changes: dict[str, object], text: str) -> None:
     assert text in errors(model(**changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "text"),
+    [
+        ("Resize", {"mode": "cubic"}, "cubic"),
+        ("Resize", {"mode": "linear", "antialias": 1}, "antialiasing"),
+        ("MaxPool", {"kernel_shape": [3, 3], "dilations": [2, 2]}, "dilated"),
+        ("MaxPool", {"kernel_shape": [3, 3], "dilations": [1, 1]}, ""),
+    ],
+)
+def test_attributes_that_the_parser_refuses(operator: str, attributes: dict[str, object], text: str) -> None:
+    built = model()
+    built.graph.node.pop()
+    built.graph.node.append(helper.make_node(operator, ["y"], ["z"], name="last", **attributes))
+    assert text in errors(built) and bool(text) == bool(errors(built))
+
+
+def test_places_of_the_maxima() -> None:
+    built = model()
+    built.graph.node.pop()
+    built.graph.node.append(helper.make_node("MaxPool", ["y"], ["z", "places"], kernel_shape=[2, 2], name="last"))
+    assert errors(built) == ""
+    built.graph.node.append(helper.make_node("Cast", ["places"], ["read"], to=TensorProto.FLOAT))
+    assert "places of the maxima" in errors(built)
 
 
 def test_quantized_bias_and_uint8_input() -> None:

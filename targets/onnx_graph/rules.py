@@ -16,15 +16,21 @@ from targets.onnx_graph.build import tensor_values
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 OPERATORS = frozenset(
     [
-        "Add", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv",
-        "ConvTranspose", "DepthToSpace", "DequantizeLinear", "Div", "Elu", "Erf", "Exp", "Expand", "Flatten",
-        "Gather", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu",
-        "MatMul", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Pow", "PRelu", "QuantizeLinear", "ReduceMax",
-        "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Softplus", "Split",
-        "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
+        "Abs", "Add", "And", "ArgMax", "ArgMin", "Atan", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Celu",
+        "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "CumSum", "DepthToSpace",
+        "DequantizeLinear", "Div", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor",
+        "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater",
+        "GreaterOrEqual", "GridSample", "GroupNormalization", "HardSigmoid", "HardSwish", "Identity",
+        "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax",
+        "MatMul", "Max", "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "NonZero", "Not", "OneHot", "Or",
+        "Pad", "Pow", "PRelu", "QuantizeLinear", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax",
+        "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Resize", "Round",
+        "ScatterElements", "ScatterND", "Selu", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus",
+        "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "TopK", "Transpose", "Trilu",
+        "Unsqueeze", "Where",
     ]
 )  # fmt: skip
-"""Operators of segmentation CNNs that the parser lists as supported."""
+"""Operators of segmentation networks that the parser of TensorRT 10 lists as supported."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def check(model: Any) -> list[Finding]:
     for node in graph.node:
         if node.op_type not in OPERATORS:
             report(node, "error", f"operator {node.op_type} is not one the parser supports")
+        _check_attributes(node, consumers, report)
         if node.op_type not in (QUANTIZE, DEQUANTIZE):
             continue
         _check_scale(node, values, types, producer, report)
@@ -103,6 +110,23 @@ def check(model: Any) -> list[Finding]:
             if quantized[0] != quantized[1]:
                 report(node, "slow", "only one of input and weights is quantized: it runs in float")
     return findings
+
+
+def _check_attributes(node: Any, consumers: dict[str, list[Any]], report: Any) -> None:
+    """What the parser's table of operators refuses of an operator that it otherwise takes."""
+    from onnx.helper import get_attribute_value
+
+    attributes = {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type == "Resize":
+        if attributes.get("mode") == b"cubic":
+            report(node, "error", "a cubic resize: the parser has nearest and linear only")
+        if attributes.get("antialias"):
+            report(node, "error", "a resize with antialiasing, which the parser does not have")
+    if node.op_type == "MaxPool":
+        if any(dilation != 1 for dilation in attributes.get("dilations", ())):
+            report(node, "error", "a dilated max pooling, which the parser does not have")
+        if len(node.output) > 1 and consumers.get(node.output[1]):
+            report(node, "error", "the places of the maxima of a pooling are read: the parser gives the maxima only")
 
 
 def _check_scale(
