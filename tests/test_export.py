@@ -73,6 +73,9 @@ class Own(nn.Module):
         batch, channels, height, width = y.shape  # a channel shuffle, as in ShuffleNet
         shuffled = y.view(batch, 4, channels // 4, height, width).transpose(1, 2).contiguous()
         shuffled = shuffled.view(batch, channels, height, width)
+        heads = F.max_pool2d(shuffled, 8).flatten(2).transpose(1, 2).unflatten(2, (2, 8)).transpose(1, 2)
+        heads = F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).reshape(batch, -1, channels)
+        shuffled = shuffled + heads.mean(1)[..., None, None]  # attention joins its heads by a copy and a view
         gate = F.adaptive_avg_pool2d(shuffled, 1).sigmoid()
         y = torch.cat([pooled, coarse * gate, F.pad(fine, (0, 0, 0, 0, 0, 8)) + shuffled], 1)
         logits = self.head(F.dropout(self.dropout(y), 0.2, self.training))

@@ -201,10 +201,9 @@ def drop_idle(module: GraphModule) -> int:
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target is aten.view.default:
-            node.target = (
-                aten.reshape.default
-            )  # the same values, and needs no copy before it (a channel shuffle's contiguous)
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            # The same values, and needs no copy before it (a channel shuffle's contiguous, attention's own).
+            node.target = aten.reshape.default
         idle = node.target in (aten.dropout.default, aten.alias.default, aten.detach.default, aten.clone.default)
         if node.target is aten.upsample_bilinear2d.vec or node.target is aten.slice.Tensor:
             idle = node_shape(node) == node_shape(cast(Node, node.args[0]))
