@@ -20,7 +20,9 @@ HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
     "onnxscript", "nncf", "matplotlib",
 )  # fmt: skip
-COMMANDS = ("run", "convert", "quantize", "evaluate", "bench", "report", "predict", "train", "targets", "doctor")
+COMMANDS = (
+    "run", "lint", "convert", "quantize", "evaluate", "bench", "report", "predict", "train", "targets", "doctor",
+)  # fmt: skip
 OWN = {
     "coreml": "coreml",
     "onnxruntime": "onnxruntime",

@@ -168,6 +168,77 @@ def run(
         )
 
 
+@app.command(**_example("edgekit lint mymodels.fast:make --size 512x1024 --target tflite,coreml"))
+def lint(
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            help="A checkpoint, or a network with random weights: package.module:factory. spssn-streets by default.",
+            metavar="CHECKPOINT|NETWORK",
+        ),
+    ] = None,
+    network: NetworkOption = None,
+    classes: ClassesOption = None,
+    size: SizeOption = None,
+    target: Annotated[str | None, typer.Option("--target", help="One or more, with commas. All by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the modules of a network that convert badly, on which target, and what helps. Needs no converter."""
+    from dataclasses import asdict
+
+    from edgekit.core.progress import noise_to
+    from edgekit.pipeline.run import chosen_targets
+    from reports.lint import count_findings, lint_text
+
+    targets = chosen_targets(_list(target))
+    name, weights, module, class_count, input_size = _network_to_lint(subject, network, classes)
+    from edgekit.export.lint import TARGETS
+    from edgekit.export.lint import lint as do_lint
+
+    used_size = _size(size) or input_size
+    with tempfile.TemporaryDirectory() as folder, noise_to(Path(folder) / "lint.log"):  # the network's own prints, too
+        found = do_lint(module, used_size, class_count)
+    rows = []
+    for finding in found:
+        if concerned := [name for name in targets if name in finding.targets]:
+            rows.append({**asdict(finding), "targets": concerned})
+    summary = count_findings(rows, targets, TARGETS)
+    document = {
+        "network": name, "weights": weights, "size": [used_size.height, used_size.width], "targets": list(targets),
+        "findings": rows, "summary": summary,
+    }  # fmt: skip
+    if as_json:
+        _print_json(document)
+    else:
+        _print(lint_text(document), end="")
+    bad = [entry for entry, counts in summary.items() if counts and (counts["fails"] or counts["wrong"])]
+    if bad:
+        raise EdgekitError(
+            f"{name} does not convert as it should for {', '.join(bad)}: follow the remedies, or choose other targets with --target"
+        )
+
+
+def _network_to_lint(
+    subject: str | None, network: str | None, classes: str | None
+) -> tuple[str, str, Any, int | None, Size]:
+    """Name, a word on its weights, module, classes (None: all channels) and usual size of what ``lint`` was given."""
+    from calibration.datasets import class_set
+    from edgekit.core.values import Size
+    from edgekit.networks.checkpoint import DEFAULT_CHECKPOINT, NETWORKS, build_network, load_network
+    from edgekit.pipeline.run import default_size
+
+    if subject is not None and not Path(subject).is_file() and (":" in subject or subject in NETWORKS):
+        if network is not None:
+            raise UsageError(f"{subject} and --network {network} name two networks: leave one out")
+        subject, network = None, subject
+    if subject is None and network is not None:
+        count = len(class_set(classes).names) if classes else None
+        return network, "random weights", build_network(network, count or 19, {}), count, Size(512, 1024)
+    found = _checkpoint(subject or DEFAULT_CHECKPOINT, network, classes)
+    module = load_network(found)
+    return f"{found.name} ({found.network})", "its own weights", module, len(found.class_names), default_size(found)
+
+
 @app.command(**_example("edgekit convert --target coreml"))
 def convert(
     checkpoint: CheckpointArgument = "spssn-streets",

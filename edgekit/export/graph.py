@@ -21,9 +21,9 @@ PROOF_TOLERANCE = 1e-4
 
 
 class Logits(nn.Module):
-    """A user's network reduced to its logits: the first item of a tuple or list, the first ``classes`` channels."""
+    """A user's network reduced to its logits: the first item of a tuple or list, the first ``classes`` channels (None: all)."""
 
-    def __init__(self, network: nn.Module, classes: int) -> None:
+    def __init__(self, network: nn.Module, classes: int | None) -> None:
         super().__init__()
         self.network = network
         self.classes = classes
@@ -38,12 +38,23 @@ class Logits(nn.Module):
             raise CheckpointError(
                 "the network's output is not a map of logits [N, classes, h, w]: wrap it in a factory that returns one"
             )
+        if self.classes is None:
+            return output
         if output.shape[1] < self.classes:
             raise CheckpointError(
                 f"the network gives {output.shape[1]} channels for {self.classes} classes: name the dataset whose classes it has "
                 "with --classes (--data for run and evaluate)"
             )
         return output if output.shape[1] == self.classes else output[:, : self.classes]
+
+
+def export_aten(network: nn.Module, example: Tensor) -> torch.fx.GraphModule:
+    """The network as one graph of ATen operations at the example's static size; raises whatever ``torch.export`` raises."""
+    # An empty table decomposes nothing but makes in-place operations functional.
+    program = torch.export.export(network, (example,)).run_decompositions({})
+    exported = cast(torch.fx.GraphModule, program.module(check_guards=False))
+    # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
+    return torch.fx.GraphModule(exported, exported.graph).eval()
 
 
 def reference_labels(logits: Tensor, size: Size) -> Tensor:
@@ -76,18 +87,15 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
             raise
         except Exception as error:  # the user's network may demand sizes of its own and says so in its own way
             raise ConversionError(
-                f"network '{checkpoint.network}' does not run at {size} ({_first_line(error)}): try another --size"
+                f"network '{checkpoint.network}' does not run at {size} ({first_line(error)}): try another --size"
             ) from error
         try:
-            # An empty table decomposes nothing but makes in-place operations functional.
-            program = torch.export.export(network, (example,)).run_decompositions({})
-            exported = program.module(check_guards=False)
+            module = export_aten(network, example)
         except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
             raise ConversionError(
-                f"network '{checkpoint.network}' cannot be exported at {size}: {_first_line(error)}"
+                f"network '{checkpoint.network}' cannot be exported at {size}: {first_line(error)}: "
+                "run edgekit lint to see the line of your code"
             ) from error
-        # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
-        module = torch.fx.GraphModule(exported, cast(torch.fx.GraphModule, exported).graph).eval()
         applied = apply_rewrites(module)
         difference = (module(example) - expected).abs().max().item()
     largest = expected.abs().max().item()
@@ -106,7 +114,8 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, as far as it fits into a sentence."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -77,8 +77,8 @@ def fold_batch_norm(module: GraphModule) -> int:
             with module.graph.inserting_before(node):
                 product = module.graph.call_function(aten.mul.Tensor, (source, factor))
                 result = module.graph.call_function(aten.add.Tensor, (product, addend))
-            product.meta = dict(source.meta)
-            result.meta = dict(source.meta)
+            product.meta = {**node.meta, "val": source.meta["val"]}  # the batch norm's place in the user's code
+            result.meta = dict(product.meta)
         for user in list(node.users):  # getitem 0: the output; the other two items are training statistics
             user.replace_all_uses_with(result)
             module.graph.erase_node(user)

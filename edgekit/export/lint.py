@@ -1,0 +1,1077 @@
+"""What of a network converts badly, on which target, why, and what helps: rules on its exported ATen graph.
+
+Each rule rests on a conversion with the versions in constraints.txt, which ``tests/test_lint.py`` makes again: where a
+converter has learned better, the test fails and the rule goes. What converts well everywhere has no rule.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from edgekit.core.errors import EdgekitError
+from edgekit.core.values import Size
+from edgekit.export.graph import Logits, export_aten, first_line
+from edgekit.export.rewrites import apply_rewrites
+from edgekit.networks.subnormals import flush_subnormals
+
+Severity = Literal["fails", "wrong", "slow", "rewritten"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+"""Worst first. ``fails``: no artifact, or one that does not run. ``wrong``: it converts without a word, to something
+else. ``slow``: to a slow form, or to one that int8 leaves in float. ``rewritten``: edgekit mends it."""
+
+Precision = Literal["any", "int8"]
+
+COREML, ONNXRUNTIME, OPENVINO, TENSORRT, TFLITE = "coreml", "onnxruntime", "openvino", "tensorrt", "tflite"
+TARGETS = (COREML, ONNXRUNTIME, OPENVINO, TENSORRT, TFLITE)
+"""The targets that the rules know."""
+
+SMALLEST_SHARE = 0.01
+"""A channel whose range is below this share of the largest has one or two of int8's 127 steps."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that one place of the network meets.
+
+    Attributes:
+        rule: the rule's name.
+        severity: see :data:`SEVERITIES`.
+        targets: those concerned.
+        precision: ``int8`` when float artifacts are not concerned, else ``any``.
+        module: name of the module in the user's network; ``""`` is the network itself.
+        source: ``file:line`` of the user's code, or ``""`` where it is not known.
+        operation: ATen operation, or what else is meant.
+        reason, remedy: one sentence each.
+        rewrite: the rewrite that mends it, for ``rewritten``.
+        count: operations of this kind at this place.
+    """
+
+    rule: str
+    severity: Severity
+    targets: tuple[str, ...]
+    precision: Precision
+    module: str
+    source: str
+    operation: str
+    reason: str
+    remedy: str
+    rewrite: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of a pattern on some targets. See :class:`Finding`."""
+
+    severity: Severity
+    targets: tuple[str, ...]
+    reason: str
+    precision: Precision = "any"
+
+
+def _always(_: Node) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pattern that converts badly.
+
+    Attributes:
+        name: of the rule.
+        operations: names of ATen operations, without overloads; empty for operations that are not ATen's.
+        outcomes: what becomes of it.
+        remedy: what the user can do.
+        when: whether a node of such an operation is meant.
+        rewrite: name of the rewrite that mends it; the rule is then asked before the rewrites, else after them.
+    """
+
+    name: str
+    operations: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+    remedy: str
+    when: Callable[[Node], bool] = _always
+    rewrite: str = ""
+
+
+# What the rules ask of a node ----------------------------------------------------------------------------------------
+
+
+def _operation(node: Node) -> str:
+    """``upsample_bilinear2d`` of aten.upsample_bilinear2d.vec; ``library::name`` of an operation that is not ATen's."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    return node.target._schema.name.removeprefix("aten::")
+
+
+def _argument(node: Node, name: str) -> Any:
+    """An argument by its name in the operation's schema, given or default; None when there is none of that name."""
+    for position, argument in enumerate(cast(torch._ops.OpOverload, node.target)._schema.arguments):
+        if argument.name == name:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+            return argument.default_value if given is None and argument.has_default_value() else given
+    return None
+
+
+def _value(node: Any) -> Tensor | None:
+    """The fake tensor that a node makes, or None."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Sides of what a node makes; -1 where one depends on the data. Empty when it makes no tensor."""
+    value = _value(node)
+    return () if value is None else tuple(side if isinstance(side, int) else -1 for side in value.shape)
+
+
+def _source(node: Node) -> Node | None:
+    """The node behind the first argument."""
+    return next((argument for argument in node.args[:1] if isinstance(argument, Node)), None)
+
+
+def _pair(value: Any, default: int) -> tuple[int, int]:
+    """Height and width of an argument that may hold one number, two or none."""
+    sides = [int(side) for side in value] if isinstance(value, list | tuple) else [] if value is None else [int(value)]
+    return (default, default) if not sides else (sides[0], sides[-1])
+
+
+def _sides(node: Node | None) -> tuple[int, int]:
+    """Height and width of what a node makes."""
+    height, width = (1, 1, *_shape(node))[-2:]
+    return height, width
+
+
+def _annotate(module: GraphModule) -> None:
+    """Note at each node whether its value is known before a frame is, and at each convolution its weights.
+
+    Known are weights and what is computed of them alone.
+    """
+    for node in module.graph.nodes:
+        computed = node.op == "call_function" and all(_is_constant(source) for source in node.all_input_nodes)
+        node.meta["constant"] = node.op == "get_attr" or computed
+        if _operation(node) == "conv2d":
+            node.meta["weight"] = _weight(module, node)
+
+
+def _weight(module: GraphModule, node: Node) -> Tensor | None:
+    """The weights of a convolution at their values, where they are constants."""
+    argument = _argument(node, "weight")
+    if not isinstance(argument, Node) or argument.op != "get_attr":
+        return None
+    return cast(Tensor, attrgetter(str(argument.target))(module).detach())
+
+
+def _is_constant(node: Any) -> bool:
+    return not isinstance(node, Node) or bool(node.meta.get("constant"))
+
+
+def _of_a_map(node: Node) -> bool:
+    source = _source(node)
+    return source is not None and not _is_constant(source) and len(_shape(source)) == 4
+
+
+def _divides(node: Node) -> bool:
+    (height, width), (rows, columns) = _sides(_source(node)), _pair(_argument(node, "output_size"), 1)
+    return height % rows == 0 and width % columns == 0
+
+
+def _leaves_remainder(node: Node) -> bool:
+    return not _divides(node)
+
+
+def _not_enlarged_evenly(node: Node) -> bool:
+    """A nearest resize to anything but a whole multiple."""
+    (height, width), (tall, wide) = _sides(_source(node)), _sides(node)
+    return tall % height != 0 or wide % width != 0
+
+
+def _groups(node: Node) -> int:
+    return int(_argument(node, "groups") or 1)
+
+
+def _has_groups(node: Node) -> bool:
+    return _groups(node) > 1
+
+
+def _has_wide_groups(node: Node) -> bool:
+    """Groups with more than one output channel each, and a bias."""
+    return _groups(node) > 1 and _shape(_argument(node, "weight"))[1] > 1 and _argument(node, "bias") is not None
+
+
+def _has_narrow_groups(node: Node) -> bool:
+    """Neither dense nor depthwise, with at most four channels a group."""
+    weight = _shape(_argument(node, "weight"))
+    return _groups(node) > 1 and 1 < weight[1] <= 4
+
+
+def _is_depthwise(node: Node) -> bool:
+    return _groups(node) > 1 and _shape(_argument(node, "weight"))[1] == 1
+
+
+def _is_wide_depthwise(node: Node) -> bool:
+    return _is_depthwise(node) and prod(_shape(_argument(node, "weight"))[2:]) > 25
+
+
+def _unlike_tensorflow(node: Node) -> bool:
+    """A transposed convolution that TensorFlow's two paddings (VALID, SAME) cannot say."""
+    kernel = _shape(_argument(node, "weight"))[2:]
+    stride, padding = _pair(_argument(node, "stride"), 1), _pair(_argument(node, "padding"), 0)
+    extra, dilation = _pair(_argument(node, "output_padding"), 0), _pair(_argument(node, "dilation"), 1)
+    return dilation != (1, 1) or any(
+        padding[axis] != 0 and (2 * padding[axis] != kernel[axis] - stride[axis] or extra[axis] != 0) for axis in (0, 1)
+    )
+
+
+def _pads_its_output(node: Node) -> bool:
+    return max(_pair(_argument(node, "output_padding"), 0)) > 0
+
+
+def _scales_a_transposed_convolution(node: Node) -> bool:
+    """A constant factor per channel straight behind one, as an unfolded batch norm leaves it."""
+    operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
+    return any(_operation(operand) == "conv_transpose2d" for operand in operands) and any(
+        _is_constant(operand) and prod(_shape(operand)) > 1 for operand in operands
+    )
+
+
+def _is_unfolded_batch_norm(node: Node) -> bool:
+    """The product that ``fold_batch_norm`` leaves where there is no convolution to fold into."""
+    factor = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(factor, Node) or not str(factor.target).startswith("batch_norm_scale"):
+        return False
+    return not _scales_a_transposed_convolution(node)
+
+
+def _wraps_around(node: Node) -> bool:
+    return bool(_argument(node, "mode") == "circular")
+
+
+def _mirrors(node: Node) -> bool:
+    return _argument(node, "mode") in ("reflect", "replicate")
+
+
+def _reads_places(node: Node) -> bool:
+    """Whether anything uses the places of the maxima, not only the maxima."""
+    return any(user.args[1] == 1 and bool(user.users) for user in node.users)
+
+
+def _leaves_out_padding(node: Node) -> bool:
+    return _argument(node, "count_include_pad") is False and max(_pair(_argument(node, "padding"), 0)) > 0
+
+
+def _is_dilated(node: Node) -> bool:
+    return max(_pair(_argument(node, "dilation"), 1)) > 1
+
+
+def _bounds_are_integers(node: Node) -> bool:
+    """Bounds given as integers, nn.Hardtanh(-2, 2); ReLU6's own have a form of their own."""
+    bounds = (_argument(node, "min_val"), _argument(node, "max_val"))
+    return any(isinstance(bound, int) for bound in bounds) and bounds != (0, 6)
+
+
+def _is_not_relu6(node: Node) -> bool:
+    low, high = (
+        _argument(node, name) for name in (("min", "max") if _operation(node) == "clamp" else ("min_val", "max_val"))
+    )
+    return (low, high) != (0, 6) and None not in (low, high) and _of_a_map(node)
+
+
+def _reorders_channels_of_a_convolution(node: Node) -> bool:
+    """Channels in another order, read by a convolution, by way of operations that keep channels apart."""
+    if _argument(node, "dim") not in (1, -3) or not _is_constant(_argument(node, "index")):
+        return False
+    waiting, seen = list(node.users), set()
+    while waiting:
+        user = waiting.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if _operation(user) == "conv2d":
+            return True
+        if _shape(user) == _shape(node):
+            waiting += user.users
+    return False
+
+
+def _is_by_mask(node: Node) -> bool:
+    if _operation(node) == "nonzero":
+        return True
+    indices = [_value(index) for index in cast("Sequence[Any]", _argument(node, "indices") or ())]
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+def _meets_a_map(node: Node) -> bool:
+    """An expand to a map's size whose result is joined with a map."""
+    if not _of_a_map(node) or _shape(_source(node)) == _shape(node):
+        return False
+    return any(_operation(user) in ("add", "sub", "mul", "div", "cat", "maximum", "minimum") for user in node.users)
+
+
+def _steps_over_a_map(node: Node) -> bool:
+    return int(_argument(node, "step") or 1) > 1 and _of_a_map(node) and int(_argument(node, "dim") or 0) % 4 > 1
+
+
+def _uses_running_statistics(node: Node) -> bool:
+    return _argument(node, "use_input_stats") is False
+
+
+def _uses_own_statistics(node: Node) -> bool:
+    return not _uses_running_statistics(node)
+
+
+def _divides_by_a_map(node: Node) -> bool:
+    divisor = _argument(node, "other")
+    return isinstance(divisor, Node) and not _is_constant(divisor)
+
+
+def _changes_type(node: Node) -> bool:
+    source, value = _value(_source(node)), _value(node)
+    return source is not None and value is not None and not _is_constant(_source(node)) and source.dtype != value.dtype
+
+
+def _of_two_maps(node: Node) -> bool:
+    return sum(not _is_constant(source) for source in node.all_input_nodes) > 1 or (
+        _operation(node) == "scaled_dot_product_attention"
+    )
+
+
+def _has_six_dimensions(node: Node) -> bool:
+    return len(_shape(node)) > 5 and not _is_constant(node)
+
+
+def _is_foreign(node: Node) -> bool:
+    """Of the user's own library; torchvision's are known to some converters."""
+    return "::" in _operation(node) and not _operation(node).startswith(("prim", "prims", "torchvision"))
+
+
+def _ranges_hide_channels(node: Node) -> bool:
+    """A depthwise convolution some of whose channels are tiny, although the next convolution lives on them.
+
+    Weights and what follows are read at their values; a channel that nothing makes large again is dead, and harmless.
+    """
+    following = _next_convolution(node)
+    if not _is_depthwise(node) or following is None:
+        return False
+    weight, reader = node.meta.get("weight"), following.meta.get("weight")
+    if weight is None or reader is None or reader.shape[1] != weight.shape[0]:
+        return False
+    ranges = weight.abs().amax((1, 2, 3))
+    effect = ranges * reader.abs().amax((0, 2, 3))
+    tiny = (ranges < SMALLEST_SHARE * ranges.max()) & (effect > 0.1 * effect.max())
+    return bool(tiny.any())
+
+
+def _next_convolution(node: Node) -> Node | None:
+    """The only convolution behind a node, by way of activations."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if _operation(node) == "conv2d":
+            return node if _groups(node) == 1 else None
+        if _operation(node) not in ("relu", "hardtanh", "leaky_relu", "clamp"):
+            return None
+    return None
+
+
+# The rules -----------------------------------------------------------------------------------------------------------
+
+_XNNPACK = "which XNNPACK, LiteRT's fast path on a CPU, does not take"
+
+_NOT_EXECUTED = (
+    "col2im", "conv_transpose2d", "cumsum", "flip", "gather", "grid_sampler", "index", "index_put", "linalg_vector_norm",
+    "nonzero", "pixel_unshuffle", "sort", "topk",
+)  # fmt: skip
+"""ATen operations whose ML Program form edgekit's executor does not know, some of them in one form only."""
+
+
+def _is_not_executed(node: Node) -> bool:
+    operation = _operation(node)
+    if operation in ("index", "index_put"):
+        return _is_by_mask(node)
+    return _pads_its_output(node) if operation == "conv_transpose2d" else True
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "custom-operation",
+        (),
+        (Outcome("fails", TARGETS, "no converter knows an operation of your own library"),),
+        "write it with plain torch operations, at least in the forward pass that is exported",
+        _is_foreign,
+    ),
+    Rule(
+        "bicubic",
+        ("upsample_bicubic2d",),
+        (
+            Outcome("fails", (COREML, TENSORRT), "neither coremltools nor TensorRT's parser has a bicubic resize"),
+            Outcome("slow", (TFLITE,), "LiteRT has none: 16 gathers and 17 transposes stand in for it"),
+        ),
+        "use mode='bilinear', and train a few epochs with it",
+    ),
+    Rule(
+        "antialias",
+        ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+        (
+            Outcome("fails", (TENSORRT, TFLITE), "neither litert-torch nor TensorRT's parser has antialiasing"),
+            Outcome("wrong", (COREML,), "coremltools drops the antialiasing without a word"),
+        ),
+        "leave antialias out, or average-pool before the resize",
+    ),
+    Rule(
+        "nearest-exact",
+        ("_upsample_nearest_exact2d",),
+        (
+            Outcome("fails", (COREML, OPENVINO), "its frontend does not know nearest-exact"),
+            Outcome("slow", (ONNXRUNTIME, TENSORRT, TFLITE), "a gather by index maps stands in for the resize"),
+        ),
+        "use mode='nearest', which is the same for whole multiples",
+    ),
+    Rule(
+        "nearest-uneven",
+        ("upsample_nearest2d",),
+        (
+            Outcome(
+                "wrong", (TFLITE,), "LiteRT takes other pixels than PyTorch unless the map grows by a whole multiple"
+            ),
+        ),
+        "resize by whole multiples, use mode='bilinear', or subsample with max_pool2d(x, 1, stride)",
+        _not_enlarged_evenly,
+    ),
+    Rule(
+        "adaptive-max-pooling",
+        ("adaptive_max_pool2d",),
+        (Outcome("fails", (TFLITE,), "litert-torch has no adaptive max pooling"),),
+        "use max_pool2d with a window of the map's size, amax for one bin, or adaptive average pooling",
+    ),
+    Rule(
+        "adaptive-max-pooling-uneven",
+        ("adaptive_max_pool2d",),
+        (
+            Outcome("fails", (ONNXRUNTIME, TENSORRT), "the ONNX exporter takes only bins that divide the map"),
+            Outcome("slow", (COREML,), "it becomes a slice and a maximum for every bin"),
+        ),
+        "choose bins that divide the map, or adaptive average pooling, which edgekit rewrites",
+        _leaves_remainder,
+    ),
+    Rule(
+        "adaptive-average-pooling",
+        ("adaptive_avg_pool2d",),
+        (
+            Outcome(
+                "rewritten",
+                (COREML, ONNXRUNTIME, TENSORRT, TFLITE),
+                "bins that do not divide the map become slices and sums, one or more for every bin",
+            ),
+        ),
+        "nothing to do: edgekit makes it one product with a constant bin matrix",
+        _leaves_remainder,
+        "replace_adaptive_pooling",
+    ),
+    Rule(
+        "batch-norm",
+        ("_native_batch_norm_legit_no_training",),
+        (
+            Outcome(
+                "rewritten", (COREML, OPENVINO), "the converter does not know batch norm in the form it is exported in"
+            ),
+        ),
+        "nothing to do: edgekit folds it into the convolution before it",
+        rewrite="fold_batch_norm",
+    ),
+    Rule(
+        "unfolded-batch-norm",
+        ("mul",),
+        (
+            Outcome(
+                "slow",
+                (ONNXRUNTIME, TENSORRT, TFLITE),
+                "no convolution stands straight before this batch norm, so that it stays a product and a sum",
+            ),
+        ),
+        "put the batch norm behind a convolution that nothing else reads",
+        _is_unfolded_batch_norm,
+    ),
+    Rule(
+        "transposed-convolution-padding",
+        ("conv_transpose2d",),
+        (
+            Outcome(
+                "fails",
+                (TFLITE,),
+                "LiteRT has only padding 0 or (kernel - stride) / 2, undilated, without output_padding",
+            ),
+        ),
+        "use kernel 4, stride 2, padding 1 or kernel 2, stride 2, or a bilinear resize and a convolution",
+        _unlike_tensorflow,
+    ),
+    Rule(
+        "transposed-convolution-groups",
+        ("conv_transpose2d",),
+        (
+            Outcome("slow", (TFLITE,), "it becomes a slice and a transposed convolution for every group"),
+            Outcome("slow", (OPENVINO,), "NNCF leaves a grouped transposed convolution in float", "int8"),
+        ),
+        "use a bilinear resize (a fixed depthwise one is just that), or groups=1",
+        _has_groups,
+    ),
+    Rule(
+        "transposed-convolution-wide-groups",
+        ("conv_transpose2d",),
+        (
+            Outcome(
+                "fails",
+                (ONNXRUNTIME,),
+                "ONNX Runtime's quantizer miscounts the channels of a group with a bias",
+                "int8",
+            ),
+        ),
+        "use groups=1 or bias=False",
+        _has_wide_groups,
+    ),
+    Rule(
+        "transposed-convolution-int8",
+        ("conv_transpose2d",),
+        (Outcome("slow", (ONNXRUNTIME,), "ONNX Runtime has no int8 kernel for it and computes in float", "int8"),),
+        "use a bilinear resize and a convolution, which int8 takes",
+        lambda node: not _has_wide_groups(node),
+    ),
+    Rule(
+        "transposed-convolution-batch-norm",
+        ("mul",),
+        (
+            Outcome(
+                "fails",
+                (TFLITE,),
+                "LiteRT's interpreter refuses the scales of a transposed convolution with a batch norm behind it",
+                "int8",
+            ),
+        ),
+        "fold it in the factory: torch.nn.utils.fusion.fuse_conv_bn_eval(convolution, batch_norm, transpose=True)",
+        _scales_a_transposed_convolution,
+    ),
+    Rule(
+        "expand",
+        ("expand",),
+        (Outcome("fails", (TFLITE,), "litert-torch gives the expanded map a layout that does not fit the other one"),),
+        "leave expand out of sums and products, which broadcast, and use F.interpolate(x, size) before a cat",
+        _meets_a_map,
+    ),
+    Rule(
+        "repeat",
+        ("repeat",),
+        (Outcome("fails", (TFLITE,), "litert-torch repeats the wrong axis of a map"),),
+        "use torch.cat([x, x], 1) for channels and F.interpolate for pixels",
+        _of_a_map,
+    ),
+    Rule(
+        "circular-padding",
+        ("pad",),
+        (
+            Outcome("fails", (COREML,), "coremltools has no circular padding"),
+            Outcome("slow", (TFLITE,), "it becomes slices, paddings and selections, some outside XNNPACK"),
+        ),
+        "use zero padding",
+        _wraps_around,
+    ),
+    Rule(
+        "mirror-padding",
+        ("pad",),
+        (Outcome("slow", (TFLITE,), f"reflect and replicate become a mirror padding or gathers, {_XNNPACK}"),),
+        "use zero padding, which is part of the convolution",
+        _mirrors,
+    ),
+    Rule(
+        "group-norm",
+        ("group_norm",),
+        (Outcome("slow", (COREML, TFLITE), "it becomes nine or more operations, reshapes among them"),),
+        "use batch norm, which costs nothing once folded",
+    ),
+    Rule(
+        "layer-norm",
+        ("layer_norm",),
+        (Outcome("slow", (TFLITE,), "it becomes a dozen operations, among them five reshapes"),),
+        "use batch norm, which costs nothing once folded",
+    ),
+    Rule(
+        "instance-norm",
+        ("instance_norm",),
+        (Outcome("slow", (TFLITE,), "it becomes ten operations with two transposes"),),
+        "use batch norm, which costs nothing once folded",
+        _uses_own_statistics,
+    ),
+    Rule(
+        "instance-norm-statistics",
+        ("instance_norm",),
+        (Outcome("wrong", (COREML,), "coremltools drops the running statistics and takes the frame's own"),),
+        "with track_running_stats it is a batch norm in evaluation: use BatchNorm2d with these statistics",
+        _uses_running_statistics,
+    ),
+    Rule(
+        "division-by-a-map",
+        ("div",),
+        (
+            Outcome(
+                "slow",
+                (TFLITE,),
+                f"an int8 division, {_XNNPACK}; the interpreter stops where the divisor rounds to zero",
+                "int8",
+            ),
+        ),
+        "multiply with torch.rsqrt or a sigmoid instead, or convert in fp32",
+        _divides_by_a_map,
+    ),
+    Rule(
+        "smooth-activation",
+        ("mish", "softplus", "elu", "celu"),
+        (
+            Outcome(
+                "slow", (TFLITE,), f"it becomes four to seven operations with a comparison and a selection, {_XNNPACK}"
+            ),
+        ),
+        "use ReLU or Hardswish, and train a few epochs with it",
+        _of_a_map,
+    ),
+    Rule(
+        "unknown-activation",
+        ("celu", "log_sigmoid"),
+        (Outcome("fails", (COREML,), "coremltools does not know this activation"),),
+        "use ELU, which equals CELU at alpha 1, or -softplus(-x) for a log-sigmoid",
+    ),
+    Rule(
+        "int8-activation",
+        ("leaky_relu", "hardtanh", "clamp"),
+        (Outcome("slow", (TFLITE,), "int8 leaves it in float, between a dequantize and a quantize", "int8"),),
+        "use ReLU or ReLU6, which are part of the convolution",
+        lambda node: _operation(node) == "leaky_relu" or _is_not_relu6(node),
+    ),
+    Rule(
+        "float-activation",
+        ("gelu", "silu", "hardswish", "mish", "prelu", "elu"),
+        (Outcome("slow", (ONNXRUNTIME,), "ONNX Runtime's int8 leaves it in float, as one to five operations", "int8"),),
+        "use ReLU, ReLU6 or LeakyReLU, and train a few epochs with it",
+        _of_a_map,
+    ),
+    Rule(
+        "integer-bounds",
+        ("hardtanh",),
+        (Outcome("fails", (COREML,), "coremltools refuses bounds that are integers"),),
+        "write the bounds as floats: nn.Hardtanh(-2.0, 2.0)",
+        _bounds_are_integers,
+    ),
+    Rule(
+        "channel-shuffle",
+        ("channel_shuffle",),
+        (Outcome("fails", (COREML,), "coremltools does not know nn.ChannelShuffle"),),
+        "write it as view, transpose and reshape, which converts everywhere",
+    ),
+    Rule(
+        "pixel-shuffle",
+        ("pixel_shuffle", "pixel_unshuffle"),
+        (Outcome("slow", (TFLITE,), "it becomes three reshapes and transposes of the whole map"),),
+        "use a bilinear resize and a convolution, or leave the last shuffle to the decoder",
+    ),
+    Rule(
+        "grid-sample",
+        ("grid_sampler",),
+        (Outcome("slow", (TFLITE,), "some eighty operations stand in for it, comparisons and gathers among them"),),
+        "replace the warp by plain convolutions and resizes, or keep to the targets that have it",
+    ),
+    Rule(
+        "affine-grid",
+        ("affine_grid_generator",),
+        (Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not know affine_grid"),),
+        "the grid of a fixed transform is a constant: compute it once and register it as a buffer",
+    ),
+    Rule(
+        "max-unpooling",
+        ("max_unpool2d",),
+        (Outcome("fails", (COREML, OPENVINO, TENSORRT, TFLITE), "it scatters to places, which the converter cannot"),),
+        "use a bilinear resize, or max pooling's input through a skip connection",
+    ),
+    Rule(
+        "pooling-places",
+        ("max_pool2d_with_indices",),
+        (
+            Outcome("wrong", (TFLITE,), "litert-torch gives other numbers for the places of the maxima"),
+            Outcome("fails", (TENSORRT,), "TensorRT's parser gives the maxima only"),
+        ),
+        "leave return_indices out",
+        lambda node: _reads_places(node),
+    ),
+    Rule(
+        "pooling-with-places",
+        ("max_pool2d_with_indices",),
+        (Outcome("fails", (COREML,), "coremltools does not know max pooling with return_indices, read or not"),),
+        "leave return_indices out",
+    ),
+    Rule(
+        "dilated-max-pooling",
+        ("max_pool2d",),
+        (
+            Outcome("fails", (COREML, TENSORRT), "it has no dilated max pooling"),
+            Outcome("slow", (TFLITE,), f"it becomes a reduction over windows, {_XNNPACK}"),
+            Outcome("fails", (TFLITE,), "ai-edge-quantizer does not know the reduction that it becomes", "int8"),
+        ),
+        "use an undilated pooling, or two in a row",
+        _is_dilated,
+    ),
+    Rule(
+        "average-without-padding",
+        ("avg_pool2d",),
+        (
+            Outcome("slow", (TFLITE,), f"it becomes two reductions over windows and a division, {_XNNPACK}"),
+            Outcome("fails", (TFLITE,), "ai-edge-quantizer does not know the reduction that it becomes", "int8"),
+        ),
+        "leave count_include_pad at True, or the padding out",
+        _leaves_out_padding,
+    ),
+    Rule(
+        "change-of-type",
+        ("_to_copy",),
+        (Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not take .to() and .float() as they are exported"),),
+        "use .type_as(other), which converts, or stay in float32",
+        _changes_type,
+    ),
+    Rule(
+        "channel-selection",
+        ("index_select",),
+        (
+            Outcome(
+                "wrong",
+                (OPENVINO,),
+                "OpenVINO moves the selection into the convolution behind it, in the inverse order",
+            ),
+        ),
+        "permute the convolution's weights instead, or shuffle with view and transpose",
+        _reorders_channels_of_a_convolution,
+    ),
+    Rule(
+        "mask",
+        ("index", "index_put", "nonzero"),
+        (Outcome("fails", (TFLITE,), "the number of pixels that a mask selects depends on the frame"),),
+        "use torch.where(mask, x, 0), whose size does not depend on the frame",
+        _is_by_mask,
+    ),
+    Rule(
+        "mask-assignment",
+        ("index_put",),
+        (Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not know an assignment by a mask"),),
+        "use torch.where(mask, value, x)",
+        _is_by_mask,
+    ),
+    Rule(
+        "assignment",
+        ("slice_scatter",),
+        (
+            Outcome("fails", (COREML, OPENVINO), "its frontend does not know an assignment to a part of a map"),
+            Outcome("slow", (TFLITE,), f"it becomes a padding and a selection, {_XNNPACK}"),
+        ),
+        "build the map with torch.cat or F.pad instead of assigning to a slice of it",
+    ),
+    Rule(
+        "eye",
+        ("eye",),
+        (Outcome("fails", (TFLITE,), "it becomes STABLEHLO_IOTA, which the LiteRT interpreter refuses"),),
+        "make it once in the constructor and register it as a buffer",
+    ),
+    Rule(
+        "fourier-transform",
+        ("fft_rfft2", "fft_irfft2"),
+        (Outcome("fails", (COREML, TENSORRT, TFLITE), "it has no two-dimensional Fourier transform"),),
+        "use a large convolution instead, or keep to the targets that have it",
+    ),
+    Rule(
+        "unfold",
+        ("im2col",),
+        (Outcome("slow", (TFLITE,), "it becomes gathers by index maps, with transposes around them"),),
+        "write it as a convolution with a fixed kernel, or as shifted slices",
+    ),
+    Rule(
+        "fold",
+        ("col2im",),
+        (Outcome("fails", (TENSORRT, TFLITE), "it has no such scatter"),),
+        "use a transposed convolution with a fixed kernel",
+    ),
+    Rule(
+        "product-of-maps",
+        ("matmul", "bmm", "scaled_dot_product_attention"),
+        (
+            Outcome(
+                "slow", (TFLITE,), "edgekit keeps products of two maps in float, with a change of type around", "int8"
+            ),
+        ),
+        "nothing to do where attention works on a small map; else attend at a larger stride",
+        _of_two_maps,
+    ),
+    Rule(
+        "six-dimensions",
+        ("permute", "transpose"),
+        (Outcome("slow", (COREML,), "Core ML has five dimensions: coremltools splits it into a dozen operations"),),
+        "partition rows and columns in two steps of at most five dimensions",
+        _has_six_dimensions,
+    ),
+    Rule(
+        "strided-slice",
+        ("slice",),
+        (Outcome("slow", (TFLITE,), f"a strided slice, {_XNNPACK}"),),
+        "use a convolution with stride 2, whose weights can do the same",
+        _steps_over_a_map,
+    ),
+    Rule(
+        "core-ml-int8",
+        _NOT_EXECUTED,
+        (
+            Outcome(
+                "fails",
+                (COREML,),
+                "edgekit calibrates by executing the ML Program, and its executor does not know this operation",
+                "int8",
+            ),
+        ),
+        "convert to Core ML in fp16, or replace it: a transposed convolution needs no output_padding with kernel 4, padding 1",
+        _is_not_executed,
+    ),
+    Rule(
+        "spectral-norm",
+        ("vdot",),
+        (Outcome("fails", (COREML, OPENVINO), "the parametrization is exported along and cannot be converted"),),
+        "call torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') in the factory",
+    ),
+    Rule(
+        "narrow-groups",
+        ("conv2d",),
+        (Outcome("slow", (ONNXRUNTIME, TFLITE), "int8 is slower than float with so few channels a group", "int8"),),
+        "use depthwise or dense convolutions, or at least eight channels a group",
+        _has_narrow_groups,
+    ),
+    Rule(
+        "large-depthwise-kernel",
+        ("conv2d",),
+        (Outcome("slow", (TFLITE,), "int8 is slower than float: the fast int8 kernels end at 5x5", "int8"),),
+        "use 5x5 or smaller kernels, or several in a row",
+        _is_wide_depthwise,
+    ),
+    Rule(
+        "channel-ranges",
+        ("conv2d",),
+        (
+            Outcome(
+                "wrong",
+                TARGETS,
+                "some channels have less than 1/100 of the largest one's range, and int8 has one scale for all of them",
+                "int8",
+            ),
+        ),
+        "rescale these channels here and in the next convolution (cross-layer equalization), or train with weight decay",
+        _ranges_hide_channels,
+    ),
+)
+
+
+# From a network to findings ------------------------------------------------------------------------------------------
+
+
+def lint(network: nn.Module, size: Size, classes: int | None = None) -> tuple[Finding, ...]:
+    """What of a network converts badly at a size, worst first. Weights may be random.
+
+    Args:
+        network: takes float32 [1, 3, H, W] and gives logits, as :func:`edgekit.deployable` asks.
+        size: input size.
+        classes: channels of the logits that are classes; all by default.
+
+    Raises:
+        CheckpointError: the output is no map of logits.
+    """
+    flush_subnormals()  # here, since this may be the first parallel work
+    size.check()
+    weights = tuple(_weights(network))
+    logits = Logits(network, classes).float().eval()
+    example = torch.randn(1, 3, size.height, size.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if (failure := _failure(lambda: logits(example))) is not None:
+            return (_at_no_such_size(logits, size, failure),)
+        try:
+            module = export_aten(logits, example)
+        except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
+            return (_not_exportable(error),)
+        mended = list(_rules_met(module, rewritten=True))
+        apply_rewrites(module)
+    return _sorted([*mended, *_rules_met(module, rewritten=False), *_of_the_output(module.graph, size), *weights])
+
+
+def _failure(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except EdgekitError:
+        raise
+    except Exception as error:  # a user's network and torch.export fail in ways of their own
+        return error
+    return None
+
+
+def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Equal findings of one place as one with a count; worst first, else in the network's order."""
+    merged: dict[Finding, int] = {}
+    for finding in findings:
+        merged[finding] = merged.get(finding, 0) + finding.count
+    counted = [replace(finding, count=count) for finding, count in merged.items()]
+    return tuple(sorted(counted, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
+    """The rules that a graph's nodes meet: those that a rewrite mends, or the others."""
+    _annotate(module)
+    rules = [rule for rule in RULES if bool(rule.rewrite) == rewritten]
+    for node in module.graph.nodes:
+        operation = _operation(node)
+        for rule in rules if operation else ():
+            if (not rule.operations or operation in rule.operations) and rule.when(node):
+                for outcome in rule.outcomes:
+                    yield Finding(
+                        rule=rule.name, severity=outcome.severity, targets=outcome.targets, precision=outcome.precision,
+                        module=_module_of(node), source=_source_of(node), operation=operation, reason=outcome.reason,
+                        remedy=rule.remedy, rewrite=rule.rewrite,
+                    )  # fmt: skip
+
+
+# Where a node comes from ---------------------------------------------------------------------------------------------
+
+_NOT_THE_USERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+
+
+def _module_of(node: Node) -> str:
+    """Dotted name of the module that a node comes from, in the user's network."""
+    stack = list(cast("dict[str, tuple[str, Any]]", node.meta.get("nn_module_stack") or {}).values())
+    path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""  # @1: its second call
+    return path.removeprefix("network").removeprefix(".")
+
+
+def _source_of(node: Node) -> str:
+    """The innermost line of the user's code that a node comes from."""
+    places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return next(
+        (f"{_short(file)}:{line}" for file, line in reversed(places) if not file.startswith(_NOT_THE_USERS)), ""
+    )
+
+
+def _source_of_error(error: BaseException | None) -> str:
+    """The innermost line of the user's code that an error passed through, or the one that its text names."""
+    text = ""
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if frame.filename.endswith(".py") and not frame.filename.startswith(_NOT_THE_USERS):
+                return f"{_short(frame.filename)}:{frame.lineno}"
+        text += str(error)
+        error = error.__cause__ or error.__context__
+    places = re.findall(r'File "([^"]+)", line (\d+)', text)
+    return next(
+        (f"{_short(file)}:{line}" for file, line in reversed(places) if not file.startswith(_NOT_THE_USERS)), ""
+    )
+
+
+def _short(file: str) -> str:
+    """A path as one would type it here."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+# Findings about the network as a whole -------------------------------------------------------------------------------
+
+
+def _of_the_network(rule: str, severity: Severity, operation: str, reason: str, remedy: str, **more: Any) -> Finding:
+    finding = Finding(rule, severity, TARGETS, "any", "", "", operation, reason, remedy)
+    return replace(finding, **more)
+
+
+def _at_no_such_size(network: nn.Module, size: Size, error: Exception) -> Finding:
+    remedy = "make it run in PyTorch first, or try another --size"
+    for multiple in (2, 4, 8, 16, 32, 64, 128):
+        other = Size(-(-size.height // multiple) * multiple, -(-size.width // multiple) * multiple)
+        if other != size and _failure(partial(network, torch.zeros(1, 3, other.height, other.width))) is None:
+            remedy = f"use --size {other}, or make the network pad its input to multiples of {multiple}"
+            break
+    return _of_the_network(
+        "size", "fails", "forward", f"the network does not run at {size} ({first_line(error)})", remedy,
+        source=_source_of_error(error),
+    )  # fmt: skip
+
+
+def _not_exportable(error: Exception) -> Finding:
+    text = f"{type(error).__name__} {error}"
+    if re.search(r"data-dependent|DataDependent|unbacked", text, re.IGNORECASE):
+        reason = "what is computed there depends on the values of a frame, and an exported graph is fixed"
+        remedy = "decide by shapes or constants, or compute both sides and choose with torch.where"
+    elif "numpy" in text:
+        reason = "torch.export cannot follow values into numpy"
+        remedy = "compute it in torch, or once in the constructor as a buffer"
+    else:
+        reason = f"torch.export cannot take it ({first_line(error)})"
+        remedy = "write this line with plain torch operations on the tensors it is given"
+    return _of_the_network("not-exportable", "fails", "torch.export", reason, remedy, source=_source_of_error(error))
+
+
+def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
+    """The last operations: those that edgekit's decoder or the argmax makes idle."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    node: Node | None = output.all_input_nodes[0] if output.all_input_nodes else None
+    while node is not None and _operation(node) in ("slice", "softmax", "log_softmax", "sigmoid", "_softmax"):
+        if _operation(node) != "slice":
+            yield _of_the_network(
+                "probabilities", "slow", _operation(node),
+                "the class with the largest logit is the one with the largest probability, and computing it costs a pass over all classes",
+                "give the logits, and take the softmax where probabilities are shown",
+                module=_module_of(node), source=_source_of(node),
+            )  # fmt: skip
+        node = _source(node)
+    if node is None or not _operation(node).startswith("upsample") or _sides(node) != (size.height, size.width):
+        return
+    aligned = bool(_argument(node, "align_corners"))
+    reason = f"{_shape(node)[1]} full-size channels are written and read again for one label a pixel"
+    if _operation(node) != "upsample_bilinear2d" or aligned:
+        form = "align_corners" if aligned else "another mode than bilinear"
+        reason += f", and {form} is not what edgekit's exact decoder interpolates"
+        remedy = "train with bilinear and align_corners=False, then leave it out: edgekit upsamples exactly from the small map"
+        rule = "final-upsampling-form"
+    else:
+        remedy = "leave the final upsampling out: edgekit decides the same labels exactly from the small map"
+        rule = "final-upsampling"
+    yield _of_the_network(
+        rule, "slow", _operation(node), reason, remedy, module=_module_of(node), source=_source_of(node)
+    )
+
+
+def _weights(network: nn.Module) -> Iterator[Finding]:
+    """Weights that no arithmetic likes. Read as bits, since a subnormal number may be flushed to zero in any other way."""
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            continue
+        bits = value.detach().cpu().contiguous().numpy().view(np.uint32) & 0x7FFFFFFF
+        module, _, parameter = name.rpartition(".")
+        if broken := int((bits >= 0x7F800000).sum()):
+            yield _of_the_network(
+                "not-finite", "wrong", parameter, f"{broken} of {bits.size} values are NaN or infinite", "train it again",
+                module=module,
+            )  # fmt: skip
+        if tiny := int(((bits > 0) & (bits < 0x00800000)).sum()):
+            yield _of_the_network(
+                "subnormal", "slow", parameter,
+                f"{tiny} of {bits.size} values are subnormal, which a CPU computes up to a hundred times slower",
+                "set values below 1e-30 to zero in the factory, which changes no logit",
+                module=module, targets=(ONNXRUNTIME,),
+            )  # fmt: skip
