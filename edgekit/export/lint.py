@@ -1071,7 +1071,7 @@ def _weights(network: nn.Module) -> Iterator[Finding]:
         if tiny := int(((bits > 0) & (bits < 0x00800000)).sum()):
             yield _of_the_network(
                 "subnormal", "slow", parameter,
-                f"{tiny} of {bits.size} values are subnormal, which a CPU computes up to a hundred times slower",
-                "set values below 1e-30 to zero in the factory, which changes no logit",
+                f"{tiny} of {bits.size} values are subnormal, which ONNX Runtime by default computes up to a hundred times slower",
+                "set values below 1e-30 to zero, or session.set_denormal_as_zero to 1 in your app, as edgekit's session does",
                 module=module, targets=(ONNXRUNTIME,),
             )  # fmt: skip
