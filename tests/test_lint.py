@@ -349,7 +349,7 @@ def test_findings_name_the_line_and_the_outcomes(found: dict[bool, list[Finding]
         assert bool(entry.rewrite) == (entry.severity == "rewritten")
 
 
-@pytest.mark.parametrize("name", ["spssn-stream", "spssn-camvid"])  # fast-scnn and spssn-streets: see the command
+@pytest.mark.parametrize("name", ["spssn-stream", "spssn-camvid"])  # fast-scnn: see the command
 def test_shipped_networks_are_clean(name: str) -> None:
     random = name == "spssn-stream"
     module = build_network(name, 19, {}) if random else load_network(load_checkpoint(name))
@@ -358,7 +358,7 @@ def test_shipped_networks_are_clean(name: str) -> None:
     assert {"batch-norm", "adaptive-average-pooling"} == {entry.rule for entry in findings}
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     st.lists(st.sampled_from(["bicubic", "mirror-padding", "group-norm", "repeat"]), min_size=1, max_size=4),
     st.booleans(),
@@ -589,6 +589,9 @@ def outcomes(severity: str, precision: str) -> list[tuple[str, str]]:
     ]
 
 
+EXPORTED = ("custom-operation", "adaptive-max-pooling-uneven", "adaptive-average-pooling")
+"""Rules on the ONNX exporter, which TensorRT and ONNX Runtime share: one export stands for both."""
+
 TENSORRT_TEXTS = {
     "bicubic": "cubic", "antialias": "antialiasing", "dilated-max-pooling": "dilated", "max-unpooling": "places of the maxima",
     "pooling-places": "places of the maxima", "fourier-transform": "operator DFT", "fold": "operator Col2Im",
@@ -598,7 +601,7 @@ TENSORRT_TEXTS = {
 
 @pytest.mark.parametrize(
     ("target", "rule"),
-    [pair for pair in outcomes("fails", "any") if pair[0] != TENSORRT or pair[1] not in TENSORRT_TEXTS],
+    [pair for pair in outcomes("fails", "any") if pair[0] != TENSORRT or pair[1] not in (*TENSORRT_TEXTS, *EXPORTED)],
 )
 def test_what_fails_does(target: str, rule: str, convert: Convert) -> None:
     with pytest.raises(Exception):  # noqa: B017  (each converter has errors of its own)
@@ -740,13 +743,18 @@ def test_subnormal_weights_are_slow(convert: Convert) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(made.artifact.model_path), options, providers=["CPUExecutionProvider"])
-    started = time.perf_counter()
-    for _ in range(5):
-        session.run(None, {"frame": made.frame})
-    assert (time.perf_counter() - started) * 1e3 / 5 > 3 * made.milliseconds()
+    torch.set_flush_denormal(False)  # lint sets it for this thread, in which ONNX Runtime then computes
+    try:
+        started = time.perf_counter()
+        for _ in range(5):
+            session.run(None, {"frame": made.frame})
+        milliseconds = (time.perf_counter() - started) * 1e3 / 5
+    finally:
+        torch.set_flush_denormal(True)
+    assert milliseconds > 3 * made.milliseconds()
 
 
-@pytest.mark.parametrize(("target", "rule"), outcomes("rewritten", "any"))
+@pytest.mark.parametrize(("target", "rule"), [pair for pair in outcomes("rewritten", "any") if pair[0] != TENSORRT])
 def test_what_is_rewritten_converts_badly_without(target: str, rule: str, convert: Convert) -> None:
     graph = graph_of(branches(rule), rewrites=False)
     if rule == "batch-norm":
@@ -818,9 +826,6 @@ def test_a_name_a_checkpoint_and_a_state_dict(run_here: Callable[..., Done]) -> 
     done = run_here("--network", "fast-scnn", "--size", "64x96")
     assert done.code == 0 and "fast-scnn at 64x96, random weights" in done.out
     assert "tflite: clean; 3 rewritten by edgekit" in done.out
-    done = run_here("--size", "64x96", "--target", "onnxruntime")
-    assert done.code == 0 and done.out.startswith("spssn-streets (spssn) at 64x96, its own weights")
-    assert "onnxruntime: clean; " in done.out
     done = run_here("own.pth", "--network", "ownnet:factory", "--classes", "streets", "--size", "64x96")
     assert done.code == 0 and "fold_batch_norm x 2 for coreml, openvino" in done.out
 
