@@ -165,10 +165,32 @@ def _quantize(model: bytes, batches: Batches) -> bytes:
         regex=".*", operation_name=recipe.TFLOperationName.BATCH_MATMUL, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE
     )
     name = _input_name(model)
-    ranges = tool.calibrate({SIGNATURE: _Pass(batches, name)}, num_threads=threads(SessionOptions()))
+    ranges = _ranges(model, {SIGNATURE: _Pass(batches, name)})
     if not ranges:
         raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
     return bytes(tool.quantize(ranges).quantized_model)
+
+
+def _ranges(model: bytes, frames: Mapping[str, Any]) -> dict[str, Any]:
+    """What the quantizer's own ``calibrate`` gives, bit for bit, in a fraction of its time and memory.
+
+    The interpreter tracks smallest and largest values itself, where the default keeps every tensor of a frame.
+    """
+    import numpy as np
+    from ai_edge_quantizer import calibrator, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    def single(ranges: Mapping[str, Any]) -> dict[str, Any]:  # the default's float32, which decides the last bit
+        return {side: np.asarray(value, np.float32) for side, value in ranges.items()}
+
+    tracked = calibrator.Calibrator(
+        model,
+        num_threads=threads(SessionOptions()),
+        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
+        qsv_update_func=lambda known, new: qsv_utils.moving_average_update(single(known), single(new)),
+    )
+    tracked.calibrate(frames, recipe_manager.RecipeManager())  # which this mode has no use for
+    return {name: single(ranges) for name, ranges in tracked.get_model_qsvs().items()}
 
 
 @dataclass(frozen=True)
