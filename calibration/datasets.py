@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +67,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class FrameReference:
-    """A frame not yet loaded.
+    """A frame not yet loaded; its functions can be pickled, since conversions run in processes of their own.
 
     Attributes:
         name: as in :class:`Frame`.
@@ -182,16 +183,28 @@ def _streets(split: str, size: Size) -> Split:
     )
 
     def reference(index: int) -> FrameReference:
-        def identity() -> str:
-            return sha256_json(["streets", code, split, index, str(size)])
-
-        def load() -> Frame:
-            scene = streets.draw(split, index, size.height, size.width)
-            return Frame(f"{split}-{index:04d}", scene.image, scene.labels, _instances(scene.instances))
-
-        return FrameReference(f"{split}-{index:04d}", identity, load, identity, lambda: load().image)
+        identity = partial(_streets_identity, code, split, index, size)
+        load = partial(_load_streets, split, index, size)
+        return FrameReference(f"{split}-{index:04d}", identity, load, identity, partial(_image_of, load))
 
     return Split("streets", split, classes, tuple(reference(index) for index in range(STREETS_FRAMES[split])))
+
+
+def _streets_identity(code: str, split: str, index: int, size: Size) -> str:
+    return sha256_json(["streets", code, split, index, str(size)])
+
+
+def _load_streets(split: str, index: int, size: Size) -> Frame:
+    scene = streets.draw(split, index, size.height, size.width)
+    return Frame(f"{split}-{index:04d}", scene.image, scene.labels, _instances(scene.instances))
+
+
+def _image_of(load: Callable[[], Frame]) -> UInt8:
+    return load().image
+
+
+def _files_identity(*paths: Path) -> str:
+    return sha256_json([sha256_path(path) for path in paths if path.is_file()])
 
 
 def _cityscapes(root: Path, split: str) -> Split:
@@ -206,18 +219,19 @@ def _cityscapes(root: Path, split: str) -> Split:
         labels = root / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelIds.png"
         instances = labels.with_name(f"{stem}_gtFine_instanceIds.png")
 
-        def identity() -> str:
-            return sha256_json([sha256_path(path) for path in (image, labels, instances) if path.is_file()])
-
-        def load() -> Frame:
-            pixels = read_image(image)
-            train_ids = CITYSCAPES_MAP[read_labels(labels, pixels, CITYSCAPES_VALUES)]
-            found = _instances(_read_instances(instances, pixels)) if instances.is_file() else None
-            return Frame(stem, pixels, train_ids, found)
-
-        return FrameReference(stem, identity, load, lambda: sha256_path(image), lambda: read_image(image))
+        return FrameReference(
+            stem, partial(_files_identity, image, labels, instances), partial(_load_cityscapes, image, labels, instances),
+            partial(sha256_path, image), partial(read_image, image),
+        )  # fmt: skip
 
     return Split("cityscapes", split, CITYSCAPES, tuple(reference(image) for image in images))
+
+
+def _load_cityscapes(image: Path, labels: Path, instances: Path) -> Frame:
+    pixels = read_image(image)
+    train_ids = CITYSCAPES_MAP[read_labels(labels, pixels, CITYSCAPES_VALUES)]
+    found = _instances(_read_instances(instances, pixels)) if instances.is_file() else None
+    return Frame(image.name.removesuffix("_leftImg8bit.png"), pixels, train_ids, found)
 
 
 def _camvid(root: Path, split: str) -> Split:
@@ -229,17 +243,17 @@ def _camvid(root: Path, split: str) -> Split:
 
     def reference(image: Path) -> FrameReference:
         labels = annotations.get(image.stem, labels_folder / f"{image.stem}.png")
-
-        def identity() -> str:
-            return sha256_json([sha256_path(path) for path in (image, labels) if path.is_file()])
-
-        def load() -> Frame:
-            pixels = read_image(image)
-            return Frame(image.stem, pixels, CAMVID_MAP[read_labels(labels, pixels, CAMVID_VALUES)])
-
-        return FrameReference(image.stem, identity, load, lambda: sha256_path(image), lambda: read_image(image))
+        return FrameReference(
+            image.stem, partial(_files_identity, image, labels), partial(_load_camvid, image, labels),
+            partial(sha256_path, image), partial(read_image, image),
+        )  # fmt: skip
 
     return Split("camvid", split, CAMVID, tuple(reference(image) for image in images))
+
+
+def _load_camvid(image: Path, labels: Path) -> Frame:
+    pixels = read_image(image)
+    return Frame(image.stem, pixels, CAMVID_MAP[read_labels(labels, pixels, CAMVID_VALUES)])
 
 
 def read_image(path: Path) -> UInt8:

@@ -19,8 +19,7 @@ from edgekit.core.values import Artifact, Precision, Recipe, SessionOptions, Siz
 from edgekit.decoder import HEADER
 from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
-from edgekit.pipeline.artifacts import make_artifact
-from edgekit.pipeline.run import lazy_graph
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact
 
 OWN = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
 SMALL = Size(192, 384)

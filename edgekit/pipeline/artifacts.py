@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,57 @@ def artifact_key(
     )  # fmt: skip
 
 
+def lazy_graph(checkpoint: Checkpoint, size: Size, progress: Progress) -> Callable[[], DeployableGraph]:
+    """The deployable graph, made when first asked for and shared by all targets."""
+
+    @cache
+    def make() -> DeployableGraph:
+        from edgekit.export.graph import deployable
+
+        with progress.stage(f"exporting {checkpoint.name} at {size}"):
+            try:
+                return deployable(checkpoint, size)
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+                    raise
+                raise EdgekitError(
+                    f"{size} does not fit into this machine's memory: choose a smaller --size"
+                ) from error
+
+    return make
+
+
+def stage_name(target: Target, recipe: Recipe, size: Size) -> str:
+    """A conversion, as progress lines name it."""
+    return (
+        f"{target.title} {recipe.precision}: {'quantizing' if recipe.precision == 'int8' else 'converting'} at {size}"
+    )
+
+
+def stored_artifact(
+    target: Target,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    size: Size,
+    calibration: Calibration | None,
+    run_folder: Path,
+    progress: Progress,
+) -> Artifact | None:
+    """The artifact that the same inputs gave before, if it is whole."""
+    folder = run_folder / "artifacts" / artifact_name(target, recipe, size)
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        artifact = load_artifact(folder)
+    except EdgekitError as error:
+        progress.say(f"{target.title} {recipe.precision}: made again, because {error}")
+        return None
+    if artifact.manifest.get("key") != artifact_key(target, checkpoint, recipe, size, calibration):
+        return None
+    progress.say(f"{target.title} {recipe.precision}: already converted")
+    return artifact
+
+
 def make_artifact(
     target: Target,
     checkpoint: Checkpoint,
@@ -111,21 +163,15 @@ def make_artifact(
     Raises:
         ConversionError: the converter failed; its output is in ``run_folder/logs``.
     """
+    stored = stored_artifact(target, checkpoint, recipe, size, calibration, run_folder, progress)
+    if stored is not None:
+        return stored
     name = artifact_name(target, recipe, size)
     folder = run_folder / "artifacts" / name
     key = artifact_key(target, checkpoint, recipe, size, calibration)
-    if (folder / MANIFEST).is_file():
-        try:
-            artifact = load_artifact(folder)
-            if artifact.manifest.get("key") == key:
-                progress.say(f"{target.title} {recipe.precision}: already converted")
-                return artifact
-        except EdgekitError as error:
-            progress.say(f"{target.title} {recipe.precision}: made again, because {error}")
     deployable = graph()
     log = run_folder / "logs" / f"{name}.log"
-    verb = "quantizing" if recipe.precision == "int8" else "converting"
-    with progress.stage(f"{target.title} {recipe.precision}: {verb} at {size}"), new_folder(folder) as temporary:
+    with progress.stage(stage_name(target, recipe, size)), new_folder(folder) as temporary:
         try:
             with noise_to(log):
                 converted = target.convert(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
-from edgekit.core.errors import DataError, TargetError, UsageError
+from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
@@ -28,8 +28,9 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import Calibration, make_artifact, recipe_for
-from edgekit.pipeline.run import check_classes, lazy_graph, measure_latencies
+from edgekit.pipeline.artifacts import Calibration, recipe_for
+from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.run import check_classes, measure_latencies
 
 AGREEMENT_FRAMES = 8
 
@@ -51,8 +52,7 @@ def convert(
         TargetError: a target is missing something, or has no such precision.
     """
     clean_partials(folder / "artifacts")
-    graph = lazy_graph(checkpoint, size, progress)
-    made = []
+    jobs = []
     for name in targets:
         target = require(name)
         floats = [entry for entry in target.precisions if entry != "int8"]
@@ -64,9 +64,14 @@ def convert(
                 )
             progress.say(f"{target.title}: skipped, it has no {chosen}")
             continue
-        recipe = recipe_for(target, chosen, output, output_stride)
-        made.append(make_artifact(target, checkpoint, graph, recipe, size, None, folder, command, progress))
-    return made
+        jobs.append(Job(name, recipe_for(target, chosen, output, output_stride)))
+    return [_made(result) for result in convert_all(Order(checkpoint, size, folder, command), jobs, progress)]
+
+
+def _made(result: Artifact | EdgekitError) -> Artifact:
+    if isinstance(result, EdgekitError):
+        raise result
+    return result
 
 
 def split_for_agreement(split: Split, samples: int) -> tuple[Split, Split]:
@@ -122,7 +127,6 @@ def quantize(
     progress.say(
         f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames, comparing labels on {len(others)} others"
     )
-    graph = lazy_graph(checkpoint, size, progress)
     compared = Frames(others)
     compared_reference = reference_labels_folder(checkpoint, size, compared, folder, progress, threads)
     evaluated = Frames(evaluation) if evaluation is not None else None
@@ -135,7 +139,8 @@ def quantize(
         )  # fmt: skip
         classes = len(evaluated.split.classes)
         float_counts = [counts_from_json(count, classes) for count in accuracy["counts"]]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    jobs = []
     for name in targets:
         target = require(name)
         if "int8" not in target.precisions:
@@ -143,8 +148,10 @@ def quantize(
                 raise TargetError(f"{target.title} has no int8: choose another --target")
             progress.say(f"{target.title}: skipped, it has no int8")
             continue
-        recipe = recipe_for(target, "int8", output, output_stride)
-        artifact = make_artifact(target, checkpoint, graph, recipe, size, calibration, folder, command, progress)
+        jobs.append(Job(name, recipe_for(target, "int8", output, output_stride), calibration))
+    results = convert_all(Order(checkpoint, size, folder, command), jobs, progress)
+    for job, result in zip(jobs, results, strict=True):
+        artifact, name, target = _made(result), job.target, load_target(job.target)
         engine = target.engine()
         row: dict[str, Any] = {
             "target": name,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from edgekit.core.seam import Target
 from edgekit.core.values import (
     IGNORE,
     Artifact,
-    DeployableGraph,
     Engine,
     OutputKind,
     Precision,
@@ -42,7 +40,8 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import Calibration, check_calibration, make_artifact, recipe_for
+from edgekit.pipeline.artifacts import Calibration, check_calibration, recipe_for
+from edgekit.pipeline.conversion import Job, Order, convert_all
 
 MEASUREMENT_SCHEMA = 1
 PICTURES = 4
@@ -148,26 +147,6 @@ def check_precisions(targets: Sequence[str], asked: tuple[Precision, ...] | None
     raise UsageError(f"{', '.join(targets)}: no precision is {' or '.join(asked or ())}: see edgekit targets")
 
 
-def lazy_graph(checkpoint: Checkpoint, size: Size, progress: Progress) -> Callable[[], DeployableGraph]:
-    """The deployable graph, made when first asked for and shared by all targets."""
-
-    @cache
-    def make() -> DeployableGraph:
-        from edgekit.export.graph import deployable
-
-        with progress.stage(f"exporting {checkpoint.name} at {size}"):
-            try:
-                return deployable(checkpoint, size)
-            except (MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-                    raise
-                raise EdgekitError(
-                    f"{size} does not fit into this machine's memory: choose a smaller --size"
-                ) from error
-
-    return make
-
-
 def run(plan: Plan, progress: Progress) -> Path:
     """Carry out a plan; returns the path of the report's first page.
 
@@ -180,34 +159,7 @@ def run(plan: Plan, progress: Progress) -> Path:
         clean_partials(folder / part)
     frames = Frames(plan.evaluation)
     check_labelled(frames)
-    graph = lazy_graph(plan.checkpoint, plan.size, progress)
-    made: list[tuple[Target, Artifact]] = []
-    failed: list[dict[str, Any]] = []
-    for name in plan.targets:
-        try:
-            target = load_target(name)
-        except TargetError as error:  # a plug-in that is broken; the others are not
-            progress.say(f"{name}: failed, {error}")
-            failed += [
-                _failure(name, name, precision, plan.size, str(error)) for precision in plan.precisions or ("fp32",)
-            ]
-            continue
-        sentence = target.missing()
-        for precision in precisions_of(target, plan.precisions):
-            recipe = recipe_for(target, precision, plan.output, plan.output_stride)
-            if sentence is not None:
-                progress.say(f"{target.title} {precision}: skipped, {sentence}")
-                failed.append({**_failure(name, target.title, precision, plan.size, sentence), "missing": True})
-                continue
-            calibration = plan.calibration if precision == "int8" else None
-            try:
-                artifact = make_artifact(
-                    target, plan.checkpoint, graph, recipe, plan.size, calibration, folder, plan.command, progress
-                )
-                made.append((target, artifact))
-            except EdgekitError as error:
-                progress.say(f"{target.title} {precision}: failed, {error}")
-                failed.append(_failure(name, target.title, precision, plan.size, str(error)))
+    made, failed = _convert(plan, progress)
     documents = _measurements(plan, made, failed, frames, progress)
     # Only now: an interrupted rerun leaves the finished run before it as it was.
     description = {
@@ -224,6 +176,46 @@ def run(plan: Plan, progress: Progress) -> Path:
     write_report(folder, documents, frames, progress)
     write_json(stamp, {"key": key, "pages": _page_hashes(folder)})
     return page
+
+
+def _convert(plan: Plan, progress: Progress) -> tuple[list[tuple[Target, Artifact]], list[dict[str, Any]]]:
+    """The artifacts, and the failures as the report shows them, both in the order of the plan."""
+    jobs: list[Job] = []
+    failures: list[dict[str, Any] | None] = []  # a row, or None for the next job
+    for name in plan.targets:
+        try:
+            target = load_target(name)
+        except TargetError as error:  # a plug-in that is broken; the others are not
+            progress.say(f"{name}: failed, {error}")
+            failures += [
+                _failure(name, name, precision, plan.size, str(error)) for precision in plan.precisions or ("fp32",)
+            ]
+            continue
+        sentence = target.missing()
+        for precision in precisions_of(target, plan.precisions):
+            if sentence is not None:
+                progress.say(f"{target.title} {precision}: skipped, {sentence}")
+                failures.append({**_failure(name, target.title, precision, plan.size, sentence), "missing": True})
+                continue
+            recipe = recipe_for(target, precision, plan.output, plan.output_stride)
+            jobs.append(Job(name, recipe, plan.calibration if precision == "int8" else None))
+            failures.append(None)
+    results = zip(
+        jobs, convert_all(Order(plan.checkpoint, plan.size, plan.folder, plan.command), jobs, progress), strict=True
+    )
+    made: list[tuple[Target, Artifact]] = []
+    failed: list[dict[str, Any]] = []
+    for failure in failures:
+        if failure is not None:
+            failed.append(failure)
+            continue
+        job, result = next(results)
+        target = load_target(job.target)
+        if isinstance(result, EdgekitError):
+            failed.append(_failure(job.target, target.title, job.recipe.precision, plan.size, str(result)))
+        else:
+            made.append((target, result))
+    return made, failed
 
 
 def _page_hashes(folder: Path) -> dict[str, str]:

@@ -1,0 +1,277 @@
+"""How long all artifacts take, float and int8, against the vendors' converters called one after another.
+
+Run: python benchmarks/time_to_artifact.py [SIZE] [SAMPLES] [ROUNDS]; 1024x2048, 32 and 3 by default. One side is a fresh
+process that does what each converter's documentation says, with defaults, on the network as it is: coremltools, litert-torch
+and ai-edge-quantizer, OpenVINO and NNCF, torch.onnx.export and ONNX Runtime's quantize_static, the latter once more in
+TensorRT's form, reading the calibration frames for each. coremltools has no int8 of activations on Linux: that artifact is
+the other side's alone. The other side is edgekit's conversion of all ten, as ``edgekit run`` does it. Both run in turns.
+Memory is the proportional share (PSS) of all living processes of a side together, sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from measured import keep
+
+from calibration.datasets import open_split, resize_image
+from edgekit.core.errors import EdgekitError
+from edgekit.core.files import write_json
+from edgekit.core.progress import Progress, noise_to
+from edgekit.core.registry import load_target
+from edgekit.core.values import Recipe, Size
+from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.run import open_calibration, precisions_of
+from reports.statistics import bootstrap_ratio
+
+TARGETS = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
+CHECKPOINT = "spssn-streets"
+WITHOUT = "Core ML int8: coremltools calibrates activations on macOS only, so the vendors' side goes without"
+
+
+class Stopwatch:
+    """Seconds by stage, one after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """What has passed since the last stop belongs to ``stage``."""
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+def vendors(size: Size, samples: int, folder: Path) -> dict[str, float]:
+    """Every converter in turn, as its documentation calls it; returns seconds by stage."""
+    watch = Stopwatch()
+    import torch
+
+    from edgekit.export.graph import Logits, normalize
+    from edgekit.networks.checkpoint import load_network
+
+    checkpoint = load_checkpoint(CHECKPOINT)
+    network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
+    example = torch.zeros(1, 3, size.height, size.width)
+    split = open_split("streets", "train", size=size).first(samples)
+
+    def frames() -> Iterator[Any]:
+        for reference in split.references:
+            frame = torch.from_numpy(resize_image(reference.load_image(), size)[None].copy())
+            yield normalize(frame, checkpoint.normalization).numpy()
+
+    watch.stop("torch and the network")
+    _coreml(network, example, folder)
+    watch.stop("Core ML fp16")
+    model = _litert(network, example, folder)
+    watch.stop("TFLite fp32")
+    _ai_edge_quantizer(model, frames, folder)
+    watch.stop("TFLite int8")
+    model = _openvino(network, example, folder)
+    watch.stop("OpenVINO fp32")
+    _nncf(model, frames, folder)
+    watch.stop("OpenVINO int8")
+    for title, symmetric in (("ONNX Runtime", False), ("TensorRT", True)):
+        _onnx(network, example, folder)
+        watch.stop(f"{title} {'fp32, for fp16' if symmetric else 'fp32'}")
+        _quantize_static(frames, folder, symmetric)
+        watch.stop(f"{title} int8")
+    return watch.seconds
+
+
+def _coreml(network: Any, example: Any, folder: Path) -> None:
+    import coremltools
+    import torch
+
+    traced = torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
+    model = coremltools.convert(
+        traced, inputs=[coremltools.TensorType(shape=example.shape)], minimum_deployment_target=coremltools.target.iOS17
+    )
+    model.save(str(folder / "model.mlpackage"))
+
+
+def _litert(network: Any, example: Any, folder: Path) -> str:
+    import litert_torch
+
+    path = str(folder / "model.tflite")
+    litert_torch.convert(network, (example,)).export(path)
+    return path
+
+
+def _ai_edge_quantizer(model: str, frames: Callable[[], Iterator[Any]], folder: Path) -> None:
+    from ai_edge_quantizer import quantizer, recipe
+
+    tool = quantizer.Quantizer(model, recipe.static_wi8_ai8())
+    ranges = tool.calibrate({"serving_default": [{"args_0": frame} for frame in frames()]})
+    tool.quantize(ranges).export_model(str(folder / "int8.tflite"))
+
+
+def _openvino(network: Any, example: Any, folder: Path) -> Any:
+    import openvino
+
+    model = openvino.convert_model(network, example_input=example, input=list(example.shape))
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    return model
+
+
+def _nncf(model: Any, frames: Callable[[], Iterator[Any]], folder: Path) -> None:
+    import nncf
+    import openvino
+
+    openvino.save_model(nncf.quantize(model, nncf.Dataset(list(frames()))), folder / "int8.xml")
+
+
+def _onnx(network: Any, example: Any, folder: Path) -> None:
+    import torch
+
+    torch.onnx.export(
+        network, (example,), str(folder / "model.onnx"), input_names=["input"], dynamo=True, external_data=False
+    )
+
+
+def _quantize_static(frames: Callable[[], Iterator[Any]], folder: Path, symmetric: bool) -> None:
+    """With defaults, or signed and symmetric without quantized biases, which is what TensorRT's parser takes."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no type information
+        def __init__(self) -> None:
+            self.frames = frames()
+
+        def get_next(self) -> dict[str, Any] | None:
+            frame = next(self.frames, None)
+            return None if frame is None else {"input": frame}
+
+    options: dict[str, Any] = {}
+    if symmetric:
+        options = {
+            "activation_type": QuantType.QInt8,
+            "weight_type": QuantType.QInt8,
+            "extra_options": {"ActivationSymmetric": True, "QuantizeBias": False},
+        }
+    quantize_static(folder / "model.onnx", folder / "int8.onnx", Reader(), **options)
+
+
+class Stages(Progress):
+    """Keeps what conversions say of themselves, with the time at which they said it."""
+
+    def __init__(self) -> None:
+        super().__init__(silent=True)
+        self.begun = time.perf_counter()
+        self.lines: list[tuple[float, str]] = []
+
+    def say(self, text: str) -> None:
+        """See :class:`edgekit.core.progress.Progress`."""
+        self.lines.append((round(time.perf_counter() - self.begun, 1), text))
+
+
+def edgekit(size: Size, samples: int, folder: Path) -> list[tuple[float, str]]:
+    """All of edgekit's artifacts, by its own pipeline; returns its progress lines with their times."""
+    stages = Stages()
+    calibration = open_calibration("streets", None, samples, size)
+    jobs = [
+        Job(name, Recipe(precision), calibration if precision == "int8" else None)
+        for name in TARGETS
+        for precision in precisions_of(load_target(name), None)
+    ]
+    for result in convert_all(Order(load_checkpoint(CHECKPOINT), size, folder, "benchmark"), jobs, stages):
+        if isinstance(result, EdgekitError):
+            raise result
+    return stages.lines
+
+
+def family(process: int) -> Iterator[int]:
+    """A process and all that descend from it, as far as the system tells."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it has ended meanwhile
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    waiting = [process]
+    while waiting:
+        current = waiting.pop()
+        yield current
+        waiting += children.get(current, [])
+
+
+def memory(process: int) -> int:
+    """Bytes that a process and its descendants hold, shared pages counted once."""
+    total = 0
+    for member in family(process):
+        try:
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def run(side: str, size: Size, samples: int) -> dict[str, Any]:
+    """One side in a fresh process: seconds, peak memory, and its own stages."""
+    with tempfile.TemporaryDirectory() as name:
+        begun = time.perf_counter()
+        process = subprocess.Popen([sys.executable, __file__, "--side", side, str(size), str(samples), name])
+        peak = 0
+        ended = threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not ended.wait(0.2):
+                peak = max(peak, memory(process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            code = process.wait()
+        finally:
+            ended.set()
+            watcher.join()
+        seconds = time.perf_counter() - begun
+        if code:
+            raise SystemExit(f"{side} ended with code {code}")
+        stages = json.loads((Path(name) / "stages.json").read_text())
+    print(f"{side:8} {seconds:6.1f} s, peak {peak / 2**30:.2f} GiB", flush=True)
+    return {"seconds": seconds, "peak_bytes": peak, "stages": stages}
+
+
+def main() -> None:
+    """Run both sides in turns, and keep the ratio of their times."""
+    if sys.argv[1:2] == ["--side"]:
+        side, size, samples, folder = sys.argv[2], Size.parse(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+        with noise_to(folder / "log"):
+            stages: Any = (vendors if side == "vendors" else edgekit)(size, samples, folder)
+        write_json(folder / "stages.json", stages)
+        return
+    size = Size.parse(sys.argv[1] if len(sys.argv) > 1 else "1024x2048")
+    samples = int(sys.argv[2]) if len(sys.argv) > 2 else 32
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    taken: dict[str, list[dict[str, Any]]] = {"vendors": [], "edgekit": []}
+    for _ in range(rounds):
+        for side in taken:
+            taken[side].append(run(side, size, samples))
+    ratio = bootstrap_ratio(*([[one["seconds"]] for one in taken[side]] for side in taken))
+    print(f"edgekit: {ratio.value:.2f} times as fast [{ratio.low:.2f}, {ratio.high:.2f}]; {WITHOUT}")
+    for side, one in taken.items():
+        print(f"{side}, first round: {json.dumps(one[0]['stages'])}")
+    keep(
+        "time_to_artifact",
+        {"checkpoint": CHECKPOINT, "size": str(size), "samples": samples, "cores": len(os.sched_getaffinity(0)),
+         "sides": taken, "without": WITHOUT,
+         "ratio": {"value": ratio.value, "low": ratio.low, "high": ratio.high}},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The process that converts: an order and jobs in (pickles, from its parent alone), JSON lines out.
+
+It ends with its parent, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import pickle
+import queue
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgekit.core.errors import EdgekitError
+from edgekit.core.progress import Progress
+from edgekit.core.registry import load_target
+from edgekit.core.values import DeployableGraph
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact
+from edgekit.pipeline.conversion import Job, Order
+
+
+def _read(received: queue.SimpleQueue[Any]) -> None:
+    """Pass on what the parent sends; its end, which closes the pipe, is this process's end."""
+    while True:
+        try:
+            received.put(pickle.load(sys.stdin.buffer))
+        except EOFError:
+            os._exit(0)
+
+
+def _use_own_scratch(folder: Path) -> None:
+    """Have temporary files where the next command cleans up after a process that was killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = tempfile.mkdtemp(prefix=f".scratch.{os.getpid()}-", suffix=".partial", dir=folder)
+    os.environ["TMPDIR"] = tempfile.tempdir
+
+
+def _convert(order: Order, job: Job, graph: Callable[[], DeployableGraph], answer: Callable[[Any], None]) -> None:
+    begun = time.monotonic()
+    try:
+        graph()
+        answer({"exported": time.monotonic() - begun})
+        make_artifact(
+            load_target(job.target), order.checkpoint, graph, job.recipe, order.size, job.calibration, order.folder,
+            order.command, Progress(silent=True),
+        )  # fmt: skip
+    except EdgekitError as error:
+        answer({"error": type(error).__name__, "text": str(error)})
+    except Exception:  # a bug: the parent ends the command with it
+        answer({"bug": traceback.format_exc()})
+    else:
+        answer({"made": True})
+
+
+def main() -> None:
+    """Serve one parent until it closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    faulthandler.enable()  # a crash in native code leaves its place in the log
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(received,), daemon=True).start()
+    order: Order = received.get()
+    _use_own_scratch(order.folder / "artifacts")
+    graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
+    while True:
+        _convert(order, received.get(), graph, lambda value: print(json.dumps(value), file=answers))
+
+
+if __name__ == "__main__":
+    main()
