@@ -19,6 +19,10 @@ from seam import Done, call, edgekit, environment, files, own_network, partials,
 
 from edgekit.core import registry
 from edgekit.core.files import sha256_path
+from edgekit.core.progress import Progress
+from edgekit.core.values import Recipe, Size
+from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact
 from reports.document import validate
 
 OWN = (
@@ -352,8 +356,23 @@ def test_a_missing_dependency(place: Path, tmp_path: Path) -> None:
     assert rows_of(tmp_path / "out")["torchscript fp32"]["miou"] is not None
 
 
+FULL = """
+import errno
+import os
+from pathlib import Path
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+"""
+
+
 def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def in_conversions(patch: pytest.MonkeyPatch, folder: Path, source: str) -> None:
+    """Run ``source`` at the start of every process that edgekit starts."""
+    (folder / "sitecustomize.py").write_text(source)
+    patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}")
 
 
 def test_full_disk_in_a_converter(run_here: Callable[..., Done], kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,11 +388,13 @@ def test_full_disk_in_a_converter(run_here: Callable[..., Done], kept: Path, mon
 
 @pytest.mark.parametrize("where", ["os.fsync", "os.replace", "PIL.Image.Image.save"])
 def test_full_disk_while_writing(
-    where: str, run_here: Callable[..., Done], kept: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, run_here: Callable[..., Done], kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sha256_path(kept / "artifacts")
     with monkeypatch.context() as patch:
         patch.setattr(where, full)
+        if where.startswith("os."):
+            in_conversions(patch, tmp_path, f"{FULL}{where} = full")
         done = run_here(*OWN, "--targets", "torchscript,faulty", "--frames", 1, "--out", kept)
     assert done.code == 1, done.err
     assert "space" in done.sentence
@@ -388,19 +409,14 @@ def test_full_disk_while_writing(
 
 
 def test_a_full_disk_when_an_artifact_is_put_in_place(
-    run_here: Callable[..., Done], kept: Path, monkeypatch: pytest.MonkeyPatch
+    run_here: Callable[..., Done], kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last step of a conversion fails: the artifact of before is whole, or is not there; never in between."""
-    real = os.replace
-
-    def replace(source: str, target: str) -> None:
-        if Path(target).parent.name == "artifacts":
-            full()
-        real(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", replace)
-        done = run_here(*OWN, "--targets", "torchscript,faulty", "--size", "64x128", "--out", kept)
+    replace = (
+        "real = os.replace\nos.replace = lambda a, b: full() if Path(b).parent.name == 'artifacts' else real(a, b)"
+    )
+    in_conversions(monkeypatch, tmp_path, FULL + replace)
+    done = run_here(*OWN, "--targets", "torchscript,faulty", "--size", "64x128", "--out", kept)
     assert done.code == 1
     assert "no space left" in done.sentence
     assert not partials(kept)
@@ -412,6 +428,63 @@ def test_a_place_that_cannot_be_written(run_here: Callable[..., Done], tmp_path:
     done = run_here(*OWN, "--targets", "torchscript", "--out", tmp_path / "file" / "out")
     assert done.code == 1
     assert str(tmp_path / "file") in done.sentence
+
+
+def test_a_converter_that_dies(run_here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when native code crashes or memory runs out: its artifact fails, the others are made."""
+    monkeypatch.setenv("EDGEKIT_FAULT", "convert-die")
+    out = tmp_path / "out"
+    done = run_here(*OWN, "--targets", "faulty,torchscript", "--out", out)
+    assert done.code == 1
+    assert "Faulty could not convert to fp32: its process was killed" in done.sentence
+    assert "choose a smaller --size" in done.sentence
+    assert "noise of a converter" in (out / "logs" / "faulty-fp32-64x96.log").read_text()
+    assert "was killed" in rows_of(out)["faulty fp32"]["provenance"]["miou"]["why"]
+    assert [entry.name for entry in (out / "artifacts").iterdir()] == ["torchscript-fp32-64x96"]
+    assert not partials(out)
+
+
+def test_a_conversion_ends_with_its_command(place: Path, tmp_path: Path) -> None:
+    """Only edgekit itself is killed, while its converter works: the converter ends too, and a rerun goes on."""
+    out, reached = tmp_path / "out", tmp_path / "reached"
+    arguments = (
+        "convert", "own.pth", "--network", "ownnet:factory", "--classes", "streets", "--size", "64x96",
+        "--target", "torchscript,faulty", "--out", out,
+    )  # fmt: skip
+    env = environment(place, EDGEKIT_FAULT="convert-sleep", EDGEKIT_FAULT_REACHED=str(reached))
+    process = start(*arguments, cwd=place, env=env)
+    try:
+        deadline = time.monotonic() + 120
+        while not (reached.exists() and reached.read_text()) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate(timeout=60)
+        while Path("/proc", reached.read_text()).exists():
+            assert time.monotonic() < deadline, "the converter is still there"
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    ended = edgekit(*arguments, cwd=place, env=environment(place))
+    assert ended.code == 0, ended.err
+    assert ended.err.count("already converted") == 1
+    assert not partials(out)
+
+
+def test_the_same_bytes_as_in_one_process(
+    whole: tuple[Path, Callable[[], Done], Done], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    progress = Progress(silent=True)
+    checkpoint, size = load_checkpoint(str(small_checkpoint)), Size(96, 160)
+    made = make_artifact(
+        registry.load_target("openvino"), checkpoint, lazy_graph(checkpoint, size, progress), Recipe("fp32"), size, None,
+        tmp_path, "", progress,
+    )  # fmt: skip
+    manifest = json.loads((whole[0] / "artifacts" / made.folder.name / "manifest.json").read_text())
+    assert manifest["files"] == made.manifest["files"]
+    assert manifest["key"] == made.manifest["key"]
 
 
 def test_a_worker_that_dies(

@@ -1,12 +1,14 @@
 """TorchScript with the fault that EDGEKIT_FAULT names, so that a test can stop edgekit at a chosen moment.
 
-``convert-sleep``, ``evaluate-sleep``, ``bench-sleep`` touch the file EDGEKIT_FAULT_REACHED and wait to be killed.
+``convert-sleep``, ``evaluate-sleep``, ``bench-sleep`` write their process id into the file
+EDGEKIT_FAULT_REACHED and wait to be killed; ``convert-die`` is killed as if memory had run out.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ def in_worker() -> bool:
 
 
 def wait_to_be_killed() -> None:
-    Path(os.environ["EDGEKIT_FAULT_REACHED"]).touch()
+    Path(os.environ["EDGEKIT_FAULT_REACHED"]).write_text(str(os.getpid()))
     time.sleep(120)
 
 
@@ -61,6 +63,8 @@ class Faulty(TorchScript):
         converted = super().convert(graph, recipe, batches, folder)
         if fault() == "convert-sleep":
             wait_to_be_killed()
+        if fault() == "convert-die":
+            os.kill(os.getpid(), signal.SIGKILL)
         if fault() == "convert-raise":
             raise ValueError("unsupported operation: flux\nand a second line that nobody needs")
         if fault() == "convert-missing-file":
