@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/streets_floor.py
 	$(BIN)/python benchmarks/vendor_int8.py
 	$(BIN)/python benchmarks/paper_speed.py
+	$(BIN)/python benchmarks/time_to_artifact.py
 	$(BIN)/edgekit run
 	$(BIN)/python benchmarks/results.py runs/spssn-streets
 

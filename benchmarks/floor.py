@@ -20,7 +20,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.values import Size
 from edgekit.devices.environment import available_cores
 from edgekit.networks.checkpoint import load_checkpoint
-from edgekit.pipeline.run import lazy_graph
+from edgekit.pipeline.artifacts import lazy_graph
 
 SIZES = ("1024x2048", "1024x1024", "512x1024")
 SIDE = 3072

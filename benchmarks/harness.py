@@ -26,8 +26,7 @@ from edgekit.core.values import Artifact, Size
 from edgekit.devices.environment import available_cores
 from edgekit.devices.local import Worker
 from edgekit.networks.checkpoint import load_checkpoint
-from edgekit.pipeline.artifacts import Calibration, make_artifact, recipe_for
-from edgekit.pipeline.run import lazy_graph
+from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
 from reports.statistics import bootstrap_ratio
 
 RUNS = 60

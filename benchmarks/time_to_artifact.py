@@ -219,7 +219,7 @@ def memory(process: int) -> int:
 
 
 def run(side: str, size: Size, samples: int) -> dict[str, Any]:
-    """One side in a fresh process: seconds, peak memory, and its own stages."""
+    """One side in a fresh process: seconds, processor time of all its processes, peak memory, and its own stages."""
     with tempfile.TemporaryDirectory() as name:
         begun = time.perf_counter()
         process = subprocess.Popen([sys.executable, __file__, "--side", side, str(size), str(samples), name])
@@ -228,22 +228,24 @@ def run(side: str, size: Size, samples: int) -> dict[str, Any]:
 
         def watch() -> None:
             nonlocal peak
-            while not ended.wait(0.2):
+            while not ended.wait(0.5):
                 peak = max(peak, memory(process.pid))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            code = process.wait()
+            _, status, usage = os.wait4(process.pid, 0)
         finally:
             ended.set()
             watcher.join()
         seconds = time.perf_counter() - begun
-        if code:
-            raise SystemExit(f"{side} ended with code {code}")
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{side} ended with code {process.returncode}")
         stages = json.loads((Path(name) / "stages.json").read_text())
-    print(f"{side:8} {seconds:6.1f} s, peak {peak / 2**30:.2f} GiB", flush=True)
-    return {"seconds": seconds, "peak_bytes": peak, "stages": stages}
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"{side:8} {seconds:6.1f} s, {cpu:6.1f} s of processor time, peak {peak / 2**30:.2f} GiB", flush=True)
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak, "stages": stages}
 
 
 def main() -> None:

@@ -34,8 +34,7 @@ from edgekit.devices.local import WORKER, Worker
 from edgekit.export.graph import Logits
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
 from edgekit.pipeline.accuracy import pytorch_labeller
-from edgekit.pipeline.artifacts import Calibration, make_artifact, recipe_for
-from edgekit.pipeline.run import lazy_graph
+from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
 from reports.statistics import bootstrap_ratio
 
 SIZES = ("1024x2048", "1024x1024", "512x1024")

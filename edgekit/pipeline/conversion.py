@@ -182,10 +182,11 @@ def _stage(order: Order, job: Job) -> str:
 
 
 def _result(order: Order, job: Job, worker: _Worker, answer: dict[str, Any] | None) -> Artifact | EdgekitError:
-    name = artifact_name(job.target, job.recipe, order.size)
+    target = load_target(job.target)
+    name = artifact_name(target, job.recipe, order.size)
     if answer is None:
         return ConversionError(
-            f"{load_target(job.target).title} could not convert to {job.recipe.precision}: its process "
+            f"{target.title} could not convert to {job.recipe.precision}: its process "
             f"{_end(worker.process.wait())} (its output is in {order.folder / 'logs' / name}.log)"
         )
     if "bug" in answer:

@@ -11,14 +11,13 @@ import os
 import pickle
 import queue
 import signal
-import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgekit.core.errors import EdgekitError
 from edgekit.core.progress import Progress
@@ -28,11 +27,11 @@ from edgekit.pipeline.artifacts import lazy_graph, make_artifact
 from edgekit.pipeline.conversion import Job, Order
 
 
-def _read(received: queue.SimpleQueue[Any]) -> None:
+def _read(orders: BinaryIO, received: queue.SimpleQueue[Any]) -> None:
     """Pass on what the parent sends; its end, which closes the pipe, is this process's end."""
     while True:
         try:
-            received.put(pickle.load(sys.stdin.buffer))
+            received.put(pickle.load(orders))
         except EOFError:
             os._exit(0)
 
@@ -67,8 +66,11 @@ def main() -> None:
     faulthandler.enable()  # a crash in native code leaves its place in the log
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # Not sys.stdin: what a converter forks closes that, and would wait for the lock of the thread that reads it.
+    orders = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     received: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(received,), daemon=True).start()
+    threading.Thread(target=_read, args=(orders, received), daemon=True).start()
     order: Order = received.get()
     _use_own_scratch(order.folder / "artifacts")
     graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
