@@ -36,15 +36,20 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Measures what docs/results.md shows, keeps it in benchmarks/measured, and writes that page again.
+# Measures what docs/results.md and benchmarks/results.md show, keeps it in benchmarks/measured, and writes both pages again.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/streets_floor.py
 	$(BIN)/python benchmarks/vendor_int8.py
 	$(BIN)/python benchmarks/paper_speed.py
+	$(BIN)/python benchmarks/vendor_speed.py
+	$(BIN)/python benchmarks/decoder.py
+	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/floor.py
 	$(BIN)/python benchmarks/time_to_artifact.py
 	$(BIN)/edgekit run
 	$(BIN)/python benchmarks/results.py runs/spssn-streets
+	$(BIN)/python benchmarks/speed_page.py
 
 # Hours: what needs CamVid (CAMVID_ROOT) and trains. Goes on where it was stopped; `make bench` then shows it.
 bench-training: $(VENV)/.installed-dev

@@ -19,14 +19,14 @@ from measured import keep
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress
 from edgekit.core.registry import require
-from edgekit.core.values import Artifact, Recipe, Size
+from edgekit.core.values import Artifact, Size
 from edgekit.devices.environment import available_cores
 from edgekit.devices.local import Scope
 from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, shipped_names
 from edgekit.networks.subnormals import flush_subnormals
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact
+from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
 from edgekit.pipeline.commands import bench
 from edgekit.pipeline.run import default_size
 
@@ -44,8 +44,8 @@ def artifacts(checkpoint: Checkpoint, size: Size, folder: Path) -> list[Artifact
     calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
     return [
         make_artifact(
-            require(name), checkpoint, graph, Recipe(precision), size, calibration if precision == "int8" else None, folder,
-            "benchmarks/paper_speed.py", progress,
+            require(name), checkpoint, graph, recipe_for(require(name), precision, None, 1), size, calibration if precision == "int8" else None,
+            folder, "benchmarks/paper_speed.py", progress,
         )
         for name in TARGETS
         for precision in ("fp32", "int8")
@@ -118,7 +118,8 @@ def camvid(folder: Path) -> dict[str, dict[str, Any]]:
         calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
         progress = Progress(silent=True)
         made[name] = make_artifact(
-            require("openvino"), checkpoint, lazy_graph(checkpoint, size, progress), Recipe("int8"), size, calibration,
+            require("openvino"), checkpoint, lazy_graph(checkpoint, size, progress),
+            recipe_for(require("openvino"), "int8", None, 1), size, calibration,
             folder / name, "benchmarks/paper_speed.py", progress,
         )  # fmt: skip
     samples: dict[str, list[float]] = {name: [] for name in made}

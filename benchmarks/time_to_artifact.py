@@ -28,8 +28,9 @@ from edgekit.core.errors import EdgekitError
 from edgekit.core.files import write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target
-from edgekit.core.values import Recipe, Size
+from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.run import open_calibration, precisions_of
 from reports.statistics import bootstrap_ratio
@@ -179,7 +180,7 @@ def edgekit(size: Size, samples: int, folder: Path) -> list[tuple[float, str]]:
     stages = Stages()
     calibration = open_calibration("streets", None, samples, size)
     jobs = [
-        Job(name, Recipe(precision), calibration if precision == "int8" else None)
+        Job(name, recipe_for(load_target(name), precision, None, 1), calibration if precision == "int8" else None)
         for name in TARGETS
         for precision in precisions_of(load_target(name), None)
     ]

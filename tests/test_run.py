@@ -20,9 +20,9 @@ from seam import Done, call, edgekit, environment, files, own_network, partials,
 from edgekit.core import registry
 from edgekit.core.files import sha256_path
 from edgekit.core.progress import Progress
-from edgekit.core.values import Recipe, Size
+from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint
-from edgekit.pipeline.artifacts import lazy_graph, make_artifact
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
 from reports.document import validate
 
 OWN = (
@@ -478,8 +478,9 @@ def test_the_same_bytes_as_in_one_process(
 ) -> None:
     progress = Progress(silent=True)
     checkpoint, size = load_checkpoint(str(small_checkpoint)), Size(96, 160)
+    target = registry.load_target("openvino")
     made = make_artifact(
-        registry.load_target("openvino"), checkpoint, lazy_graph(checkpoint, size, progress), Recipe("fp32"), size, None,
+        target, checkpoint, lazy_graph(checkpoint, size, progress), recipe_for(target, "fp32", None, 1), size, None,
         tmp_path, "", progress,
     )  # fmt: skip
     manifest = json.loads((whole[0] / "artifacts" / made.folder.name / "manifest.json").read_text())

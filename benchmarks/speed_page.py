@@ -1,0 +1,184 @@
+"""Writes ``benchmarks/results.md``: speed, from what the benchmarks kept. No number on it is typed but the goals.
+
+Run: python benchmarks/speed_page.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from measured import kept
+from results import machine, percent, table
+
+from edgekit.core.files import write_text
+
+PAGE = Path(__file__).with_name("results.md")
+MEMORY_GOAL = 0.4
+LABELS_GOAL = 0.999
+
+
+def ratio(value: dict[str, float], digits: int = 2) -> str:
+    """A ratio with its interval."""
+    return f"{value['value']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def verdict(reached: bool) -> str:
+    """How a goal is answered."""
+    return "met" if reached else "**missed**"
+
+
+def against_vendors() -> list[str]:
+    """Frame to labels, edgekit's artifact and the vendor's default pipeline."""
+    document = kept("vendor_speed")
+    if not document:
+        return []
+    result = document["result"]
+    parts = [
+        "## Against the vendors' default pipelines",
+        f"`{result['checkpoint']}`, from a camera frame in memory to its full-size label map, on {machine(document)} (`benchmarks/vendor_speed.py`). "
+        "The vendor's side: the network with full-size logits through the vendor's converter and int8 tool with their defaults, frames "
+        "normalized in numpy, argmax in numpy; all cores on both sides. Ratio: median time of the vendor's pipeline over edgekit's, both "
+        f"open at once and taking turns in {result['rounds']} rounds, 95 % interval. Labels: share of pixels labelled as the unrewritten float "
+        "network does in PyTorch, on four frames. Memory: peak of the process, edgekit's over the vendor's.",
+    ]
+    for size in dict.fromkeys(row["size"] for row in result["rows"]):
+        rows = []
+        for row in (row for row in result["rows"] if row["size"] == size):
+            memory = row["edgekit_bytes"] / row["vendor_bytes"]
+            goals = []
+            if row["goal"] is not None:
+                goals.append(f"{row['goal']:g}x {verdict(row['ratio']['value'] >= row['goal'])}")
+                goals.append(f"memory {verdict(memory <= MEMORY_GOAL)}")
+                if row["precision"] == "fp32":
+                    goals.append(f"labels {verdict(row['agreement'] >= LABELS_GOAL)}")
+            rows.append(
+                [
+                    f"{row['family']}: {row['title']}", f"{row['vendor_ms']:.0f}", f"{row['edgekit_ms']:.0f}", ratio(row["ratio"]),
+                    "" if row["agreement"] is None else percent(row["agreement"]),
+                    f"{row['edgekit_bytes'] / 1e6:.0f} / {row['vendor_bytes'] / 1e6:.0f} MB ({100 * memory:.0f} %)", "; ".join(goals),
+                ]
+            )  # fmt: skip
+        header = ["pipeline", "vendor, ms", "edgekit, ms", "ratio", "labels, %", "memory", "goals"]
+        parts += [f"### {size}", table(header, rows)]
+    return parts
+
+
+def decoder() -> list[str]:
+    """Logits to labels."""
+    document = kept("decoder")
+    if not document:
+        return []
+    result = document["result"]
+    rows = []
+    for name, entry in result["maps"].items():
+        wall = {
+            way: sorted(samples["wall"])[len(samples["wall"]) // 2] for way, samples in entry["milliseconds"].items()
+        }
+        rows.append(
+            [
+                name,
+                f"{100 * entry['undecided']:.0f}",
+                *(f"{value:.2f}" for value in wall.values()),
+                f"{100 * entry['agreement']:.4f}",
+            ]
+        )
+    ways = list(next(iter(result["maps"].values()))["milliseconds"])
+    return [
+        "## The decoder",
+        f"Median ms from stride-8 logits to the label map, {result['path']}, on {machine(document)} (`benchmarks/decoder.py`). `drawn` are the "
+        "shipped network's logits for a street, `noise` the worst case, where every cell must be interpolated.",
+        table(["map", "cells to interpolate, %", *ways, "labels as torch's, %"], rows),
+    ]
+
+
+def harness() -> list[str]:
+    """The clock beside the vendors' tools."""
+    document = kept("harness")
+    if not document:
+        return []
+    result = document["result"]
+    rows = [
+        [
+            row["artifact"],
+            row["tool"],
+            f"{row['edgekit_ms']:.2f}",
+            f"{row['tool_ms']:.2f}",
+            ratio(row["ratio"], 3),
+            verdict(row["holds"]),
+        ]
+        for row in result["rows"]
+    ]
+    return [
+        "## Is the clock honest?",
+        f"The same artifacts at {result['size']} by `edgekit bench --scope graph` and by the vendor's own tool, in turns, "
+        f"{result['rounds']} rounds of {result['runs']} runs, on {machine(document)} (`benchmarks/harness.py`). The goal "
+        f"is {100 * result['goal']:.0f} %, or an interval that holds 1.",
+        table(["artifact", "tool", "edgekit, ms", "tool, ms", "ratio", "goal"], rows),
+    ]
+
+
+def time_to_artifact() -> list[str]:
+    """All artifacts of a run."""
+    document = kept("time_to_artifact")
+    if not document:
+        return []
+    result = document["result"]
+    rows = [
+        [
+            name,
+            ", ".join(f"{side['seconds']:.0f}" for side in taken),
+            f"{max(side['peak_bytes'] for side in taken) / 1e9:.1f}",
+        ]
+        for name, taken in result["sides"].items()
+    ]
+    return [
+        "## Time to all artifacts",
+        f"Every target, float and int8, at {result['size']} with {result['samples']} calibration frames on {result['cores']} cores "
+        f"(`benchmarks/time_to_artifact.py`, {machine(document)}). {result['without']}. The vendors take {ratio(result['ratio'])} times edgekit's "
+        "time; the goal is 2, and 8 GB.",
+        table(["side", "seconds, each round", "peak memory, GB"], rows),
+    ]
+
+
+def floor() -> list[str]:
+    """What the machine could do at best, and how far each engine is from it."""
+    document, speed = kept("floor"), kept("paper_speed")
+    if not document:
+        return []
+    result = document["result"]
+    rates = result["rates"]
+    parts = [
+        "## The floor",
+        "Operations over the rate of a large matrix product, and bytes (weights once, every map written once and read by each operation that "
+        f"reads it) over the bandwidth of a large copy, both measured on {machine(document)} (`benchmarks/floor.py`): "
+        + ", ".join(f"{name} {rates[name] / 1e9:.0f} G operations/s" for name in ("fp32", "bf16", "int8"))
+        + f", {rates['bytes'] / 1e9:.0f} GB/s. An engine that runs operation after operation can be below neither.",
+    ]
+    engines = [] if not speed else list(next(iter(speed["result"]["sizes"].values()))["graph"])
+    rows = []
+    for size, entry in result["sizes"].items():
+        for precision, floors in entry["floors"].items():
+            lowest = max(floors.values())
+            cells = []
+            for name in engines:
+                own = name.split()[-1] == precision and speed and size in speed["result"]["sizes"]
+                p50 = speed["result"]["sizes"][size]["graph"][name]["p50"] if own else None
+                cells.append("" if p50 is None else f"{p50:.0f} ({p50 / lowest:.1f}x)")
+            rows.append([size, precision, f"{floors['compute_ms']:.0f}", f"{floors['traffic_ms']:.0f}", *cells])
+    return [*parts, table(["size", "precision", "operations, ms", "bytes, ms", *engines], rows)]
+
+
+def main() -> None:
+    """Render the page from what is there."""
+    parts: list[Any] = [
+        "# Speed",
+        "Written by `make bench` from what is stored in `benchmarks/measured`. The machine is shared: read ratios, which were taken in turns.",
+        *against_vendors(), *decoder(), *harness(), *time_to_artifact(), *floor(),
+    ]  # fmt: skip
+    write_text(PAGE, "\n\n".join(parts) + "\n")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
