@@ -24,8 +24,6 @@ from edgekit.core.values import (
     Size,
     UInt8,
 )
-from edgekit.export.pixels import mean_colour, on_centred_pixels
-from edgekit.export.rewrites import split_max_pooling
 from edgekit.export.sizes import decision_size
 from targets.common import (
     centred_planes,
@@ -133,6 +131,9 @@ def _core(graph: DeployableGraph) -> Any:
     import openvino as ov
     import torch
 
+    from edgekit.export.pixels import on_centred_pixels
+    from edgekit.export.rewrites import split_max_pooling
+
     shape = [1, 3, graph.size.height, graph.size.width]
     module = on_centred_pixels(graph)
     split_max_pooling(module)  # a tenth of a bf16 graph's time on CPUs with AMX
@@ -147,7 +148,7 @@ class _Pass:
         self.graph = graph
 
     def __iter__(self) -> Iterator[Any]:
-        return centred_planes(self.batches, mean_colour(self.graph))
+        return centred_planes(self.batches, self.graph.normalization.mean_colour())
 
 
 def _quantize(core: Any, graph: DeployableGraph, batches: Batches) -> Any:
@@ -175,7 +176,7 @@ def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     frame = ops.parameter([1, graph.size.height, graph.size.width, 3], ov.Type.u8, name="frame")
     frame.output(0).get_tensor().set_names({"frame"})
     # In this order the plugin makes the transpose part of the first convolution's layout.
-    centred = ops.subtract(ops.convert(frame, "f32"), mean_colour(graph).reshape(1, 1, 1, 3))
+    centred = ops.subtract(ops.convert(frame, "f32"), graph.normalization.mean_colour().reshape(1, 1, 1, 3))
     planes = ops.transpose(centred, np.asarray([0, 3, 1, 2], np.int64))
     core.inputs[0].replace(planes.output(0))
     node = core.outputs[0].node.input_value(0)

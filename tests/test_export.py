@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.core.values import DeployableGraph, Normalization, Size
 from edgekit.export.graph import FrameToLabels, deployable, normalize, reference_labels
-from edgekit.export.pixels import mean_colour, on_bordered_pixels, on_centred_pixels
+from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
     apply_rewrites,
     drop_idle,
@@ -257,7 +257,7 @@ def check_pixel_forms(network: nn.Module, height: int, width: int, bordered: boo
     """Normalizing first, centred pixels and bordered raw pixels give the same."""
     graph = graph_of(network, height, width)
     frame = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
-    mean = torch.from_numpy(mean_colour(graph)).reshape(1, 3, 1, 1)
+    mean = torch.from_numpy(graph.normalization.mean_colour()).reshape(1, 3, 1, 1)
     pixels = frame.permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = network(normalize(frame, NORMALIZATION))

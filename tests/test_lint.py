@@ -510,7 +510,7 @@ class Conversion:
             if self.target.name == OPENVINO:
                 return np.array(inner.request.infer([self.frame])[0])
             if self.target.name == TFLITE:
-                return np.array(inner.interpreter.get_tensor(inner.output_index))
+                return np.array(inner.interpreter.get_tensor(inner.output_index)).transpose(0, 3, 1, 2)
             if self.target.name == COREML:
                 planes = torch.from_numpy(self.frame).permute(0, 3, 1, 2).float()
                 return np.array(inner._executor.run({"frame": planes})["logits"].numpy())

@@ -32,7 +32,8 @@ class Progress:
             except (OSError, ValueError, AttributeError):  # a test or a notebook without a real standard error
                 self._stream = sys.stderr
         self._terminal = self._stream is not None and self._stream.isatty()
-        self._shown = 0.0
+        # Elsewhere than in a terminal work that takes less than the interval needs no line of its own.
+        self._shown = 0.0 if self._terminal else time.monotonic()
         self._open_line = False
 
     def say(self, text: str) -> None:

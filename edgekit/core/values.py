@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgekit.core.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
+    import torch.fx
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -102,6 +102,10 @@ class Normalization:
         """Offset per channel, added after the factor: shape [3]."""
         return np.asarray([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
 
+    def mean_colour(self) -> Float32:
+        """The pixel values that become zero: shape [3]."""
+        return np.asarray([255.0 * m for m in self.mean], np.float32)
+
 
 Batches = Callable[[], Iterator[UInt8]]
 """Starts a fresh pass over calibration frames, each uint8 [1, H, W, 3] RGB. A bad frame raises; it never ends a pass."""
@@ -112,7 +116,7 @@ class DeployableGraph:
     """A network made ready for converters: static size, evaluation mode, exact rewrites applied.
 
     Attributes:
-        module: torch module, float32 [1, 3, H, W] normalized -> float32 [1, classes, h, w] logits.
+        module: ATen operations, float32 [1, 3, H, W] normalized -> float32 [1, classes, h, w] logits.
         size: input size.
         logits_size: h, w of the logits.
         class_names: names of the logits' channels.
@@ -121,7 +125,7 @@ class DeployableGraph:
         rewrites: the exact rewrites that were applied, in order.
     """
 
-    module: torch.nn.Module
+    module: torch.fx.GraphModule
     size: Size
     logits_size: Size
     class_names: tuple[str, ...]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError
 from edgekit.core.values import DeployableGraph, Normalization, OutputKind, Size
-from edgekit.export.pixels import mean_colour, on_centred_pixels
+from edgekit.export.pixels import on_centred_pixels
 from edgekit.export.rewrites import apply_rewrites
 from edgekit.export.sizes import decision_size
 from edgekit.networks.checkpoint import Checkpoint, load_network
@@ -147,7 +147,7 @@ class FrameToLabels(nn.Module):
         self.decision = decision_size(graph.size, output_stride)
         self.label_dtype = label_dtype
         shape = (1, 1, 1, 3) if channels_last else (1, 3, 1, 1)
-        self.register_buffer("mean_colour", torch.from_numpy(mean_colour(graph)).reshape(shape))
+        self.register_buffer("mean_colour", torch.from_numpy(graph.normalization.mean_colour()).reshape(shape))
 
     def forward(self, frame: Tensor) -> Tensor:
         x = frame.to(torch.float32) - cast(Tensor, self.mean_colour)

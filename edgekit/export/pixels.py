@@ -13,16 +13,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgekit.core.values import DeployableGraph, Float32, UInt8
+from edgekit.core.values import DeployableGraph, UInt8
 from edgekit.export.rewrites import add_constant, constant_tensor, drop_unused_constants, is_convolution, node_shape
 
 aten = torch.ops.aten
-
-
-def mean_colour(graph: DeployableGraph) -> Float32:
-    """The colour that normalization makes zero, in pixel values: float32 [3]."""
-    normalization = graph.normalization
-    return -normalization.offset() / normalization.scale()
 
 
 def on_centred_pixels(graph: DeployableGraph) -> GraphModule:
@@ -107,7 +101,7 @@ def on_bordered_pixels(graph: DeployableGraph) -> Bordered | None:
     if len(borders) != 1:
         return None
     top, bottom, left, right = borders.pop()
-    colour = torch.from_numpy(mean_colour(graph)).round().clamp(0, 255).to(torch.uint8).numpy()
+    colour = torch.from_numpy(graph.normalization.mean_colour()).round().clamp(0, 255).to(torch.uint8).numpy()
     return Bordered(_finished(module), top, bottom, left, right, colour)
 
 
@@ -116,7 +110,7 @@ _CONVOLUTION: tuple[Any, ...] = (None, [1, 1], [0, 0], [1, 1], 1)
 
 
 def _copy(graph: DeployableGraph) -> tuple[GraphModule, Node]:
-    module = copy.deepcopy(cast(GraphModule, graph.module))
+    module = copy.deepcopy(graph.module)
     (frame,) = (node for node in module.graph.nodes if node.op == "placeholder")
     return module, frame
 

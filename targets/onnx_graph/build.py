@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import Batches, DeployableGraph, Float32, Recipe, Size, UInt8
-from edgekit.export.pixels import Bordered, mean_colour, on_bordered_pixels, on_centred_pixels
+from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import split_max_pooling
 from edgekit.export.sizes import decision_size
 from targets.common import centred_planes, require_batches
@@ -40,7 +40,7 @@ def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, schem
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
     if bordered is None:
-        centred = centred_planes(frames, mean_colour(graph))
+        centred = centred_planes(frames, graph.normalization.mean_colour())
         core = _quantize(_centred_core(graph, False), centred, scheme, {})
         return _add_edges(core, graph, recipe, _centring(graph, False))
     raw = (_planes(_with_border(frame, bordered)).astype(np.float32) for frame in frames())
@@ -172,7 +172,7 @@ def _centring(graph: DeployableGraph, half: bool) -> _Edge:
     ]
     if half:
         nodes.append(helper.make_node("Cast", ["edge_centred"], [CORE_INPUT], to=TensorProto.FLOAT16))
-    return _Edge(nodes, {"edge_mean": mean_colour(graph).reshape(1, 3, 1, 1)})
+    return _Edge(nodes, {"edge_mean": graph.normalization.mean_colour().reshape(1, 3, 1, 1)})
 
 
 def _bordering(core: Any, graph: DeployableGraph, bordered: Bordered) -> _Edge:
