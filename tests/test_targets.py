@@ -131,6 +131,15 @@ def test_tflite_graph(make: Make) -> None:
     assert counts["TRANSPOSE"] == edges.count("TRANSPOSE") <= 2
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt"])
+def test_artifacts_do_not_say_where_they_were_made(name: str, make: Make) -> None:
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    contents = make(name, "fp32").model_path.read_bytes()
+    assert str(Path(torch.__file__).parents[1]).encode() not in contents
+    assert str(Path(__file__).parents[1]).encode() not in contents
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="on macOS Core ML itself runs")
 def test_reference_engines_say_so() -> None:
     for name in ("coreml", "tensorrt"):

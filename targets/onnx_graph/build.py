@@ -75,7 +75,16 @@ def _export(module: Any, size: Size, half: bool) -> Any:
     )  # fmt: skip
     if program is None:
         raise ConversionError("torch.onnx.export gave no program for this network")
-    return program.model_proto
+    model = program.model_proto
+    for part in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
+        del part.metadata_props[:]  # stack traces with the paths of this machine
+    return model
 
 
 @dataclass
