@@ -47,7 +47,12 @@ def centred_planes(batches: Batches, mean: Float32) -> Iterator[Float32]:
         mean: the mean colour, float32 [3].
     """
     for frame in batches():
-        yield np.ascontiguousarray((frame - mean).transpose(0, 3, 1, 2))
+        yield planes(frame - mean)
+
+
+def planes(frame: NDArray[Any]) -> NDArray[Any]:
+    """[1, H, W, 3] -> [1, 3, H, W], channels apart in memory too."""
+    return np.ascontiguousarray(frame.transpose(0, 3, 1, 2))
 
 
 def require_batches(recipe: Recipe, batches: Batches | None) -> Batches:

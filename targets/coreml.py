@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError
+from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError, first_line
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
 from edgekit.core.values import (
@@ -173,12 +173,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
             skip_model_load=True,
         )
     except Exception as error:  # the converter raises many types; each means that it cannot take this network
-        raise ConversionError(f"coremltools cannot convert the network: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+        raise ConversionError(f"coremltools cannot convert the network: {first_line(error)}") from error
 
 
 def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
@@ -222,7 +217,7 @@ def _quantized(model: Any, size: Size, batches: Batches) -> tuple[Any, int, tupl
             model = coreml.linear_quantize_activations(model, activations, sample_data=[])
         return coreml.linear_quantize_weights(model, weights), frames, last
     except Exception as error:  # its passes raise many types; each means that this program cannot be quantized
-        raise ConversionError(f"coremltools cannot quantize the program: {_first_line(error)}") from error
+        raise ConversionError(f"coremltools cannot quantize the program: {first_line(error)}") from error
 
 
 def _ranges(program: Any, size: Size, batches: Batches) -> tuple[Ranges, int]:
@@ -366,7 +361,7 @@ class _MacSession:
             try:
                 self._model = ct.models.MLModel(str(artifact.model_path), compute_units=ct.ComputeUnit.ALL)
             except Exception as error:  # Core ML's compiler reports through several types
-                raise ArtifactError(f"Core ML cannot load '{artifact.model_path}': {_first_line(error)}") from error
+                raise ArtifactError(f"Core ML cannot load '{artifact.model_path}': {first_line(error)}") from error
         self._image = importlib.import_module("PIL.Image")
         self._artifact = artifact
         self._last: Any = None

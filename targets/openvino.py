@@ -91,12 +91,12 @@ class OpenVINO:
         import openvino as ov
 
         core = ov.Core()
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads(options)}
+        properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads(options)}
         if artifact.precision != "fp16":
             # By default the plugin runs "f32" in bf16 on CPUs with AMX: a float row must be what its name says.
             # fp16 takes that default: the half precision this CPU is fast with, bf16 or f16, which the settings name.
-            settings["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = core.compile_model(artifact.model_path, "CPU", settings)
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = core.compile_model(artifact.model_path, "CPU", properties)
         settings = {
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
             "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),

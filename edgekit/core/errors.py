@@ -43,3 +43,9 @@ class BudgetError(EdgekitError):
     """A budget or a gate that the user set was not met; everything measured was kept."""
 
     exit_code = 4
+
+
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, as far as it fits into a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

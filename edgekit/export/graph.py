@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError
+from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, first_line
 from edgekit.core.values import DeployableGraph, Normalization, OutputKind, Size
 from edgekit.export.pixels import on_centred_pixels
 from edgekit.export.rewrites import apply_rewrites
@@ -112,11 +112,6 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
         checkpoint_sha256=checkpoint.sha256,
         rewrites=applied,
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error of somebody else's says, as far as it fits into a sentence."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class FrameToLabels(nn.Module):

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from edgekit.core.errors import EdgekitError
+from edgekit.core.errors import EdgekitError, first_line
 from edgekit.core.values import Size
-from edgekit.export.graph import Logits, export_aten, first_line
+from edgekit.export.graph import Logits, export_aten
 from edgekit.export.rewrites import apply_rewrites
 from edgekit.networks.subnormals import flush_subnormals
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from calibration.datasets import Split, resize_image
 from edgekit import __version__
-from edgekit.core.errors import ArtifactError, ConversionError, DataError, EdgekitError
+from edgekit.core.errors import ArtifactError, ConversionError, DataError, EdgekitError, first_line
 from edgekit.core.files import DISK_ERRORS, new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
@@ -182,10 +182,8 @@ def make_artifact(
         except Exception as error:  # converters raise anything; the user needs the cause and the log
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
-            lines = str(error).strip().splitlines()
-            cause = lines[0] if lines else type(error).__name__
             raise ConversionError(
-                f"{target.title} could not convert to {recipe.precision}: {cause} (its output is in {log})"
+                f"{target.title} could not convert to {recipe.precision}: {first_line(error)} (its output is in {log})"
             ) from error
         if not (temporary / converted.model).exists():
             raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")

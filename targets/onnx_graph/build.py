@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from edgekit.core.values import Batches, DeployableGraph, Float32, Recipe, Size,
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import split_max_pooling
 from edgekit.export.sizes import decision_size
-from targets.common import centred_planes, require_batches
+from targets.common import centred_planes, planes, require_batches
 
 OPSET = 19
 """Resize's semantics as of 19 and QuantizeLinear's as of 19 are what TensorRT 10 and ONNX Runtime both read."""
@@ -41,20 +41,13 @@ def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, schem
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
     if bordered is None:
         centred = centred_planes(frames, graph.normalization.mean_colour())
-        core = _quantize(_centred_core(graph, False), centred, scheme, {})
+        core = _quantize(_centred_core(graph, False), centred, scheme)
         return _add_edges(core, graph, recipe, _centring(graph, False))
-    raw = (_planes(_with_border(frame, bordered)).astype(np.float32) for frame in frames())
-    overrides = {
-        CORE_INPUT: [
-            {"quant_type": _quant_type("QUInt8"), "scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
-        ]
-    }
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
-    height, width = (
-        graph.size.height + bordered.top + bordered.bottom,
-        graph.size.width + bordered.left + bordered.right,
-    )
-    core = _quantize(_export(bordered.module, Size(height, width), False), raw, scheme, overrides)
+    raw = (planes(_with_border(frame, bordered)).astype(np.float32) for frame in frames())
+    height = bordered.top + graph.size.height + bordered.bottom
+    width = bordered.left + graph.size.width + bordered.right
+    core = _quantize(_export(bordered.module, Size(height, width), False), raw, scheme, raw_pixels=True)
     return _add_edges(core, graph, recipe, _bordering(core, graph, bordered))
 
 
@@ -102,10 +95,6 @@ class _Reader:
         return {CORE_INPUT: frame}
 
 
-def _planes(frame: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(frame.transpose(0, 3, 1, 2))
-
-
 def _with_border(frame: UInt8, bordered: Bordered) -> UInt8:
     """The frame in its border: uint8 [1, top + H + bottom, left + W + right, 3]."""
     _, height, width, _ = frame.shape
@@ -115,24 +104,21 @@ def _with_border(frame: UInt8, bordered: Bordered) -> UInt8:
     return whole
 
 
-def _quant_type(name: str) -> Any:
-    from onnxruntime.quantization import QuantType
-
-    return QuantType[name]
-
-
-def _quantize(model: Any, inputs: Iterator[Float32], scheme: Scheme, overrides: Mapping[str, Any]) -> Any:
+def _quantize(model: Any, inputs: Iterator[Float32], scheme: Scheme, raw_pixels: bool = False) -> Any:
     """Int8 by ONNX Runtime's tool, calibrated with the core's inputs.
 
     Args:
-        overrides: quantization that is known beforehand, by tensor.
+        raw_pixels: the inputs are bytes, whose quantization is known: scale 1, zero point 0.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     CalibrationDataReader.register(_Reader)
     reader = _Reader(inputs)
-    options: dict[str, Any] = {"WeightSymmetric": True, "TensorQuantOverrides": dict(overrides)}
+    options: dict[str, Any] = {"WeightSymmetric": True}
+    if raw_pixels:
+        byte = {"quant_type": QuantType.QUInt8, "scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
+        options["TensorQuantOverrides"] = {CORE_INPUT: [byte]}
     if scheme == "symmetric":
         # TensorRT: signed, zero point 0, bias in float, nothing between a convolution and its ReLU or sum.
         options |= {
@@ -160,11 +146,15 @@ QUANTIZED_BY_ONNXRUNTIME = ["Conv", "ConvTranspose", "Gemm", "Add", "MaxPool", "
 
 @dataclass(frozen=True)
 class _Edge:
-    """Operations from the frame to the core, with their constants; ``core`` is the core's graph behind them."""
+    """Operations from the frame to the core, with their constants.
+
+    Attributes:
+        replaced: a node of the core that they stand for.
+    """
 
     nodes: list[Any]
     constants: dict[str, NDArray[Any]]
-    core: list[Any] | None = None
+    replaced: Any = None
 
 
 def _centring(graph: DeployableGraph, half: bool) -> _Edge:
@@ -206,7 +196,7 @@ def _bordering(core: Any, graph: DeployableGraph, bordered: Bordered) -> _Edge:
         node for node in core.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == CORE_INPUT
     )
     nodes.append(helper.make_node("Transpose", [last], [quantizing.output[0]], perm=[0, 3, 1, 2]))
-    return _Edge(nodes, constants, [node for node in core.graph.node if node is not quantizing])
+    return _Edge(nodes, constants, quantizing)
 
 
 def _add_edges(model: Any, graph: DeployableGraph, recipe: Recipe, edge: _Edge) -> Any:
@@ -251,7 +241,7 @@ def _add_edges(model: Any, graph: DeployableGraph, recipe: Recipe, edge: _Edge) 
         after.append(helper.make_node("Cast", [last], ["labels"], to=TensorProto.UINT8))
         outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, height, width])]
     whole = helper.make_graph(
-        [*edge.nodes, *(core.node if edge.core is None else edge.core), *after],
+        [*edge.nodes, *(node for node in core.node if node is not edge.replaced), *after],
         "edgekit",
         [helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, height, width, 3])],
         outputs,
