@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edgekit run --frames 24 --samples 16
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 # What CI holds the code to.
 check: $(VENV)/.installed-dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,12 +68,12 @@ class OpenVINO:
 
         NNCF over the whole frame-to-labels graph gives a model that the CPU plugin cannot compile.
         """
-        import openvino as ov
-
+        ov = _openvino()
         size = graph.size
-        core = _core(graph).clone()
-        if recipe.precision == "int8":
-            core = _quantize(core, graph, require_batches(recipe, batches))
+        with _without_telemetry():
+            core = _core(graph).clone()
+            if recipe.precision == "int8":
+                core = _quantize(core, graph, require_batches(recipe, batches))
         model = _add_edges(core, graph, recipe)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
         quantized = recipe.precision == "int8"
@@ -88,8 +89,7 @@ class OpenVINO:
     @contextmanager
     def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[OpenVINOSession]:
         """See :class:`edgekit.Target`."""
-        import openvino as ov
-
+        ov = _openvino()
         core = ov.Core()
         properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads(options)}
         if artifact.precision != "fp16":
@@ -125,10 +125,34 @@ class OpenVINOSession:
         self.request.infer()
 
 
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep OpenVINO and NNCF from reporting their use to their makers; nobody asked edgekit to.
+
+    They report imports and conversions unless the user opted out, or where ``CI`` says that nobody is there, and they do
+    so from a fork of this process, which with the threads it has by then may hang and hold its streams open.
+    """
+    given = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = given
+
+
+def _openvino() -> Any:
+    """The package; its first import would report itself."""
+    with _without_telemetry():
+        import openvino
+    return openvino
+
+
 @lru_cache(maxsize=1)
 def _core(graph: DeployableGraph) -> Any:
     """The core as an OpenVINO model, converted once for all precisions; users clone it, since edges are added in place."""
-    import openvino as ov
     import torch
 
     from edgekit.export.pixels import on_centred_pixels
@@ -137,7 +161,7 @@ def _core(graph: DeployableGraph) -> Any:
     shape = [1, 3, graph.size.height, graph.size.width]
     module = on_centred_pixels(graph)
     split_max_pooling(module)  # a tenth of a bf16 graph's time on CPUs with AMX
-    return ov.convert_model(module, example_input=torch.zeros(*shape), input=shape)
+    return _openvino().convert_model(module, example_input=torch.zeros(*shape), input=shape)
 
 
 class _Pass:
@@ -170,7 +194,8 @@ def _quantize(core: Any, graph: DeployableGraph, batches: Batches) -> Any:
 def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     """Frame in, labels or logits out, around the core."""
     import numpy as np
-    import openvino as ov
+
+    ov = _openvino()
     from openvino import opset13 as ops
 
     frame = ops.parameter([1, graph.size.height, graph.size.width, 3], ov.Type.u8, name="frame")

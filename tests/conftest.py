@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from edgekit.networks.checkpoint import SHIPPED_FOLDER, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 
 torch.set_num_threads(1)
+# Tests call vendors' tools directly too: those report every conversion to their makers, from a fork of this process.
+os.environ["CI"] = "true"
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _frames(count: int, height: int, width: int, split: str = "val") -> list[Frame]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -75,7 +74,6 @@ def start(*arguments: object, cwd: Path, env: Mapping[str, str]) -> subprocess.P
     return subprocess.Popen(
         [sys.executable, "-m", "edgekit", *map(str, arguments)], cwd=cwd, env=dict(env), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
     )  # fmt: skip
 
 
