@@ -18,10 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import vendor_tools as tools
 from measured import keep
 
 from calibration.datasets import open_split, resize_image
@@ -58,6 +59,7 @@ class Stopwatch:
 def vendors(size: Size, samples: int, folder: Path) -> dict[str, float]:
     """Every converter in turn, as its documentation calls it; returns seconds by stage."""
     watch = Stopwatch()
+    import openvino
     import torch
 
     from edgekit.export.graph import Logits, normalize
@@ -74,94 +76,23 @@ def vendors(size: Size, samples: int, folder: Path) -> dict[str, float]:
             yield normalize(frame, checkpoint.normalization).numpy()
 
     watch.stop("torch and the network")
-    _coreml(network, example, folder)
+    tools.to_coreml(network, example, folder / "model.mlpackage")
     watch.stop("Core ML fp16")
-    model = _litert(network, example, folder)
+    tools.to_tflite(network, example, folder / "model.tflite")
     watch.stop("TFLite fp32")
-    _ai_edge_quantizer(model, frames, folder)
+    tools.quantize_tflite(folder / "model.tflite", frames(), folder / "int8.tflite")
     watch.stop("TFLite int8")
-    model = _openvino(network, example, folder)
+    model = tools.to_openvino(network, example)
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     watch.stop("OpenVINO fp32")
-    _nncf(model, frames, folder)
+    openvino.save_model(tools.quantize_openvino(model, frames()), folder / "int8.xml")
     watch.stop("OpenVINO int8")
     for title, symmetric in (("ONNX Runtime", False), ("TensorRT", True)):
-        _onnx(network, example, folder)
+        tools.to_onnx(network, example, folder / "model.onnx")
         watch.stop(f"{title} {'fp32, for fp16' if symmetric else 'fp32'}")
-        _quantize_static(frames, folder, symmetric)
+        tools.quantize_onnx(folder / "model.onnx", frames(), folder / "int8.onnx", symmetric)
         watch.stop(f"{title} int8")
     return watch.seconds
-
-
-def _coreml(network: Any, example: Any, folder: Path) -> None:
-    import coremltools
-    import torch
-
-    traced = torch.jit.trace(network, example)  # type: ignore[no-untyped-call]
-    model = coremltools.convert(
-        traced, inputs=[coremltools.TensorType(shape=example.shape)], minimum_deployment_target=coremltools.target.iOS17
-    )
-    model.save(str(folder / "model.mlpackage"))
-
-
-def _litert(network: Any, example: Any, folder: Path) -> str:
-    import litert_torch
-
-    path = str(folder / "model.tflite")
-    litert_torch.convert(network, (example,)).export(path)
-    return path
-
-
-def _ai_edge_quantizer(model: str, frames: Callable[[], Iterator[Any]], folder: Path) -> None:
-    from ai_edge_quantizer import quantizer, recipe
-
-    tool = quantizer.Quantizer(model, recipe.static_wi8_ai8())
-    ranges = tool.calibrate({"serving_default": [{"args_0": frame} for frame in frames()]})
-    tool.quantize(ranges).export_model(str(folder / "int8.tflite"))
-
-
-def _openvino(network: Any, example: Any, folder: Path) -> Any:
-    import openvino
-
-    model = openvino.convert_model(network, example_input=example, input=list(example.shape))
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    return model
-
-
-def _nncf(model: Any, frames: Callable[[], Iterator[Any]], folder: Path) -> None:
-    import nncf
-    import openvino
-
-    openvino.save_model(nncf.quantize(model, nncf.Dataset(list(frames()))), folder / "int8.xml")
-
-
-def _onnx(network: Any, example: Any, folder: Path) -> None:
-    import torch
-
-    torch.onnx.export(
-        network, (example,), str(folder / "model.onnx"), input_names=["input"], dynamo=True, external_data=False
-    )
-
-
-def _quantize_static(frames: Callable[[], Iterator[Any]], folder: Path, symmetric: bool) -> None:
-    """With defaults, or signed and symmetric without quantized biases, which is what TensorRT's parser takes."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no type information
-        def __init__(self) -> None:
-            self.frames = frames()
-
-        def get_next(self) -> dict[str, Any] | None:
-            frame = next(self.frames, None)
-            return None if frame is None else {"input": frame}
-
-    options: dict[str, Any] = {}
-    if symmetric:
-        options = {
-            "activation_type": QuantType.QInt8,
-            "weight_type": QuantType.QInt8,
-            "extra_options": {"ActivationSymmetric": True, "QuantizeBias": False},
-        }
-    quantize_static(folder / "model.onnx", folder / "int8.onnx", Reader(), **options)
 
 
 class Stages(Progress):

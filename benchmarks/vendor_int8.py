@@ -11,10 +11,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+import vendor_tools as tools
 from measured import keep
 
 from calibration.datasets import Split, open_split
@@ -37,39 +37,21 @@ def normalized(split: Split, checkpoint: Checkpoint) -> Iterator[np.ndarray]:
 
 
 def nncf_default(network: torch.nn.Module, frames: list[np.ndarray]) -> Logitizer:
-    """ov.convert_model, nncf.quantize with no options, the CPU plugin's defaults."""
-    import nncf
+    """nncf.quantize with no options, the CPU plugin's defaults."""
     import openvino as ov
 
-    model = ov.convert_model(network, example_input=torch.from_numpy(frames[0]))
-    compiled = ov.compile_model(nncf.quantize(model, nncf.Dataset(frames)), "CPU")
+    model = tools.quantize_openvino(tools.to_openvino(network, torch.from_numpy(frames[0])), frames)
+    compiled = ov.compile_model(model, "CPU")
     return lambda frame: compiled(frame)[0]
 
 
 def onnxruntime_default(network: torch.nn.Module, frames: list[np.ndarray], folder: Path) -> Logitizer:
-    """torch.onnx.export, quantize_static with no options."""
+    """quantize_static with no options, the CPU provider's defaults."""
     import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no type information
-        def __init__(self) -> None:
-            self.frames = iter(frames)
-
-        def get_next(self) -> dict[str, Any] | None:
-            frame = next(self.frames, None)
-            return None if frame is None else {"input": frame}
 
     source, result = folder / "float.onnx", folder / "int8.onnx"
-    torch.onnx.export(
-        network,
-        (torch.from_numpy(frames[0]),),
-        str(source),
-        input_names=["input"],
-        dynamo=True,
-        verbose=False,
-        external_data=False,
-    )
-    quantize_static(source, result, Reader())
+    tools.to_onnx(network, torch.from_numpy(frames[0]), source)
+    tools.quantize_onnx(source, iter(frames), result)
     session = onnxruntime.InferenceSession(str(result), providers=["CPUExecutionProvider"])
     return lambda frame: session.run(None, {"input": frame})[0]
 

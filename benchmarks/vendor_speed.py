@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,16 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
+import vendor_tools as tools
 from full_size import FullSize
 from measured import keep
 from torch import nn
+from vendor_worker import normalized
 
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import require
 from edgekit.core.values import Artifact, Float32, Precision, SessionOptions, Size, UInt8
 from edgekit.devices.environment import available_cores
-from edgekit.devices.local import WORKER, Worker
+from edgekit.devices.local import Worker
 from edgekit.export.graph import Logits
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
 from edgekit.pipeline.accuracy import pytorch_labeller
@@ -64,16 +65,20 @@ FAMILIES: dict[str, tuple[Pair, ...]] = {
     ),
     "tflite": (Pair("float", "fp32", "float", 2.0), Pair("int8", "int8", "int8", 3.0)),
     "onnxruntime": (Pair("float", "fp32", "float", 2.5), Pair("int8", "int8", "int8", 2.5)),
+    # PyTorch has no artifact of edgekit's: those of the fastest runtime here stand beside it.
+    "pytorch": (
+        Pair("eager, beside OpenVINO f32", "fp32", "eager"),
+        Pair("eager, beside OpenVINO int8", "int8", "eager"),
+        Pair("compiled, beside OpenVINO f32", "fp32", "compiled"),
+        Pair("compiled, beside OpenVINO int8", "int8", "compiled"),
+    ),
 }
-PYTORCH = ("eager", "compiled")
 
 
 def inputs(checkpoint: Checkpoint, frames: list[UInt8]) -> Iterator[Float32]:
     """Frames as the network takes them: float32 [1, 3, H, W]."""
     mean, std = (np.asarray(part, np.float32) for part in (checkpoint.normalization.mean, checkpoint.normalization.std))
-    for frame in frames:
-        x = (frame.astype(np.float32) / 255.0 - mean) / std
-        yield np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32)
+    return (normalized(frame, mean, std) for frame in frames)
 
 
 def describe(folder: Path, checkpoint: Checkpoint, kind: str, options: dict[str, Any] | None = None) -> Path:
@@ -85,14 +90,12 @@ def describe(folder: Path, checkpoint: Checkpoint, kind: str, options: dict[str,
 
 
 def vendor_openvino(network: nn.Module, checkpoint: Checkpoint, frames: list[UInt8], folder: Path) -> dict[str, Path]:
-    """ov.convert_model, ov.save_model, nncf.quantize, compile_model, all with their defaults."""
-    import nncf
+    """convert_model, save_model, nncf.quantize, compile_model."""
     import openvino as ov
 
     made = {}
-    example = next(inputs(checkpoint, frames))
-    model = ov.convert_model(network, example_input=torch.from_numpy(example), input=list(example.shape))
-    quantized = nncf.quantize(model, nncf.Dataset(list(inputs(checkpoint, frames))))
+    model = tools.to_openvino(network, torch.from_numpy(next(inputs(checkpoint, frames))))
+    quantized = tools.quantize_openvino(model, inputs(checkpoint, frames))
     for name, entry in (("float", model), ("int8", quantized)):
         for precision, options in (("default", {}), ("f32", {"INFERENCE_PRECISION_HINT": "f32"})):
             place = folder / f"{name}-{precision}"
@@ -105,17 +108,11 @@ def vendor_openvino(network: nn.Module, checkpoint: Checkpoint, frames: list[UIn
 
 def vendor_tflite(network: nn.Module, checkpoint: Checkpoint, frames: list[UInt8], folder: Path) -> dict[str, Path]:
     """litert_torch.convert, ai-edge-quantizer's static recipe, the Interpreter."""
-    import litert_torch
-    from ai_edge_quantizer import quantizer, recipe
-
     place, other = folder / "float", folder / "int8"
     place.mkdir()
     other.mkdir()
-    example = torch.from_numpy(next(inputs(checkpoint, frames)))
-    litert_torch.convert(network, (example,)).export(str(place / "model.tflite"))
-    tool = quantizer.Quantizer(str(place / "model.tflite"), recipe.static_wi8_ai8())
-    data = {"serving_default": [{"args_0": x} for x in inputs(checkpoint, frames)]}
-    tool.quantize(tool.calibrate(data)).export_model(str(other / "model.tflite"))
+    tools.to_tflite(network, torch.from_numpy(next(inputs(checkpoint, frames))), place / "model.tflite")
+    tools.quantize_tflite(place / "model.tflite", inputs(checkpoint, frames), other / "model.tflite")
     return {"float": describe(place, checkpoint, "tflite"), "int8": describe(other, checkpoint, "tflite")}
 
 
@@ -123,31 +120,18 @@ def vendor_onnxruntime(
     network: nn.Module, checkpoint: Checkpoint, frames: list[UInt8], folder: Path
 ) -> dict[str, Path]:
     """torch.onnx.export, quantize_static, InferenceSession."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]  # the package has no type information
-        def __init__(self) -> None:
-            self.frames = inputs(checkpoint, frames)
-
-        def get_next(self) -> dict[str, Any] | None:
-            frame = next(self.frames, None)
-            return None if frame is None else {"input": frame}
-
     place, other = folder / "float", folder / "int8"
     place.mkdir()
     other.mkdir()
-    example = torch.from_numpy(next(inputs(checkpoint, frames)))
-    torch.onnx.export(
-        network, (example,), str(place / "model.onnx"), input_names=["input"], dynamo=True, verbose=False, external_data=False
-    )  # fmt: skip
-    quantize_static(place / "model.onnx", other / "model.onnx", Reader())
+    tools.to_onnx(network, torch.from_numpy(next(inputs(checkpoint, frames))), place / "model.onnx")
+    tools.quantize_onnx(place / "model.onnx", inputs(checkpoint, frames), other / "model.onnx")
     return {"float": describe(place, checkpoint, "onnxruntime"), "int8": describe(other, checkpoint, "onnxruntime")}
 
 
-def vendor_pytorch(network: nn.Module, checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
+def vendor_pytorch(network: nn.Module, checkpoint: Checkpoint, frames: list[UInt8], folder: Path) -> dict[str, Path]:
     """The module as it is."""
     made = {}
-    for name in PYTORCH:
+    for name in ("eager", "compiled"):
         place = folder / name
         place.mkdir()
         torch.save(network, place / "model.pt")
@@ -155,7 +139,12 @@ def vendor_pytorch(network: nn.Module, checkpoint: Checkpoint, folder: Path) -> 
     return made
 
 
-VENDORS = {"openvino": vendor_openvino, "tflite": vendor_tflite, "onnxruntime": vendor_onnxruntime}
+VENDORS = {
+    "openvino": vendor_openvino,
+    "tflite": vendor_tflite,
+    "onnxruntime": vendor_onnxruntime,
+    "pytorch": vendor_pytorch,
+}
 
 
 def interleaved(workers: dict[str, Worker], rounds: int) -> dict[str, list[list[float]]]:
@@ -174,15 +163,13 @@ def measured(
 ) -> dict[str, dict[str, Any]]:
     """Rounds, peak memory and settings of all pipelines; edgekit's are named ``edgekit <precision>``."""
     workers: dict[str, Worker] = {}
-    paths = f"{Path(__file__).resolve().parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    os.environ["PYTHONPATH"] = paths
     try:
         for name, folder in vendors.items():
             title = f"vendor {name}"
             workers[title] = Worker(folder, title, frames, available_cores(), "frame-to-labels", log, VENDOR_WORKER)
         for name, artifact in artifacts.items():
             title = f"edgekit {name}"
-            workers[title] = Worker(artifact.folder, title, frames, None, "frame-to-labels", log, WORKER)
+            workers[title] = Worker(artifact.folder, title, frames, None, "frame-to-labels", log)
         taken = interleaved(workers, rounds)
         result = {}
         for name, worker in workers.items():
@@ -238,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", default=SIZES)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--families", default="openvino,tflite,onnxruntime,pytorch")
+    parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--checkpoint", default="spssn-streets")
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
@@ -261,16 +248,10 @@ def main() -> None:
                 (folder / "vendor").mkdir()
                 np.save(folder / "frames.npy", np.concatenate(test))
                 network = FullSize(Logits(load_network(checkpoint), len(checkpoint.class_names))).eval()
-                # PyTorch has no artifact of edgekit's: the fastest that runs here stands beside it.
                 target = require("openvino" if family == "pytorch" else family)
-                precisions: tuple[Precision, ...] = tuple(
-                    dict.fromkeys(pair.precision for pair in FAMILIES[target.name])
-                )
+                precisions = dict.fromkeys(pair.precision for pair in FAMILIES[family])
                 with noise_to(folder / "log"):
-                    if family == "pytorch":
-                        vendors = vendor_pytorch(network, checkpoint, folder / "vendor")
-                    else:
-                        vendors = VENDORS[family](network, checkpoint, calibration_frames, folder / "vendor")
+                    vendors = VENDORS[family](network, checkpoint, calibration_frames, folder / "vendor")
                     artifacts = {
                         precision: make_artifact(
                             target, checkpoint, graph, recipe_for(target, precision, None, 1), size,
@@ -281,41 +262,8 @@ def main() -> None:
                 gc.collect()
                 result = measured(vendors, artifacts, folder / "frames.npy", arguments.rounds, folder / "log")
                 agreements = {precision: agreement(made, test, expected) for precision, made in artifacts.items()}
-            if family == "pytorch":
-                rows += against_pytorch(result, size)
-            else:
-                rows += compared(family, result, agreements, size)
+            rows += compared(family, result, agreements, size)
             keep("vendor_speed", {"checkpoint": checkpoint.name, "rounds": arguments.rounds, "rows": rows})
-
-
-def against_pytorch(result: dict[str, dict[str, Any]], size: Size) -> list[dict[str, Any]]:
-    """PyTorch on this machine beside edgekit's OpenVINO artifacts."""
-    rows = []
-    for name in PYTORCH:
-        for precision in ("fp32", "int8"):
-            own, vendor = result[f"edgekit {precision}"], result[f"vendor {name}"]
-            ratio = bootstrap_ratio(vendor["rounds_ms"], own["rounds_ms"])
-            rows.append(
-                {
-                    "family": "pytorch",
-                    "title": f"{name}, beside OpenVINO {precision}",
-                    "size": str(size),
-                    "precision": precision,
-                    "edgekit_ms": float(np.median(np.concatenate(own["rounds_ms"]))),
-                    "vendor_ms": float(np.median(np.concatenate(vendor["rounds_ms"]))),
-                    "ratio": {"value": ratio.value, "low": ratio.low, "high": ratio.high},
-                    "goal": None,
-                    "agreement": None,
-                    "edgekit_bytes": own["peak_rss_bytes"],
-                    "vendor_bytes": vendor["peak_rss_bytes"],
-                    "settings": {"edgekit": own["settings"], "vendor": vendor["settings"]},
-                }
-            )
-            print(
-                f"{size} pytorch {rows[-1]['title']}: {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]",
-                flush=True,
-            )
-    return rows
 
 
 if __name__ == "__main__":

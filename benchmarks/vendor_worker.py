@@ -19,6 +19,12 @@ from edgekit.core.values import Float32, UInt8
 from edgekit.devices.worker import main
 
 
+def normalized(frame: UInt8, mean: Float32, std: Float32) -> Float32:
+    """uint8 [1, H, W, 3] -> float32 [1, 3, H, W], as users write it."""
+    x = (frame.astype(np.float32) / 255.0 - mean) / std
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32)
+
+
 @dataclass
 class Pipeline:
     """Normalization, the vendor's model, argmax.
@@ -40,8 +46,7 @@ class Pipeline:
 
     def run(self, frame: UInt8) -> UInt8:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
-        x = (frame.astype(np.float32) / 255.0 - self.mean) / self.std
-        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32)
+        x = normalized(frame, self.mean, self.std)
         if self.dtype != np.float32:
             x = np.clip(np.round(x / self.scale) + self.zero_point, -128, 127).astype(self.dtype)
         self.last = x
