@@ -27,6 +27,7 @@ from edgekit.export.rewrites import (
     pooling_matrix,
     replace_adaptive_pooling,
     split_max_pooling,
+    sum_before_resizing,
 )
 from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.networks.fast_scnn import FastSCNN
@@ -229,6 +230,7 @@ def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: in
             (drop_idle, ("dropout",)),
             (fold_batch_norm, ("batch_norm",)),
             (replace_adaptive_pooling, ("adaptive_avg_pool",)),
+            (sum_before_resizing, ()),
             (split_max_pooling, ()),
         ):
             before = operations(module)
@@ -326,6 +328,49 @@ def test_large_maxima_are_taken_in_two_steps(
     module = exported(network, x)
     assert split_max_pooling(module) == (min(kernel) >= 4)
     assert torch.equal(module(x), network(x))
+
+
+class Sums(nn.Module):
+    """Sums of resizes of every kind; ``resizes`` of their result are left."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        small, other, tiny = x[..., ::2, ::2], x.neg()[..., 1::2, 1::2].exp(), x[..., ::4, ::4]
+        size = x.shape[2:]
+
+        def up(y: Tensor, corners: bool = False) -> Tensor:
+            return F.interpolate(y, size=size, mode="bilinear", align_corners=corners)
+
+        if self.form == "chain":  # two of one size and one of another between other terms
+            return x + up(small) + x.exp() + (up(tiny) + (up(other) - 1) * 2 + up(other)) + up(tiny.exp())
+        if self.form == "corners":
+            return up(small, True) + up(other, True) + up(small.exp()) + x
+        if self.form == "twice":  # the same resize, and a sum that others read
+            y = up(small)
+            z = y + y + up(other)
+            return z + z + up(small.exp()) + z.exp()
+        if self.form == "weighted":
+            return torch.add(up(small), up(other), alpha=2) + 1
+        return up(small[:, :1]) + up(other)  # one is broadcast
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    form=st.sampled_from([("chain", 3), ("corners", 2), ("twice", 3), ("weighted", 2), ("broadcast", 2)]),
+    height=st.integers(2, 9), width=st.integers(2, 9),
+)  # fmt: skip
+def test_resizes_are_summed_before_they_are_made(form: tuple[str, int], height: int, width: int) -> None:
+    x = torch.randn(1, 2, 4 * height, 4 * width)
+    network = Sums(form[0]).eval()
+    module = exported(network, x)
+    assert bool(sum_before_resizing(module)) == (form[0] in ("chain", "corners"))
+    module.graph.lint()
+    module.recompile()
+    torch.testing.assert_close(module(x), network(x), rtol=1e-5, atol=1e-5)
+    assert operations(module).count("aten.upsample_bilinear2d.vec") == form[1]
 
 
 def make(own: Any, tmp_path: Path, factory: str, classes: int = 5, seed: int = 0) -> tuple[Any, nn.Module]:

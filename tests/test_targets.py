@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from calibration.datasets import open_split
 from edgekit import check_target
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
-from edgekit.core.values import Artifact, Precision, Recipe, SessionOptions, Size
+from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size
 from edgekit.decoder import HEADER
 from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
@@ -173,6 +174,72 @@ else:
     openvino.convert_model(network, example_input=torch.zeros(1, 3, 64, 64))
 print(len(sent))
 """
+
+
+class First(nn.Module):
+    """A first convolution, its ReLU, and logits."""
+
+    def __init__(self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int):
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, kernel, stride, padding, dilation)
+        self.head = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.relu(self.first(x)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "dilation", "width", "rows", "folded"),
+    [
+        (32, (3, 3), (2, 2), 1, 1, 48, True, True),
+        (16, (5, 4), (1, 1), 2, 1, 47, True, True),  # four columns of the output at once, an even kernel
+        (20, (1, 7), (2, 3), 0, 1, 52, True, True),  # three at once would leave one over
+        (8, (3, 3), (2, 2), 1, 1, 49, True, True),  # a width that 2 does not divide
+        (24, (2, 2), (3, 3), 0, 1, 48, True, True),  # a stride beyond the kernel
+        (16, (3, 3), (1, 1), 2, 2, 40, False, False),  # dilated
+        (64, (3, 3), (2, 2), 1, 1, 48, True, False),  # wide enough as it is
+        (31, (3, 3), (2, 2), 1, 1, 46, True, False),  # 23 columns do not divide by two
+    ],
+)
+def test_onnxruntime_reads_the_frame_as_it_lies(
+    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int, width: int, rows: bool,
+    folded: bool, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In float, planes need not be made; in int8 several columns at once give the same integers as one by one."""
+    if (sentence := missing("onnxruntime")) is not None:
+        pytest.skip(sentence)
+    import onnxruntime
+
+    from targets.onnx_graph import edges
+    from targets.onnx_graph.build import build
+
+    torch.manual_seed(width)
+    network = First(channels, kernel, stride, padding, dilation).eval()
+    example = torch.zeros(1, 3, 22, width)
+    program = torch.export.export(network, (example,)).run_decompositions({})
+    module = torch.fx.GraphModule(program.module(check_guards=False), program.module(check_guards=False).graph)
+    names = ("a", "b", "c", "d")
+    shape = network(example).shape
+    graph = DeployableGraph(module, Size(22, width), Size(shape[2], shape[3]), names, Normalization(), "")
+    frame = np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8)
+
+    def logits(precision: Precision) -> tuple[np.ndarray, Counter[str]]:
+        model = build(graph, Recipe(precision, output="logits"), lambda: iter([frame]), "asymmetric")
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return session.run(None, {"frame": frame})[0], Counter(node.op_type for node in model.graph.node)
+
+    found, operations = logits("fp32")
+    expected = network(normalize(torch.from_numpy(frame), graph.normalization)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert ("Transpose" not in operations) == rows
+    together, operations = logits("int8")
+    assert ("Reshape" in operations) == folded
+    monkeypatch.setattr(edges, "FOLDED_CHANNELS", 0)
+    one_by_one, operations = logits("int8")
+    assert "Reshape" not in operations
+    assert np.array_equal(together, one_by_one)
+    assert np.abs(together - expected).max() < 0.1 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("by", ["edgekit", "OpenVINO itself"])

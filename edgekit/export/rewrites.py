@@ -153,6 +153,70 @@ def replace_adaptive_pooling(module: GraphModule) -> int:
     return count
 
 
+def sum_before_resizing(module: GraphModule) -> int:
+    """Maps of one size, each resized to another and then summed, are summed first and resized once.
+
+    Bilinear resizing is linear, so the sum of resizes is the resize of the sum; the small maps cost next to nothing.
+    """
+    count = 0
+    for root in list(module.graph.nodes):
+        if not _is_sum(root) or any(_is_sum(user) and _adds_within(user, root) for user in root.users):
+            continue
+        terms = _terms(root)
+        groups: dict[Any, list[Node]] = {}
+        for term in terms:
+            if term.target is aten.upsample_bilinear2d.vec and len(term.users) == 1 and terms.count(term) == 1:
+                source = cast(Node, term.args[0])
+                groups.setdefault((node_shape(source), repr(term.args[1:])), []).append(term)
+        if all(len(group) == 1 for group in groups.values()):
+            continue
+        with module.graph.inserting_before(root):
+            for group in groups.values():
+                if len(group) > 1:
+                    total = _sum(module, [cast(Node, term.args[0]) for term in group], group[0].meta)
+                    resized = module.graph.call_function(aten.upsample_bilinear2d.vec, (total, *group[0].args[1:]))
+                    resized.meta = dict(group[0].meta)
+                    terms = [resized if term is group[0] else term for term in terms if term not in group[1:]]
+                    count += len(group)
+            result = _sum(module, terms, root.meta)
+        root.replace_all_uses_with(result)
+    module.graph.eliminate_dead_code()
+    return count
+
+
+def _is_sum(node: Node) -> bool:
+    """Whether it adds two maps of one size, neither of them weighted."""
+    return (
+        node.op == "call_function"
+        and node.target is aten.add.Tensor
+        and not node.kwargs
+        and all(isinstance(term, Node) and node_shape(term) == node_shape(node) for term in node.args)
+    )
+
+
+def _adds_within(total: Node, term: Node) -> bool:
+    """Whether ``term``, itself a sum, is of no use but to ``total``."""
+    return len(term.users) == 1 and total.args.count(term) == 1
+
+
+def _terms(total: Node) -> list[Node]:
+    """What a sum of sums adds up, in its order."""
+    terms = []
+    for term in cast("tuple[Node, Node]", total.args):
+        terms += _terms(term) if _is_sum(term) and _adds_within(total, term) else [term]
+    return terms
+
+
+def _sum(module: GraphModule, terms: list[Node], meta: dict[str, Any]) -> Node:
+    """Nodes that add the terms up from the first to the last; ``meta`` names their place in the user's code."""
+    total = terms[0]
+    for term in terms[1:]:
+        value = total.meta["val"]
+        total = module.graph.call_function(aten.add.Tensor, (total, term))
+        total.meta = {**meta, "val": value}
+    return total
+
+
 def split_max_pooling(module: GraphModule) -> int:
     """Max pooling over large windows as one over columns and one over rows: the same maxima, a fraction of the comparisons.
 
@@ -214,7 +278,7 @@ def drop_idle(module: GraphModule) -> int:
     return count
 
 
-REWRITES = (drop_idle, fold_batch_norm, replace_adaptive_pooling)
+REWRITES = (drop_idle, fold_batch_norm, replace_adaptive_pooling, sum_before_resizing)
 
 
 def apply_rewrites(module: GraphModule) -> tuple[str, ...]:

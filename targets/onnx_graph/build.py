@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import Batches, DeployableGraph, Float32, Recipe, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import split_max_pooling
-from edgekit.export.sizes import decision_size
 from targets.common import centred_planes, planes, require_batches
+from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
 """Resize's semantics as of 19 and QuantizeLinear's as of 19 are what TensorRT 10 and ONNX Runtime both read."""
 
-CORE_INPUT, CORE_OUTPUT = "pixels", "logits"
 Scheme = Literal["symmetric", "asymmetric"]
 
 
@@ -35,20 +33,23 @@ def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, schem
     """
     half = recipe.precision == "fp16"
     if recipe.precision != "int8":
-        return _add_edges(_centred_core(graph, half), graph, recipe, _centring(graph, half))
+        core = _centred_core(graph, half)
+        # TensorRT has convolutions of its own for three planes.
+        rows = from_rows(core, graph) if scheme == "asymmetric" else None
+        return with_output(rows or from_planes(core, graph, half), graph, recipe)
     frames = require_batches(recipe, batches)
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
     if bordered is None:
         centred = centred_planes(frames, graph.normalization.mean_colour())
         core = _quantize(_centred_core(graph, False), centred, scheme)
-        return _add_edges(core, graph, recipe, _centring(graph, False))
+        return with_output(from_planes(core, graph, False), graph, recipe)
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     raw = (planes(_with_border(frame, bordered)).astype(np.float32) for frame in frames())
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
     core = _quantize(_export(bordered.module, Size(height, width), False), raw, scheme, raw_pixels=True)
-    return _add_edges(core, graph, recipe, _bordering(core, graph, bordered))
+    return with_output(from_bordered(core, graph, bordered), graph, recipe)
 
 
 @lru_cache(maxsize=2)
@@ -142,114 +143,6 @@ def _quantize(model: Any, inputs: Iterator[Float32], scheme: Scheme, raw_pixels:
 
 
 QUANTIZED_BY_ONNXRUNTIME = ["Conv", "ConvTranspose", "Gemm", "Add", "MaxPool", "AveragePool", "Concat", "Relu", "Clip"]
-
-
-@dataclass(frozen=True)
-class _Edge:
-    """Operations from the frame to the core, with their constants.
-
-    Attributes:
-        replaced: a node of the core that they stand for.
-    """
-
-    nodes: list[Any]
-    constants: dict[str, NDArray[Any]]
-    replaced: Any = None
-
-
-def _centring(graph: DeployableGraph, half: bool) -> _Edge:
-    """Frame -> pixels less the mean colour.
-
-    The cast comes first, as TensorRT demands; the difference last, since three values in a row subtract slowly.
-    """
-    from onnx import TensorProto, helper
-
-    nodes = [
-        helper.make_node("Cast", ["frame"], ["edge_float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["edge_float"], ["edge_planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Sub", ["edge_planes", "edge_mean"], ["edge_centred" if half else CORE_INPUT]),
-    ]
-    if half:
-        nodes.append(helper.make_node("Cast", ["edge_centred"], [CORE_INPUT], to=TensorProto.FLOAT16))
-    return _Edge(nodes, {"edge_mean": graph.normalization.mean_colour().reshape(1, 3, 1, 1)})
-
-
-def _bordering(core: Any, graph: DeployableGraph, bordered: Bordered) -> _Edge:
-    """Frame in its border -> straight into the first convolution, whose quantized input the pixels are."""
-    from onnx import helper
-
-    height, width = graph.size.height, graph.size.width
-    nodes, constants, last = [], {}, "frame"
-    for axis, sides, other in ((1, (bordered.top, bordered.bottom), width), (2, (bordered.left, bordered.right), 0)):
-        tall = bordered.top + height + bordered.bottom
-        parts = [last]
-        for position, side in enumerate(sides):
-            if side:
-                shape = (1, side, other, 3) if axis == 1 else (1, tall, side, 3)
-                name = f"edge_border_{axis}_{position}"
-                constants[name] = np.broadcast_to(bordered.colour, shape).copy()
-                parts.insert(0 if position == 0 else len(parts), name)
-        if len(parts) > 1:
-            last = f"edge_bordered_{axis}"
-            nodes.append(helper.make_node("Concat", parts, [last], axis=axis))
-    (quantizing,) = (
-        node for node in core.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == CORE_INPUT
-    )
-    nodes.append(helper.make_node("Transpose", [last], [quantizing.output[0]], perm=[0, 3, 1, 2]))
-    return _Edge(nodes, constants, quantizing)
-
-
-def _add_edges(model: Any, graph: DeployableGraph, recipe: Recipe, edge: _Edge) -> Any:
-    """The core between the frame's edge and, for labels, the decision."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    core = model.graph
-    height, width = graph.size.height, graph.size.width
-    half = recipe.precision == "fp16"
-    constants = dict(edge.constants)
-    after, last = [], core.output[0].name
-    if half:
-        after.append(helper.make_node("Cast", [last], ["edge_logits"], to=TensorProto.FLOAT))
-        last = "edge_logits"
-    classes = len(graph.class_names)
-    if recipe.output == "logits":
-        shape = [1, classes, graph.logits_size.height, graph.logits_size.width]
-        outputs = [helper.make_tensor_value_info(last, TensorProto.FLOAT, shape)]
-    else:
-        decision = decision_size(graph.size, recipe.output_stride)
-        if decision != graph.logits_size:
-            constants["edge_decision"] = np.asarray([1, classes, decision.height, decision.width], np.int64)
-            after.append(
-                helper.make_node(
-                    "Resize", [last, "", "", "edge_decision"], ["edge_full"], mode="linear",
-                    coordinate_transformation_mode="half_pixel",
-                )
-            )  # fmt: skip
-            last = "edge_full"
-        after.append(helper.make_node("ArgMax", [last], ["edge_best"], axis=1, keepdims=0))
-        if decision != graph.size:
-            # Repeated by gathering rows and columns: ONNX's nearest Resize takes no integers in every runtime.
-            after.append(helper.make_node("Cast", ["edge_best"], ["edge_small"], to=TensorProto.INT32))
-            constants["edge_rows"] = np.arange(height, dtype=np.int64) * decision.height // height
-            constants["edge_columns"] = np.arange(width, dtype=np.int64) * decision.width // width
-            after.append(helper.make_node("Gather", ["edge_small", "edge_rows"], ["edge_tall"], axis=1))
-            after.append(helper.make_node("Gather", ["edge_tall", "edge_columns"], ["edge_repeated"], axis=2))
-            last = "edge_repeated"
-        else:
-            last = "edge_best"
-        after.append(helper.make_node("Cast", [last], ["labels"], to=TensorProto.UINT8))
-        outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, height, width])]
-    whole = helper.make_graph(
-        [*edge.nodes, *(node for node in core.node if node is not edge.replaced), *after],
-        "edgekit",
-        [helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, height, width, 3])],
-        outputs,
-        [*core.initializer, *(numpy_helper.from_array(value, name) for name, value in constants.items())],
-    )
-    result = helper.make_model(whole, opset_imports=model.opset_import, ir_version=min(model.ir_version, 10))
-    onnx.checker.check_model(result)
-    return result
 
 
 def tensor_values(model: Any) -> dict[str, np.ndarray]:
