@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -174,6 +175,53 @@ else:
     openvino.convert_model(network, example_input=torch.zeros(1, 3, 64, 64))
 print(len(sent))
 """
+
+
+CORNERS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Corners(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 16, 3, 4, 1), nn.Conv2d(16, 16, 3, 3, 1)
+        self.head = nn.Conv2d(16, classes, 1)
+
+    def forward(self, x):
+        fine = F.relu(self.fine(x))
+        corners = F.interpolate(F.relu(self.coarse(fine)), size=fine.shape[2:], mode="bilinear", align_corners=True)
+        return F.interpolate(self.head(fine + 3 * corners), scale_factor=2, mode="bilinear", align_corners=True)
+"""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_aligned_corners(name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resizes with aligned corners, by a factor and by a size that is none, are PyTorch's on every target."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    (tmp_path / "corners_network.py").write_text(CORNERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(5)
+    network = importlib.import_module("corners_network").Corners(7).eval()
+    torch.save(network.state_dict(), tmp_path / "corners.pth")
+    names = tuple(f"class {index}" for index in range(7))
+    checkpoint = load_checkpoint(str(tmp_path / "corners.pth"), network="corners_network:Corners", class_names=names)
+    size = Size(76, 104)
+    target = load_target(name)
+    artifact = make_artifact(
+        target, checkpoint, lazy_graph(checkpoint, size, Progress(silent=True)), Recipe("fp32", output=target.output), size,
+        None, folder, "test", Progress(silent=True),
+    )  # fmt: skip
+    frame = np.random.default_rng(5).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
+    with torch.no_grad():
+        logits = network(normalize(torch.from_numpy(frame), checkpoint.normalization))
+    expected = reference_labels(logits, size).numpy()
+    with target.open(artifact, SessionOptions()) as session:
+        labels = session.run(frame)
+    assert len(np.unique(expected)) > 3
+    assert (labels == expected).mean() >= 0.999
 
 
 class First(nn.Module):
