@@ -62,17 +62,22 @@ def require_batches(recipe: Recipe, batches: Batches | None) -> Batches:
     return batches
 
 
-def float_edges(recipe: Recipe) -> tuple[str, ...]:
-    """What of the frame's way lies outside an int8 core, as a manifest words it."""
-    return ("centring of the frame", *(("final upsampling and argmax",) if recipe.output == "labels" else ()))
+def float_edges(recipe: Recipe, centred: bool = True) -> tuple[str, ...]:
+    """What of the frame's way lies outside an int8 core, as a manifest words it.
+
+    Args:
+        centred: the mean colour is taken off in float, where other cores read the frame's bytes.
+    """
+    centring = ("centring of the frame",) if centred else ()
+    return (*centring, *(("final upsampling and argmax",) if recipe.output == "labels" else ()))
 
 
-def native_output(graph: DeployableGraph, recipe: Recipe, channels_last: bool = False) -> str:
-    """What a model with labels or logits as its output gives, as a manifest words it."""
+def native_output(graph: DeployableGraph, recipe: Recipe, channels_last: bool = False, dtype: str = "float32") -> str:
+    """What a model with labels or logits (of ``dtype``) as its output gives, as a manifest words it."""
     if recipe.output == "logits":
         classes, height, width = len(graph.class_names), graph.logits_size.height, graph.logits_size.width
         shape = (height, width, classes) if channels_last else (classes, height, width)
-        return f"float32 [1,{','.join(map(str, shape))}]"
+        return f"{dtype} [1,{','.join(map(str, shape))}]"
     return f"uint8 [1,{graph.size.height},{graph.size.width}]"
 
 

@@ -53,12 +53,13 @@ class OnnxRuntime:
         model = build(graph, recipe, batches, "asymmetric")
         write_bytes(folder / "model.onnx", model.SerializeToString())
         quantized = recipe.precision == "int8"
+        centred = any("edge_mean" in node.input for node in model.graph.node)
         return Converted(
             model="model.onnx",
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=("MatMul", "Resize", *float_edges(recipe)) if quantized else (),
+            kept_float=("MatMul", "Resize", *float_edges(recipe, centred)) if quantized else (),
         )
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:

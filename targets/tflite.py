@@ -69,13 +69,16 @@ class TFLite:
         model = _float_model(graph, recipe.output, recipe.output_stride)
         kept: tuple[str, ...] = ()
         if recipe.precision == "int8":
-            model = _quantize(model, require_batches(recipe, batches))
-            kept = ("BATCH_MATMUL", *float_edges(recipe))
+            from targets.tflite_graph.frame import on_bytes
+
+            quantized = _quantize(model, require_batches(recipe, batches))
+            model = on_bytes(quantized, graph.normalization.mean_colour())
+            kept = ("BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
         write_bytes(folder / "model.tflite", model)
         return Converted(
             model="model.tflite",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=native_output(graph, recipe, channels_last=True),
+            native_output=native_output(graph, recipe, channels_last=True, dtype=_output_type(model)),
             tools=self.tools(),
             kept_float=kept,
             notes={"measure on android": BENCHMARK_MODEL},
@@ -207,6 +210,11 @@ class _Pass:
 def _input_name(model: bytes) -> str:
     interpreter = _interpreter_class()(model_content=model)
     return str(interpreter.get_signature_list()[SIGNATURE]["inputs"][0])
+
+
+def _output_type(model: bytes) -> str:
+    """``float32``, or ``int8`` where the last convolution is quantized: the decoder reads either."""
+    return str(_interpreter_class()(model_content=model).get_output_details()[0]["dtype"].__name__)
 
 
 def _edge_tensors(model: bytes) -> list[str]:

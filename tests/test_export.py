@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.core.values import DeployableGraph, Normalization, Size
+from edgekit.export.columns import fold_columns
 from edgekit.export.graph import FrameToLabels, deployable, normalize, reference_labels
 from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
@@ -328,6 +330,34 @@ def test_large_maxima_are_taken_in_two_steps(
     module = exported(network, x)
     assert split_max_pooling(module) == (min(kernel) >= 4)
     assert torch.equal(module(x), network(x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.integers(1, 70), kernel=st.tuples(st.integers(1, 4), st.integers(1, 7)), stride=st.integers(1, 4),
+    width=st.integers(7, 40),
+)  # fmt: skip
+def test_several_columns_at_once(channels: int, kernel: tuple[int, int], stride: int, width: int) -> None:
+    rng = np.random.default_rng(width)
+    weight = rng.integers(-9, 10, (channels, *kernel, 3))
+    frame = rng.integers(0, 256, (6, width, 3))
+
+    def convolved(frame: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
+        x, w = (
+            torch.from_numpy(frame).permute(2, 0, 1)[None].double(),
+            torch.from_numpy(weight).permute(0, 3, 1, 2).double(),
+        )
+        return F.conv2d(x, w, stride=(1, stride))[0].permute(1, 2, 0).numpy()
+
+    expected = convolved(frame, weight, stride)
+    folding = fold_columns(channels, kernel[1], stride, expected.shape[1], width)
+    if folding is None:
+        return
+    assert 1 < folding.together * channels <= 64
+    wide = np.pad(frame, ((0, 0), (0, folding.added), (0, 0)), constant_values=77)
+    blocks = wide.reshape(6, -1, 3 * folding.block)
+    found = convolved(blocks, folding.weight(weight), 1)
+    assert np.array_equal(found.reshape(expected.shape), expected)
 
 
 class Sums(nn.Module):

@@ -237,6 +237,22 @@ class First(nn.Module):
         return logits
 
 
+def first(
+    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int, width: int
+) -> tuple[nn.Module, DeployableGraph, np.ndarray]:
+    """The network, its graph at 22 rows, and a frame of noise."""
+    torch.manual_seed(width)
+    network = First(channels, kernel, stride, padding, dilation).eval()
+    example = torch.zeros(1, 3, 22, width)
+    program = torch.export.export(network, (example,)).run_decompositions({})
+    module = torch.fx.GraphModule(program.module(check_guards=False), program.module(check_guards=False).graph)
+    shape = network(example).shape
+    graph = DeployableGraph(
+        module, Size(22, width), Size(shape[2], shape[3]), ("a", "b", "c", "d"), Normalization(), ""
+    )
+    return network, graph, np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8)
+
+
 @pytest.mark.parametrize(
     ("channels", "kernel", "stride", "padding", "dilation", "width", "rows", "folded"),
     [
@@ -259,18 +275,10 @@ def test_onnxruntime_reads_the_frame_as_it_lies(
         pytest.skip(sentence)
     import onnxruntime
 
-    from targets.onnx_graph import edges
+    from edgekit.export import columns
     from targets.onnx_graph.build import build
 
-    torch.manual_seed(width)
-    network = First(channels, kernel, stride, padding, dilation).eval()
-    example = torch.zeros(1, 3, 22, width)
-    program = torch.export.export(network, (example,)).run_decompositions({})
-    module = torch.fx.GraphModule(program.module(check_guards=False), program.module(check_guards=False).graph)
-    names = ("a", "b", "c", "d")
-    shape = network(example).shape
-    graph = DeployableGraph(module, Size(22, width), Size(shape[2], shape[3]), names, Normalization(), "")
-    frame = np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8)
+    network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
 
     def logits(precision: Precision) -> tuple[np.ndarray, Counter[str]]:
         model = build(graph, Recipe(precision, output="logits"), lambda: iter([frame]), "asymmetric")
@@ -283,10 +291,56 @@ def test_onnxruntime_reads_the_frame_as_it_lies(
     assert ("Transpose" not in operations) == rows
     together, operations = logits("int8")
     assert ("Reshape" in operations) == folded
-    monkeypatch.setattr(edges, "FOLDED_CHANNELS", 0)
+    monkeypatch.setattr(columns, "FOLDED_CHANNELS", 0)
     one_by_one, operations = logits("int8")
     assert "Reshape" not in operations
     assert np.array_equal(together, one_by_one)
+    assert np.abs(together - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "dilation", "width", "read", "folded"),
+    [
+        (32, (3, 3), (2, 2), 1, 1, 48, True, True),
+        (16, (5, 3), (2, 3), 2, 1, 46, True, True),  # four columns at once, a tall kernel
+        (64, (3, 3), (2, 2), 1, 1, 49, True, False),  # wide enough as it is
+        (8, (3, 3), (2, 2), 2, 2, 48, False, False),  # dilated
+    ],
+)
+def test_tflite_int8_reads_bytes(
+    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int, width: int, read: bool,
+    folded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if (sentence := missing("tflite")) is not None:
+        pytest.skip(sentence)
+    from ai_edge_litert.interpreter import Interpreter
+
+    from edgekit.export import columns
+
+    network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
+
+    def logits() -> tuple[np.ndarray, Counter[str]]:
+        recipe = Recipe("int8", output="logits")
+        made = load_target("tflite").convert(graph, recipe, lambda: iter([frame]), tmp_path)
+        assert made.native_output.startswith("int8 [1,")
+        interpreter = Interpreter(str(tmp_path / "model.tflite"))
+        operations = Counter(operation["op_name"] for operation in interpreter._get_ops_details())
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], frame)
+        interpreter.invoke()
+        output = interpreter.get_output_details()[0]
+        scale, zero_point = output["quantization"]
+        found = scale * (interpreter.get_tensor(output["index"]).astype(np.float32) - zero_point)
+        return found.transpose(0, 3, 1, 2), operations
+
+    together, operations = logits()
+    assert ("CAST" not in operations) == read
+    assert ("RESHAPE" in operations) == folded
+    monkeypatch.setattr(columns, "FOLDED_CHANNELS", 0)
+    one_by_one, operations = logits()
+    assert "RESHAPE" not in operations
+    assert np.array_equal(together, one_by_one)
+    expected = network(normalize(torch.from_numpy(frame), graph.normalization)).detach().numpy()
     assert np.abs(together - expected).max() < 0.1 * np.abs(expected).max()
 
 

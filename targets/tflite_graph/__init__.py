@@ -1,0 +1,1 @@
+"""What the TFLite target does to a flatbuffer."""
