@@ -44,6 +44,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/paper_speed.py
 	$(BIN)/python benchmarks/vendor_speed.py
 	$(BIN)/python benchmarks/decoder.py
+	$(BIN)/python benchmarks/edges.py
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/floor.py
 	$(BIN)/python benchmarks/time_to_artifact.py

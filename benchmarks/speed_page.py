@@ -29,6 +29,10 @@ def verdict(reached: bool) -> str:
     return "met" if reached else "**missed**"
 
 
+SIDES = ("network", "graph", "frame-to-labels")
+"""Of the edges' table."""
+
+
 def against_vendors() -> list[str]:
     """Frame to labels, edgekit's artifact and the vendor's default pipeline."""
     document = kept("vendor_speed")
@@ -119,6 +123,35 @@ def harness() -> list[str]:
     ]
 
 
+def edges() -> list[str]:
+    """What the way from frame to labels costs beside the network."""
+    document = kept("edges")
+    if not document:
+        return []
+    result = document["result"]
+
+    def told(share: dict[str, float] | None) -> str:
+        if share is None:
+            return ""
+        return f"{100 * share['value']:+.1f} % [{100 * share['low']:+.1f}, {100 * share['high']:+.1f}]"
+
+    rows = [
+        [
+            row["artifact"], *(f"{value:.1f}" if (value := row["milliseconds"].get(side)) else "" for side in SIDES),
+            told(row["outside"]), told(row["all"]), verdict((row["all"] or row["outside"])["value"] <= result["goal"]),
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return [
+        "## The edges",
+        f"From frame to labels at {result['size']}, in turns, {result['rounds']} rounds, on {machine(document)} "
+        "(`benchmarks/edges.py`). `network` is the deployable graph alone, converted by the vendor's tool: ready float planes "
+        "in, stride-8 logits out; in int8 that tool would quantize another network. The goal is "
+        f"{100 * result['goal']:.0f} % of the network's own time.",
+        table(["artifact", *(f"{side}, ms" for side in SIDES), "outside the graph", "all edges", "goal"], rows),
+    ]
+
+
 def time_to_artifact() -> list[str]:
     """All artifacts of a run."""
     document = kept("time_to_artifact")
@@ -174,7 +207,7 @@ def main() -> None:
     parts: list[Any] = [
         "# Speed",
         "Written by `make bench` from what is stored in `benchmarks/measured`. The machine is shared: read ratios, which were taken in turns.",
-        *against_vendors(), *decoder(), *harness(), *time_to_artifact(), *floor(),
+        *against_vendors(), *decoder(), *edges(), *harness(), *time_to_artifact(), *floor(),
     ]  # fmt: skip
     write_text(PAGE, "\n\n".join(parts) + "\n")
     print(f"wrote {PAGE}")

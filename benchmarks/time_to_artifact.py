@@ -117,12 +117,13 @@ def edgekit(size: Size, samples: int, folder: Path, every: bool) -> list[tuple[f
     stages = Stages()
     calibration = open_calibration("streets", None, samples, size)
     jobs = [
-        Job(name, recipe_for(load_target(name), precision, None, 1), calibration if precision == "int8" else None)
+        Job(name, recipe_for(load_target(name), precision, None, 1))
         for name in TARGETS
         for precision in precisions_of(load_target(name), None)
         if every or (name, precision) != ("coreml", "int8")
     ]
-    for result in convert_all(Order(load_checkpoint(CHECKPOINT), size, folder, "benchmark"), jobs, stages):
+    order = Order(load_checkpoint(CHECKPOINT), size, folder, "benchmark", calibration)
+    for result in convert_all(order, jobs, stages):
         if isinstance(result, EdgekitError):
             raise result
     return stages.lines

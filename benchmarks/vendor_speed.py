@@ -213,7 +213,7 @@ def compared(
         rows.append(row)
         print(
             f"{size} {family:12} {pair.title:40} vendor {row['vendor_ms']:7.1f} ms, edgekit {row['edgekit_ms']:6.1f} ms: "
-            f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}], goal {pair.goal}; labels {100 * row['agreement']:.3f} %; "
+            f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}], goal {pair.goal or 'none'}; labels {100 * row['agreement']:.3f} %; "
             f"memory {own['peak_rss_bytes'] / 1e6:.0f} of {vendor['peak_rss_bytes'] / 1e6:.0f} MB",
             flush=True,
         )

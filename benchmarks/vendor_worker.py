@@ -106,7 +106,7 @@ def opener(folder: Path, threads: int | None) -> Iterator[Pipeline]:
         source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
         def infer(x: Any) -> Any:
-            interpreter.set_tensor(source["index"], x)
+            interpreter.set_tensor(source["index"], x.transpose(0, 2, 3, 1) if options.get("channels_last") else x)
             interpreter.invoke()
             return interpreter.get_tensor(result["index"])
 

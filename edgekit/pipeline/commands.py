@@ -148,8 +148,8 @@ def quantize(
                 raise TargetError(f"{target.title} has no int8: choose another --target")
             progress.say(f"{target.title}: skipped, it has no int8")
             continue
-        jobs.append(Job(name, recipe_for(target, "int8", output, output_stride), calibration))
-    results = convert_all(Order(checkpoint, size, folder, command), jobs, progress)
+        jobs.append(Job(name, recipe_for(target, "int8", output, output_stride)))
+    results = convert_all(Order(checkpoint, size, folder, command, calibration), jobs, progress)
     for job, result in zip(jobs, results, strict=True):
         artifact, name, target = _made(result), job.target, load_target(job.target)
         engine = target.engine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import selectors
 import signal
@@ -39,21 +40,26 @@ class Order:
         size: input size.
         folder: the run's folder.
         command: as typed, for the manifests.
+        calibration: for all that is int8. A process keeps its frames from one conversion to the next.
     """
 
     checkpoint: Checkpoint
     size: Size
     folder: Path
     command: str
+    calibration: Calibration | None = None
+
+    def calibration_of(self, job: Job) -> Calibration | None:
+        """The frames that a job needs."""
+        return self.calibration if job.recipe.precision == "int8" else None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One artifact to make; ``calibration`` exactly for int8."""
+    """One artifact to make."""
 
     target: str
     recipe: Recipe
-    calibration: Calibration | None = None
 
 
 def convert_all(order: Order, jobs: Sequence[Job], progress: Progress) -> list[Artifact | EdgekitError]:
@@ -70,7 +76,7 @@ def convert_all(order: Order, jobs: Sequence[Job], progress: Progress) -> list[A
     for index, job in enumerate(jobs):
         target = load_target(job.target)
         stored = stored_artifact(
-            target, order.checkpoint, job.recipe, order.size, job.calibration, order.folder, progress
+            target, order.checkpoint, job.recipe, order.size, order.calibration_of(job), order.folder, progress
         )
         if stored is not None:
             results[index] = stored
@@ -99,7 +105,9 @@ class _Worker:
     def _send(self, value: Any) -> None:
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died; the end of its answers tells
-            self.process.stdin.write(pickle.dumps(value))
+            left = memoryview(pickle.dumps(value))
+            while left:
+                left = left[os.write(self.process.stdin.fileno(), left) :]
 
     def answer(self) -> dict[str, Any] | None:
         """Its next answer; None when it died."""

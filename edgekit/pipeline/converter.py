@@ -50,7 +50,8 @@ def _convert(order: Order, job: Job, graph: Callable[[], DeployableGraph], answe
         graph()
         answer({"exported": time.monotonic() - begun})
         make_artifact(
-            load_target(job.target), order.checkpoint, graph, job.recipe, order.size, job.calibration, order.folder,
+            load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
+            order.folder,
             order.command, Progress(silent=True),
         )  # fmt: skip
     except EdgekitError as error:

@@ -197,12 +197,10 @@ def _convert(plan: Plan, progress: Progress) -> tuple[list[tuple[Target, Artifac
                 progress.say(f"{target.title} {precision}: skipped, {sentence}")
                 failures.append({**_failure(name, target.title, precision, plan.size, sentence), "missing": True})
                 continue
-            recipe = recipe_for(target, precision, plan.output, plan.output_stride)
-            jobs.append(Job(name, recipe, plan.calibration if precision == "int8" else None))
+            jobs.append(Job(name, recipe_for(target, precision, plan.output, plan.output_stride)))
             failures.append(None)
-    results = zip(
-        jobs, convert_all(Order(plan.checkpoint, plan.size, plan.folder, plan.command), jobs, progress), strict=True
-    )
+    order = Order(plan.checkpoint, plan.size, plan.folder, plan.command, plan.calibration)
+    results = zip(jobs, convert_all(order, jobs, progress), strict=True)
     made: list[tuple[Target, Artifact]] = []
     failed: list[dict[str, Any]] = []
     for failure in failures:

@@ -1,0 +1,125 @@
+"""What the way from frame to labels costs beside the network itself.
+
+Run: python benchmarks/edges.py [SIZE] [ROUNDS]. Three sides take turns in one run, each in a process of its own: frame to
+labels; the artifact's graph alone; and, for float, the network alone, which is the deployable graph converted by the
+vendor's tool with ready float planes in and stride-8 logits out. In int8 the vendors' tools would quantize another network,
+so that only what lies outside the graph is told: handing over the frame, and the decoder.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import vendor_tools as tools
+from measured import keep
+from torch import Tensor, nn
+from vendor_speed import VENDOR_WORKER, describe
+
+from calibration.datasets import open_split
+from edgekit.core.progress import Progress, noise_to
+from edgekit.core.registry import require
+from edgekit.core.values import DeployableGraph, Size
+from edgekit.devices.environment import available_cores
+from edgekit.devices.local import Worker
+from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
+from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
+from reports.statistics import bootstrap_ratio
+
+QUERIES = 4
+"""Of each side in one round."""
+GOAL = 0.15
+
+
+class ChannelsLast(nn.Module):
+    """The network as TFLite has it: [1, H, W, 3] -> [1, h, w, classes]."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return logits
+
+
+def network_alone(name: str, graph: DeployableGraph, checkpoint: Checkpoint, folder: Path) -> Path:
+    """A folder for the vendor's worker that holds the network without edges, in float32."""
+    place = folder / f"{name}-alone"
+    place.mkdir()
+    planes = torch.zeros(1, 3, graph.size.height, graph.size.width)
+    if name == "openvino":
+        import openvino
+
+        openvino.save_model(tools.to_openvino(graph.module, planes), place / "model.xml", compress_to_fp16=False)
+        return describe(place, checkpoint, name, {"INFERENCE_PRECISION_HINT": "f32"})
+    if name == "onnxruntime":
+        tools.to_onnx(graph.module, planes, place / "model.onnx")
+        return describe(place, checkpoint, name)
+    tools.to_tflite(ChannelsLast(graph.module), planes.permute(0, 2, 3, 1).contiguous(), place / "model.tflite")
+    return describe(place, checkpoint, name, {"channels_last": True})
+
+
+def share(over: list[list[float]], base: list[list[float]]) -> dict[str, float]:
+    """What ``over`` takes more than ``base``, as a share of it, with its paired interval."""
+    ratio = bootstrap_ratio(over, base)
+    return {"value": ratio.value - 1, "low": ratio.low - 1, "high": ratio.high - 1}
+
+
+def main() -> None:
+    """Measure every artifact and keep the shares."""
+    size = Size.parse(sys.argv[1] if len(sys.argv) > 1 else "1024x2048")
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    checkpoint = load_checkpoint("spssn-streets")
+    progress = Progress(silent=True)
+    graph = lazy_graph(checkpoint, size, progress)
+    calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder, log = Path(name), Path(name) / "log"
+        frames = folder / "frames.npy"
+        np.save(
+            frames, np.stack([ref.load_image() for ref in open_split("streets", "test", size=size).first(2).references])
+        )
+        for target_name in ("openvino", "tflite", "onnxruntime"):
+            for precision in ("fp32", "int8"):
+                with noise_to(log):
+                    target = require(target_name)
+                    artifact = make_artifact(
+                        target, checkpoint, graph, recipe_for(target, precision, None, 1), size,
+                        calibration if precision == "int8" else None, folder, "benchmarks/edges.py", progress,
+                    )  # fmt: skip
+                    alone = network_alone(target_name, graph(), checkpoint, folder) if precision == "fp32" else None
+                sides = {
+                    scope: Worker(artifact.folder, scope, frames, None, scope, log)
+                    for scope in ("frame-to-labels", "graph")
+                }
+                if alone is not None:
+                    sides["network"] = Worker(alone, "network", frames, available_cores(), "graph", log, VENDOR_WORKER)
+                taken: dict[str, list[list[float]]] = {side: [] for side in sides}
+                try:
+                    for worker in sides.values():
+                        worker.ask({"do": "warm", "runs": 5, "seconds": 0})
+                    for _ in range(rounds):
+                        for side, worker in sides.items():
+                            taken[side].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
+                finally:
+                    for worker in sides.values():
+                        worker.stop()
+                row: dict[str, Any] = {
+                    "artifact": artifact.title,
+                    "milliseconds": {side: float(np.median(np.concatenate(values))) for side, values in taken.items()},
+                    "outside": share(taken["frame-to-labels"], taken["graph"]),
+                    "all": share(taken["frame-to-labels"], taken["network"]) if "network" in taken else None,
+                }
+                rows.append(row)
+                print(row, flush=True)
+    keep("edges", {"size": str(size), "rounds": rounds, "goal": GOAL, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
