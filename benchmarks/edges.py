@@ -17,22 +17,21 @@ import numpy as np
 import torch
 import vendor_tools as tools
 from measured import keep
+from shipped_artifacts import artifacts, save_frames
 from torch import Tensor, nn
 from vendor_speed import VENDOR_WORKER, describe
 
-from calibration.datasets import open_split
-from edgekit.core.progress import Progress, noise_to
-from edgekit.core.registry import require
+from edgekit.core.progress import noise_to
 from edgekit.core.values import DeployableGraph, Size
 from edgekit.devices.environment import available_cores
 from edgekit.devices.local import Worker
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
 from reports.statistics import bootstrap_ratio
 
 QUERIES = 4
 """Of each side in one round."""
 GOAL = 0.15
+TARGETS = ("openvino", "tflite", "onnxruntime")
 
 
 class ChannelsLast(nn.Module):
@@ -75,49 +74,39 @@ def main() -> None:
     size = Size.parse(sys.argv[1] if len(sys.argv) > 1 else "1024x2048")
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 10
     checkpoint = load_checkpoint("spssn-streets")
-    progress = Progress(silent=True)
-    graph = lazy_graph(checkpoint, size, progress)
-    calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder, log = Path(name), Path(name) / "log"
-        frames = folder / "frames.npy"
-        np.save(
-            frames, np.stack([ref.load_image() for ref in open_split("streets", "test", size=size).first(2).references])
-        )
-        for target_name in ("openvino", "tflite", "onnxruntime"):
-            for precision in ("fp32", "int8"):
+        folder, log, frames = Path(name), Path(name) / "log", Path(name) / "frames.npy"
+        save_frames(size, 2, frames)
+        for artifact, graph in artifacts(checkpoint, size, TARGETS, folder, "benchmarks/edges.py"):
+            alone = None
+            if artifact.precision == "fp32":
                 with noise_to(log):
-                    target = require(target_name)
-                    artifact = make_artifact(
-                        target, checkpoint, graph, recipe_for(target, precision, None, 1), size,
-                        calibration if precision == "int8" else None, folder, "benchmarks/edges.py", progress,
-                    )  # fmt: skip
-                    alone = network_alone(target_name, graph(), checkpoint, folder) if precision == "fp32" else None
-                sides = {
-                    scope: Worker(artifact.folder, scope, frames, None, scope, log)
-                    for scope in ("frame-to-labels", "graph")
-                }
-                if alone is not None:
-                    sides["network"] = Worker(alone, "network", frames, available_cores(), "graph", log, VENDOR_WORKER)
-                taken: dict[str, list[list[float]]] = {side: [] for side in sides}
-                try:
-                    for worker in sides.values():
-                        worker.ask({"do": "warm", "runs": 5, "seconds": 0})
-                    for _ in range(rounds):
-                        for side, worker in sides.items():
-                            taken[side].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
-                finally:
-                    for worker in sides.values():
-                        worker.stop()
-                row: dict[str, Any] = {
-                    "artifact": artifact.title,
-                    "milliseconds": {side: float(np.median(np.concatenate(values))) for side, values in taken.items()},
-                    "outside": share(taken["frame-to-labels"], taken["graph"]),
-                    "all": share(taken["frame-to-labels"], taken["network"]) if "network" in taken else None,
-                }
-                rows.append(row)
-                print(row, flush=True)
+                    alone = network_alone(artifact.target, graph(), checkpoint, folder)
+            sides = {
+                scope: Worker(artifact.folder, scope, frames, None, scope, log)
+                for scope in ("frame-to-labels", "graph")
+            }
+            if alone is not None:
+                sides["network"] = Worker(alone, "network", frames, available_cores(), "graph", log, VENDOR_WORKER)
+            taken: dict[str, list[list[float]]] = {side: [] for side in sides}
+            try:
+                for worker in sides.values():
+                    worker.ask({"do": "warm", "runs": 5, "seconds": 0})
+                for _ in range(rounds):
+                    for side, worker in sides.items():
+                        taken[side].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
+            finally:
+                for worker in sides.values():
+                    worker.stop()
+            row: dict[str, Any] = {
+                "artifact": artifact.title,
+                "milliseconds": {side: float(np.median(np.concatenate(values))) for side, values in taken.items()},
+                "outside": share(taken["frame-to-labels"], taken["graph"]),
+                "all": share(taken["frame-to-labels"], taken["network"]) if "network" in taken else None,
+            }
+            rows.append(row)
+            print(row, flush=True)
     keep("edges", {"size": str(size), "rounds": rounds, "goal": GOAL, "rows": rows})
 
 

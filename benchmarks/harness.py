@@ -17,16 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from measured import keep
+from shipped_artifacts import artifacts, save_frames
 
-from calibration.datasets import open_split
 from edgekit.core.errors import EdgekitError
-from edgekit.core.progress import Progress, noise_to
-from edgekit.core.registry import require
 from edgekit.core.values import Artifact, Size
 from edgekit.devices.environment import available_cores
 from edgekit.devices.local import Worker
 from edgekit.networks.checkpoint import load_checkpoint
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
 from reports.statistics import bootstrap_ratio
 
 RUNS = 60
@@ -106,47 +103,36 @@ def main() -> None:
     size = Size.parse(sys.argv[1] if len(sys.argv) > 1 else "512x1024")
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     checkpoint = load_checkpoint("spssn-streets")
-    progress = Progress(silent=True)
-    graph = lazy_graph(checkpoint, size, progress)
-    calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         frames = folder / "frames.npy"
-        np.save(
-            frames, np.stack([ref.load_image() for ref in open_split("streets", "test", size=size).first(1).references])
-        )
-        for target_name, (tool, measure) in TOOLS.items():
-            target = require(target_name)
-            for precision in ("fp32", "int8"):
-                with noise_to(folder / "log"):
-                    artifact = make_artifact(
-                        target, checkpoint, graph, recipe_for(target, precision, None, 1), size,
-                        calibration if precision == "int8" else None, folder, "benchmarks/harness.py", progress,
-                    )  # fmt: skip
-                worker = Worker(artifact.folder, artifact.title, frames, None, "graph", folder / "log")
-                try:
-                    worker.ask({"do": "warm", "runs": 10, "seconds": 1})
-                    own, other = [], []
-                    for _ in range(rounds):
-                        own.append([float(np.median(worker.ask({"do": "round", "count": RUNS})["samples_ms"]))])
-                        other.append([measure(artifact, frames, folder)])
-                finally:
-                    worker.stop()
-                ratio = bootstrap_ratio(own, other)
-                holds = abs(ratio.value - 1) <= GOAL or ratio.low <= 1 <= ratio.high
-                rows.append(
-                    {
-                        "artifact": artifact.title, "tool": tool, "edgekit_ms": float(np.median(own)),
-                        "tool_ms": float(np.median(other)), "holds": holds,
-                        "ratio": {"value": ratio.value, "low": ratio.low, "high": ratio.high},
-                    }
-                )  # fmt: skip
-                print(
-                    f"{artifact.title:18} edgekit {rows[-1]['edgekit_ms']:6.2f} ms, {tool} {rows[-1]['tool_ms']:6.2f} ms: "
-                    f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]{'' if holds else ' MISSED'}",
-                    flush=True,
-                )
+        save_frames(size, 1, frames)
+        for artifact, _ in artifacts(checkpoint, size, tuple(TOOLS), folder, "benchmarks/harness.py"):
+            tool, measure = TOOLS[artifact.target]
+            worker = Worker(artifact.folder, artifact.title, frames, None, "graph", folder / "log")
+            try:
+                worker.ask({"do": "warm", "runs": 10, "seconds": 1})
+                own, other = [], []
+                for _ in range(rounds):
+                    own.append([float(np.median(worker.ask({"do": "round", "count": RUNS})["samples_ms"]))])
+                    other.append([measure(artifact, frames, folder)])
+            finally:
+                worker.stop()
+            ratio = bootstrap_ratio(own, other)
+            holds = abs(ratio.value - 1) <= GOAL or ratio.low <= 1 <= ratio.high
+            rows.append(
+                {
+                    "artifact": artifact.title, "tool": tool, "edgekit_ms": float(np.median(own)),
+                    "tool_ms": float(np.median(other)), "holds": holds,
+                    "ratio": {"value": ratio.value, "low": ratio.low, "high": ratio.high},
+                }
+            )  # fmt: skip
+            print(
+                f"{artifact.title:18} edgekit {rows[-1]['edgekit_ms']:6.2f} ms, {tool} {rows[-1]['tool_ms']:6.2f} ms: "
+                f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]{'' if holds else ' MISSED'}",
+                flush=True,
+            )
     keep("harness", {"size": str(size), "rounds": rounds, "runs": RUNS, "goal": GOAL, "rows": rows})
 
 

@@ -21,7 +21,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size
 from edgekit.decoder import HEADER
-from edgekit.export.graph import deployable, normalize, reference_labels
+from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact
 
@@ -160,14 +160,14 @@ from pathlib import Path
 from openvino_telemetry.utils.sender import TelemetrySender
 from edgekit.core.registry import load_target
 from edgekit.core.values import DeployableGraph, Normalization, Recipe, Size
+from edgekit.export.graph import export_aten
 import torch
 
 sent = []
 TelemetrySender.send = lambda self, backend, message: sent.append(message)
 network = torch.nn.Conv2d(3, 2, 3, 8, 1).eval()
-program = torch.export.export(network, (torch.zeros(1, 3, 64, 64),)).run_decompositions({})
-module = torch.fx.GraphModule(program.module(check_guards=False), program.module(check_guards=False).graph)
 if sys.argv[1] == "edgekit":
+    module = export_aten(network, torch.zeros(1, 3, 64, 64))
     graph = DeployableGraph(module, Size(64, 64), Size(8, 8), ("one", "other"), Normalization(), "")
     load_target("openvino").convert(graph, Recipe("fp32", output="logits"), None, Path.cwd())
 else:
@@ -244,11 +244,14 @@ def first(
     torch.manual_seed(width)
     network = First(channels, kernel, stride, padding, dilation).eval()
     example = torch.zeros(1, 3, 22, width)
-    program = torch.export.export(network, (example,)).run_decompositions({})
-    module = torch.fx.GraphModule(program.module(check_guards=False), program.module(check_guards=False).graph)
     shape = network(example).shape
     graph = DeployableGraph(
-        module, Size(22, width), Size(shape[2], shape[3]), ("a", "b", "c", "d"), Normalization(), ""
+        export_aten(network, example),
+        Size(22, width),
+        Size(shape[2], shape[3]),
+        ("a", "b", "c", "d"),
+        Normalization(),
+        "",
     )
     return network, graph, np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8)
 

@@ -51,8 +51,7 @@ def _convert(order: Order, job: Job, graph: Callable[[], DeployableGraph], answe
         answer({"exported": time.monotonic() - begun})
         make_artifact(
             load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
-            order.folder,
-            order.command, Progress(silent=True),
+            order.folder, order.command, Progress(silent=True),
         )  # fmt: skip
     except EdgekitError as error:
         answer({"error": type(error).__name__, "text": str(error)})
