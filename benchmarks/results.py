@@ -125,7 +125,8 @@ def camvid() -> list[str]:
         "960x720 originals and a TITAN Xp; ours on the 480x360 frames of the SegNet release, a quarter of the pixels, in which a pole is one or "
         f"two pixels wide, brought to 720x960 by interpolation.{where}",
         "Where ours is below the paper's SPSSN: the resolution is one reason; the other is the length of training, some dozens of passes over the "
-        "468 frames on two CPU cores, where hundreds on a GPU are customary (the commands below). Thin and rare classes come last.",
+        "468 frames on two CPU cores, where hundreds on a GPU are customary (the commands below). Thin and rare classes come last. All three began "
+        "with those weights of `spssn-streets`, an SPSSN, that fit them by name and shape, which favours SPSSN.",
         table(["network", "mIoU, %", "class average, %", "global, %", "parameters, 10^6", "FPS"], [*rows, *(list(row) for row in PAPER_TABLE_5)]),
         "IoU of each class, %:",
         table(["network", *names], classes),
