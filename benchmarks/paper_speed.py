@@ -26,8 +26,9 @@ from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, shipped_names
 from edgekit.networks.subnormals import flush_subnormals
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
 from edgekit.pipeline.commands import bench
+from edgekit.pipeline.quantization import Calibration
 from edgekit.pipeline.run import default_size
 
 SIZES = ("1024x2048", "1024x1024", "512x1024")

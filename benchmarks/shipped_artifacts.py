@@ -12,7 +12,8 @@ from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import require
 from edgekit.core.values import Artifact, DeployableGraph, Precision, Size
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.quantization import Calibration
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 CALIBRATION_FRAMES = 4

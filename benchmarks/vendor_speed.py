@@ -35,7 +35,8 @@ from edgekit.devices.local import Worker
 from edgekit.export.graph import Logits
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
 from edgekit.pipeline.accuracy import pytorch_labeller
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.quantization import Calibration
 from reports.statistics import bootstrap_ratio
 
 SIZES = ("1024x2048", "1024x1024", "512x1024")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgekit.core.values import Normalization as Normalization
     from edgekit.core.values import OutputKind as OutputKind
     from edgekit.core.values import Precision as Precision
+    from edgekit.core.values import Quantization as Quantization
     from edgekit.core.values import Recipe as Recipe
     from edgekit.core.values import SessionOptions as SessionOptions
     from edgekit.core.values import Size as Size
@@ -40,7 +41,7 @@ _HOMES = {
     "edgekit.core.seam": ("Session", "Target"),
     "edgekit.core.values": (
         "Artifact", "Batches", "Converted", "DeployableGraph", "Engine", "Normalization", "OutputKind", "Precision",
-        "Recipe", "SessionOptions", "Size",
+        "Quantization", "Recipe", "SessionOptions", "Size",
     ),
     "edgekit.conformance": ("check_target",),
     "edgekit.decoder": ("decode",),

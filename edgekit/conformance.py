@@ -17,7 +17,8 @@ from edgekit.core.seam import Target
 from edgekit.core.values import PRECISIONS, Artifact, OutputKind, Precision, Recipe, SessionOptions, Size, UInt8
 from edgekit.networks.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint
 from edgekit.pipeline.accuracy import Labeller, pytorch_labeller
-from edgekit.pipeline.artifacts import Calibration, lazy_graph, load_artifact, make_artifact
+from edgekit.pipeline.artifacts import lazy_graph, load_artifact, make_artifact
+from edgekit.pipeline.quantization import Calibration
 
 AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.99, "int8": 0.8}
 """Smallest share of pixels labelled as float PyTorch does; int8's only catches what is broken, not what is lossy."""

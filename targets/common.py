@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from edgekit.core.values import (
     Batches,
     DeployableGraph,
     Float32,
+    Quantization,
     Recipe,
+    Scheme,
     SessionOptions,
     UInt8,
 )
@@ -55,11 +57,36 @@ def planes(frame: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(frame.transpose(0, 3, 1, 2))
 
 
-def require_batches(recipe: Recipe, batches: Batches | None) -> Batches:
-    """The calibration batches of an int8 recipe; raises ConversionError when there are none."""
-    if batches is None:
+def require_quantization(recipe: Recipe, quantization: Quantization | None) -> Quantization:
+    """What an int8 recipe is made with; raises ConversionError when it is not given."""
+    if quantization is None:
         raise ConversionError(f"{recipe.precision} needs calibration frames: name them with --calib")
-    return batches
+    return quantization
+
+
+def known_ranges(
+    graph: DeployableGraph,
+    quantization: Quantization,
+    scheme: Scheme,
+    tensors: Iterable[tuple[str, NDArray[Any]]],
+) -> tuple[dict[str, tuple[float, float]], list[str]]:
+    """The smallest and largest value of each of a float model's tensors that is a node of the graph, and the other names.
+
+    Args:
+        tensors: names and values for the probe, float; none is kept.
+    """
+    from edgekit.export.values import find_node
+
+    ranges: dict[str, tuple[float, float]] = {}
+    unknown = []
+    for name, value in tensors:
+        node = find_node(graph, quantization, value)
+        if node is None:
+            unknown.append(name)
+        else:
+            limits = quantization.ranges[scheme][node]
+            ranges[name] = (float(limits[:, 0].min()), float(limits[:, 1].max()))
+    return ranges, unknown
 
 
 def float_edges(recipe: Recipe, centred: bool = True) -> tuple[str, ...]:

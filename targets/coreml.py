@@ -19,18 +19,25 @@ from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
 from edgekit.core.values import (
     Artifact,
-    Batches,
     Converted,
     DeployableGraph,
     Engine,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
-    Size,
     UInt8,
 )
-from targets.common import check_frame, float_edges, label_map, output_settings, require_batches, threads
+from targets.common import (
+    check_frame,
+    float_edges,
+    known_ranges,
+    label_map,
+    output_settings,
+    require_quantization,
+    threads,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +52,11 @@ QUANTIZED_OPS = ("conv", "linear", "add", "max_pool", "avg_pool")
 SMALLEST_RANGE = 127 * 2.0**-14
 """Activation ranges are at least this, so that their scale is a normal fp16 number: devices may flush smaller ones."""
 
+LARGEST_HALF = 65504.0
+"""The largest fp16 number."""
+
 LARGEST_RANGE = 32000.0
-"""coremltools computes twice the range in fp16, whose largest number is 65504."""
+"""coremltools computes twice the range in fp16, which would overflow."""
 
 Ranges = dict[str, dict[str, float]]
 """``rmin`` and ``rmax`` by tensor name, the form coremltools' activation passes take."""
@@ -82,7 +92,9 @@ class CoreML:
             ),
         )
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         """Write ``folder/model.mlpackage``: RGB image in, int32 labels [1, H, W] (or float32 logits) out.
 
         Raises:
@@ -92,16 +104,13 @@ class CoreML:
         kept: tuple[str, ...] = ()
         notes = {"deployment target": "iOS 17, macOS 14 or newer"}
         if recipe.precision == "int8":
-            model, frames, floats = _quantized(model, graph.size, require_batches(recipe, batches))
+            model, floats = _quantized(model, graph, require_quantization(recipe, quantization))
             kept = (
                 *float_edges(recipe),
                 "resizes and matrix products",
                 *(f"result of {name}" for name in floats),
             )
-            notes["calibration"] = (
-                f"smallest and largest value of each tensor over {frames} frames; activations int8 per tensor, "
-                "symmetric (zero point 0); weights int8 per output channel, symmetric"
-            )
+            notes["int8"] = "activations per tensor, symmetric (zero point 0); weights per output channel, symmetric"
         _describe(model, graph, recipe)
         model.save(str(folder / MODEL))
         height, width = graph.size.height, graph.size.width
@@ -191,8 +200,8 @@ def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
 # int8 ----------------------------------------------------------------------------------------------------------------
 
 
-def _quantized(model: Any, size: Size, batches: Batches) -> tuple[Any, int, tuple[str, ...]]:
-    """W8A8 from the fp16 program: quantized model, calibration frames used, ops whose results stay float."""
+def _quantized(model: Any, graph: DeployableGraph, quantization: Quantization) -> tuple[Any, tuple[str, ...]]:
+    """W8A8 from the fp16 program: the quantized model, and the ops whose results stay float."""
     from targets.mil.executor import load_program
 
     coreml = importlib.import_module("coremltools.optimize.coreml")
@@ -200,7 +209,7 @@ def _quantized(model: Any, size: Size, batches: Batches) -> tuple[Any, int, tupl
         package = Path(scratch, MODEL)
         model.save(str(package))
         program = load_program(package)
-    ranges, frames = _ranges(program, size, batches)
+    ranges = _ranges(program, graph, quantization)
     last = _last_ops(program.function)
     constant_adds = [op.name for op in program.function.operations if op.op_type == "add" and _has_constant(op)]
     activations = coreml.OptimizationConfig(
@@ -215,40 +224,50 @@ def _quantized(model: Any, size: Size, batches: Batches) -> tuple[Any, int, tupl
     try:
         with _calibrated(ranges):
             model = coreml.linear_quantize_activations(model, activations, sample_data=[])
-        return coreml.linear_quantize_weights(model, weights), frames, last
+        return coreml.linear_quantize_weights(model, weights), last
     except Exception as error:  # its passes raise many types; each means that this program cannot be quantized
         raise ConversionError(f"coremltools cannot quantize the program: {first_line(error)}") from error
 
 
-def _ranges(program: Any, size: Size, batches: Batches) -> tuple[Ranges, int]:
-    """Smallest and largest value of every float tensor over all frames; only these numbers are kept."""
-    import torch
-
+def _ranges(program: Any, graph: DeployableGraph, quantization: Quantization) -> Ranges:
+    """Smallest and largest value of every float tensor, the graph's where it is one of its nodes."""
     from targets.mil.executor import Executor
 
-    executor = Executor(program)
-    seen: dict[str, tuple[float, float]] = {}
+    executor = Executor(program, rounding=False)
+    found: dict[str, tuple[float, float]] = {}
+    unknown: set[str] = set()
+
+    def compare(name: str, value: torch.Tensor) -> None:
+        known, others = known_ranges(graph, quantization, "symmetric", [(name, value.numpy())])
+        found.update(known)
+        unknown.update(others)
 
     def observe(name: str, value: torch.Tensor) -> None:
-        # In the order of memory: over a channels-last tensor torch's reductions take some twenty times as long.
-        dense = value.permute(0, 2, 3, 1) if value.ndim == 4 and not value.is_contiguous() else value
-        low, high = (float(side) for side in torch.aminmax(dense.reshape(-1)))
-        if name in seen:
-            low, high = min(low, seen[name][0]), max(high, seen[name][1])
-        seen[name] = (low, high)
+        if name in unknown:
+            low, high = (float(side) for side in value.aminmax())
+            before = found.get(name, (low, high))
+            found[name] = (min(low, before[0]), max(high, before[1]))
 
-    frames = 0
-    for frame in batches():
-        if frame.shape != (1, size.height, size.width, 3):
-            raise ConversionError(f"a calibration frame has the shape {list(frame.shape)}, not that of {size}")
-        executor.run({"frame": _planes(frame)}, observe)
-        frames += 1
-    if frames == 0:
-        raise ConversionError("int8 needs calibration frames, and the calibration set gave none")
-    bad = [name for name, (low, high) in seen.items() if not np.isfinite((low, high)).all()]
+    executor.run({"frame": _planes(quantization.probe)}, compare)
+    if unknown & _read_by_quantized(program.function):
+        for frame in quantization.batches():
+            executor.run({"frame": _planes(frame)}, observe)
+    bad = [name for name, (low, high) in found.items() if max(abs(low), abs(high)) > LARGEST_HALF]
     if bad:
         raise ConversionError(f"'{bad[0]}' overflows fp16 on the calibration frames: Core ML's int8 cannot hold it")
-    return {name: _usable(low, high) for name, (low, high) in seen.items()}, frames
+    return {name: _usable(low, high) for name, (low, high) in found.items()}
+
+
+def _read_by_quantized(function: Any) -> set[str]:
+    """Names of what the quantized ops read and give."""
+    names = set()
+    for op in function.operations:
+        if op.op_type in QUANTIZED_OPS:
+            sources = [
+                var for source in op.inputs.values() for var in (source if isinstance(source, tuple) else (source,))
+            ]
+            names |= {var.name for var in (*sources, *op.outputs) if var is not None}
+    return names
 
 
 def _usable(low: float, high: float) -> dict[str, float]:

@@ -12,12 +12,12 @@ from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
 from edgekit.core.values import (
     Artifact,
-    Batches,
     Converted,
     DeployableGraph,
     Engine,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
 )
@@ -46,11 +46,13 @@ class OnnxRuntime:
         """See :class:`edgekit.Target`."""
         return Engine("measured", f"ONNX Runtime {versions('onnxruntime').get('onnxruntime', '')} CPU provider")
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         """See :class:`edgekit.Target`."""
         from targets.onnx_graph.build import build
 
-        model = build(graph, recipe, batches, "asymmetric")
+        model = build(graph, recipe, quantization, "asymmetric")
         write_bytes(folder / "model.onnx", model.SerializeToString())
         quantized = recipe.precision == "int8"
         centred = any("edge_mean" in node.input for node in model.graph.node)

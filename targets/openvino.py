@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekit.core.errors import ConversionError
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.values import (
     Artifact,
-    Batches,
     Converted,
     DeployableGraph,
     Engine,
+    Float32,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
     Size,
@@ -27,18 +30,21 @@ from edgekit.core.values import (
 )
 from edgekit.export.sizes import decision_size
 from targets.common import (
-    centred_planes,
     check_frame,
     float_edges,
     label_map,
     native_output,
     output_settings,
-    require_batches,
+    planes,
+    require_quantization,
     threads,
 )
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
+
+SMALLEST_SHARE = 1e-3
+"""The least of a channel's range, as a share of the widest channel's."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class OpenVINO:
         """See :class:`edgekit.Target`."""
         return Engine("measured", f"OpenVINO {versions('openvino').get('openvino', '')} CPU plugin")
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         """The core first, quantized alone, then the edges around it.
 
         NNCF over the whole frame-to-labels graph gives a model that the CPU plugin cannot compile.
@@ -73,7 +81,7 @@ class OpenVINO:
         with _without_telemetry():
             core = _core(graph).clone()
             if recipe.precision == "int8":
-                core = _quantize(core, graph, require_batches(recipe, batches))
+                core = _quantize(core, graph, require_quantization(recipe, quantization))
         model = _add_edges(core, graph, recipe)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
         quantized = recipe.precision == "int8"
@@ -164,37 +172,124 @@ def _core(graph: DeployableGraph) -> Any:
     return _openvino().convert_model(module, example_input=torch.zeros(*shape), input=shape)
 
 
-class _Pass:
-    """An iterable that starts a fresh pass each time, as NNCF needs several."""
-
-    def __init__(self, batches: Batches, graph: DeployableGraph) -> None:
-        self.batches = batches
-        self.graph = graph
-
-    def __iter__(self) -> Iterator[Any]:
-        return centred_planes(self.batches, self.graph.normalization.mean_colour())
-
-
-def _quantize(core: Any, graph: DeployableGraph, batches: Batches) -> Any:
+def _quantize(core: Any, graph: DeployableGraph, quantization: Quantization) -> Any:
+    """Quantizers where NNCF puts them, for the ranges that were worked out."""
     import nncf
 
+    def centred(frame: UInt8) -> Float32:
+        return planes(frame - graph.normalization.mean_colour())
+
     try:
-        return nncf.quantize(
-            core,
-            nncf.Dataset(_Pass(batches, graph)),
+        quantized = nncf.quantize(
+            core.clone(),
+            nncf.Dataset([centred(quantization.probe)]),  # for the places alone
             # Symmetric weights, asymmetric activations: after ReLU the same, before a sum without one finer.
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=1_000_000,  # all the frames that were chosen; NNCF stops at 300 of its own accord
+            subset_size=1,
             ignored_scope=nncf.IgnoredScope(types=list(KEPT_FLOAT), validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
         )
     except (nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as error:
         raise ConversionError(f"NNCF cannot quantize this network ({error}): convert it in fp32 or fp16") from error
+    quantizers = [node for node in quantized.get_ordered_ops() if _quantizes_activations(node)]
+    limits = _limits(core, {_source(node) for node in quantizers}, graph, quantization, centred)
+    shared: dict[bytes, list[Any]] = {}
+    for node in quantizers:  # those around a concatenation have one range for all
+        shared.setdefault(b"".join(_constant(node, side).tobytes() for side in (1, 2)), []).append(node)
+    for nodes in shared.values():
+        of_each = [limits[_source(node)] for node in nodes]
+        if _constant(nodes[0], 1).size == 1:
+            of_each = [np.stack([one[:, 0].min(keepdims=True), one[:, 1].max(keepdims=True)], 1) for one in of_each]
+        together = np.stack(of_each)
+        for node in nodes:
+            _set_range(node, together[..., 0].min(0), together[..., 1].max(0))
+    return quantized
+
+
+def _quantizes_activations(node: Any) -> bool:
+    constant = ("Constant", "Convert")
+    return node.get_type_name() == "FakeQuantize" and node.input_value(0).get_node().get_type_name() not in constant
+
+
+def _source(quantizer: Any) -> tuple[str, int]:
+    """What a quantizer reads, as the float core calls it."""
+    value = quantizer.input_value(0)
+    return value.get_node().get_friendly_name(), value.get_index()
+
+
+def _limits(
+    core: Any,
+    sources: set[tuple[str, int]],
+    graph: DeployableGraph,
+    quantization: Quantization,
+    to_input: Callable[[UInt8], Float32],
+) -> dict[tuple[str, int], Float32]:
+    """Smallest and largest value of parts of the float core by channel, [channels, 2], the graph's where they are its nodes."""
+    from edgekit.export.values import channel_limits, find_node
+
+    ov = _openvino()
+    copy = core.clone()
+    nodes = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
+    order = sorted(sources)
+    model = ov.Model(
+        [ov.opset13.result(nodes[name].output(index)) for name, index in order], copy.get_parameters(), "open"
+    )
+    compiled = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def values(frame: UInt8) -> list[Any]:
+        result = compiled([to_input(frame)])
+        return [result[index] for index in range(len(order))]
+
+    found: dict[tuple[str, int], Float32] = {}
+    unknown = []
+    for position, value in enumerate(values(quantization.probe)):
+        node = find_node(graph, quantization, value)
+        if node is None:
+            unknown.append(position)
+        else:
+            found[order[position]] = quantization.ranges["asymmetric"][node]
+    if unknown:
+        for frame in quantization.batches():
+            given = values(frame)
+            for position in unknown:
+                now = channel_limits(given[position])
+                known = found.get(order[position], now)
+                found[order[position]] = np.stack(
+                    [np.minimum(now[:, 0], known[:, 0]), np.maximum(now[:, 1], known[:, 1])], 1
+                )
+    return found
+
+
+def _constant(node: Any, side: int) -> Any:
+    return node.input_value(side).get_node().get_data()
+
+
+def _set_range(quantizer: Any, low: Float32, high: Float32) -> None:
+    """Have it represent these values, and zero exactly.
+
+    Args:
+        low, high: float32 [channels], of one that has a range for each, or [1].
+    """
+    ov = _openvino()
+    shape = _constant(quantizer, 1).shape
+    low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0).astype(np.float64)
+    high = np.maximum(high, low + SMALLEST_SHARE * (high - low).max())  # a channel that is always zero
+    scale = (high - low) / (quantizer.get_levels() - 1)
+    zero_point = np.round(-low / scale)
+    # Both ends move outwards alone, so that nothing that was seen is cut off.
+    scale = np.maximum(
+        np.divide(-low, zero_point, out=scale.copy(), where=zero_point > 0),
+        np.divide(high, 255 - zero_point, out=scale.copy(), where=zero_point < 255),
+    )
+    ends = (-zero_point * scale, (255 - zero_point) * scale)
+    for position, end in zip((1, 2, 3, 4), (*ends, *ends), strict=True):
+        quantizer.input(position).replace_source_output(
+            ov.opset13.constant(end.reshape(shape).astype(np.float32)).output(0)
+        )
 
 
 def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     """Frame in, labels or logits out, around the core."""
-    import numpy as np
-
     ov = _openvino()
     from openvino import opset13 as ops
 

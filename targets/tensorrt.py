@@ -13,12 +13,12 @@ from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
 from edgekit.core.values import (
     Artifact,
-    Batches,
     Converted,
     DeployableGraph,
     Engine,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
 )
@@ -62,12 +62,14 @@ class TensorRT:
             no_latency="TensorRT runs on NVIDIA devices only: build and time it there with the trtexec line in the manifest",
         )
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         """See :class:`edgekit.Target`; the written graph passes :func:`targets.onnx_graph.rules.check`."""
         from targets.onnx_graph.build import build
         from targets.onnx_graph.rules import check
 
-        model = build(graph, recipe, batches, "symmetric")
+        model = build(graph, recipe, quantization, "symmetric")
         broken = [finding for finding in check(model) if finding.level == "error"]
         if broken:
             raise ConversionError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,19 +17,30 @@ from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.values import (
     Artifact,
-    Batches,
     Converted,
     DeployableGraph,
     Engine,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
     UInt8,
 )
-from targets.common import check_frame, float_edges, label_map, native_output, output_settings, require_batches, threads
+from targets.common import (
+    check_frame,
+    float_edges,
+    known_ranges,
+    label_map,
+    native_output,
+    output_settings,
+    require_quantization,
+    threads,
+)
 
-SIGNATURE = "serving_default"
+PAD, FLOAT32 = 34, 0
+"""An operation and a tensor's type, by their numbers in TFLite's schema."""
+
 BENCHMARK_MODEL = (
     "adb push {artifact}/model.tflite /data/local/tmp/ && adb shell /data/local/tmp/benchmark_model "
     "--graph=/data/local/tmp/model.tflite --num_threads=4 --use_xnnpack=true --num_runs=200"
@@ -63,7 +75,9 @@ class TFLite:
         package, number = next(iter(found.items()), ("LiteRT", ""))
         return Engine("measured", f"{package} {number} interpreter, XNNPACK")
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         """Channels-last from edge to edge, then int8 for all but the edges."""
         size = graph.size
         model = _float_model(graph, recipe.output, recipe.output_stride)
@@ -71,7 +85,7 @@ class TFLite:
         if recipe.precision == "int8":
             from targets.tflite_graph.frame import on_bytes
 
-            quantized = _quantize(model, require_batches(recipe, batches))
+            quantized = _quantize(model, graph, require_quantization(recipe, quantization))
             model = on_bytes(quantized, graph.normalization.mean_colour())
             kept = ("BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
         write_bytes(folder / "model.tflite", model)
@@ -152,7 +166,7 @@ class TFLiteSession:
         self.interpreter.invoke()
 
 
-def _quantize(model: bytes, batches: Batches) -> bytes:
+def _quantize(model: bytes, graph: DeployableGraph, quantization: Quantization) -> bytes:
     """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are."""
     from ai_edge_quantizer import quantizer, recipe
 
@@ -167,49 +181,60 @@ def _quantize(model: bytes, batches: Batches) -> bytes:
     tool.update_quantization_recipe(
         regex=".*", operation_name=recipe.TFLOperationName.BATCH_MATMUL, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE
     )
-    name = _input_name(model)
-    ranges = _ranges(model, {SIGNATURE: _Pass(batches, name)})
-    if not ranges:
-        raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
+    ranges = _ranges(model, graph, quantization)
     return bytes(tool.quantize(ranges).quantized_model)
 
 
-def _ranges(model: bytes, frames: Mapping[str, Any]) -> dict[str, Any]:
-    """What the quantizer's own ``calibrate`` gives, bit for bit, in a fraction of its time and memory.
-
-    The interpreter tracks smallest and largest values itself, where the default keeps every tensor of a frame.
-    """
+def _ranges(model: bytes, graph: DeployableGraph, quantization: Quantization) -> dict[str, Any]:
+    """Smallest and largest value of every float tensor, in the form of what the quantizer's own ``calibrate`` gives."""
     import numpy as np
-    from ai_edge_quantizer import calibrator, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    def single(ranges: Mapping[str, Any]) -> dict[str, Any]:  # the default's float32, which decides the last bit
-        return {side: np.asarray(value, np.float32) for side, value in ranges.items()}
+    interpreter = _open_interpreter(model)
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    core = flatbuffer.subgraphs[0]
+    names = {
+        index: core.tensors[index].name.decode()
+        for operator in core.operators
+        for index in operator.outputs
+        if core.tensors[index].type == FLOAT32
+    }
 
-    tracked = calibrator.Calibrator(
-        model,
+    def values(pixels: UInt8, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
+        interpreter.set_tensor(core.inputs[0], pixels)
+        interpreter.invoke()
+        return ((names[index], interpreter.get_tensor(index)) for index in indices)
+
+    found, unknown = known_ranges(graph, quantization, "asymmetric", values(quantization.probe, names))
+    for operator in core.operators:  # a convolution's own padding, which is no node
+        source, padded = names.get(operator.inputs[0]), names.get(operator.outputs[0])
+        if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode == PAD and source in found and padded in unknown:
+            low, high = found[source]
+            found[padded] = (min(low, 0.0), max(high, 0.0))
+    others = [index for index, name in names.items() if name in unknown and name not in found]
+    if others:
+        for pixels in quantization.batches():
+            for name, value in values(pixels, others):
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return {
+        name: {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
+        for name, (low, high) in found.items()
+    }
+
+
+def _open_interpreter(model: bytes) -> Any:
+    """An interpreter whose every tensor can be read: without a delegate, which keeps its own to itself."""
+    cls = _interpreter_class()
+    resolver = importlib.import_module(cls.__module__).OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = cls(
+        model_content=model,
         num_threads=threads(SessionOptions()),
-        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
-        qsv_update_func=lambda known, new: qsv_utils.moving_average_update(single(known), single(new)),
+        experimental_op_resolver_type=resolver,
+        experimental_preserve_all_tensors=True,
     )
-    tracked.calibrate(frames, recipe_manager.RecipeManager())  # which this mode has no use for
-    return {name: single(ranges) for name, ranges in tracked.get_model_qsvs().items()}
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Starts a fresh pass each time: the calibrator first counts the samples, which would empty a generator."""
-
-    batches: Batches
-    input_name: str
-
-    def __iter__(self) -> Iterator[dict[str, UInt8]]:
-        return ({self.input_name: frame} for frame in self.batches())
-
-
-def _input_name(model: bytes) -> str:
-    interpreter = _interpreter_class()(model_content=model)
-    return str(interpreter.get_signature_list()[SIGNATURE]["inputs"][0])
+    interpreter.allocate_tensors()
+    return interpreter
 
 
 def _output_type(model: bytes) -> str:

@@ -21,6 +21,7 @@ from seam import Done, call, own_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from calibration.ranges import calibrate
 from edgekit.core.errors import CheckpointError, EdgekitError
 from edgekit.core.progress import noise_to
 from edgekit.core.registry import load_target
@@ -495,8 +496,8 @@ class Conversion:
         folder = folder / f"{target}-{precision}-{len(list(folder.iterdir()))}"
         folder.mkdir()
         with noise_to(folder / "log"):
-            batches = (lambda: iter([frame])) if precision == "int8" else None
-            converted = self.target.convert(graph, Recipe(precision, "logits"), batches, folder)
+            quantization = calibrate(graph, lambda: iter([frame]), 1).quantization if precision == "int8" else None
+            converted = self.target.convert(graph, Recipe(precision, "logits"), quantization, folder)
         self.artifact = Artifact(
             folder, target, precision, SIZE, graph.class_names, "logits", 1, converted.model, {"notes": {}}
         )

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgekit.core.errors import ArtifactError, ConversionError, TargetError
+from calibration.ranges import calibrate
+from edgekit.core.errors import ArtifactError, TargetError
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size, UInt8
 from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.networks.checkpoint import load_checkpoint, save_checkpoint
@@ -73,8 +74,8 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def converted(graph: DeployableGraph, folder: Path, precision: Precision, recipe: Recipe | None = None) -> Artifact:
     recipe = recipe or Recipe(precision)
-    batches = (lambda: frames(4, graph.size, 1)) if precision == "int8" else None
-    result = TARGET.convert(graph, recipe, batches, folder)
+    quantization = calibrate(graph, lambda: frames(4, graph.size, 1), 4).quantization if precision == "int8" else None
+    result = TARGET.convert(graph, recipe, quantization, folder)
     return Artifact(
         folder=folder,
         target="coreml",
@@ -161,11 +162,6 @@ def test_output_stride_decides_on_the_coarse_map(tiny_graph: DeployableGraph, tm
     logits = tiny_graph.module(normalize(torch.from_numpy(frame), tiny_graph.normalization))
     assert np.array_equal(labels[:, ::4, ::4], logits.argmax(1).numpy())
     assert np.array_equal(labels, labels[:, ::4, ::4].repeat(4, 1).repeat(4, 2))
-
-
-def test_int8_without_frames_is_refused(tiny_graph: DeployableGraph, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="calibration set gave none"):
-        TARGET.convert(tiny_graph, Recipe("int8"), lambda: iter(()), tmp_path)
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:

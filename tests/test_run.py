@@ -164,7 +164,7 @@ def test_nothing_is_done_twice(whole: tuple[Path, Callable[[], Done], Done]) -> 
 
 def test_progress_is_all_a_terminal_sees(whole: tuple[Path, Callable[[], Done], Done]) -> None:
     known = (
-        "exporting", "ONNX Runtime", "OpenVINO", "onnxruntime", "openvino", "PyTorch", "float PyTorch", "labelling",
+        "calibrating", "exporting", "ONNX Runtime", "OpenVINO", "onnxruntime", "openvino", "PyTorch", "float PyTorch", "labelling",
         "writing", "loading", "measuring", "latency of",
     )  # fmt: skip
     assert [line for line in whole[2].err.splitlines() if not line.startswith(known)] == []

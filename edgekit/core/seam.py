@@ -9,12 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from edgekit.core.values import (
     Artifact,
-    Batches,
     Converted,
     DeployableGraph,
     Engine,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
     UInt8,
@@ -69,8 +69,10 @@ class Target(Protocol):
         """What executes artifacts on this machine and how far its numbers count."""
         ...
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
-        """Write the model into ``folder`` (exists, empty). ``batches`` is given exactly for int8.
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
+        """Write the model into ``folder`` (exists, empty). ``quantization`` is given exactly for int8.
 
         Raises:
             ConversionError, TargetError: with one sentence for the user.

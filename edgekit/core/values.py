@@ -110,6 +110,28 @@ class Normalization:
 Batches = Callable[[], Iterator[UInt8]]
 """Starts a fresh pass over calibration frames, each uint8 [1, H, W, 3] RGB. A bad frame raises; it never ends a pass."""
 
+Scheme = Literal["symmetric", "asymmetric"]
+"""Of int8 activations: signed with zero point 0, or with a zero point that uses all 256 levels."""
+
+Ranges = Mapping[str, Float32]
+"""The values that int8 is to represent, by graph node: float32 [channels, 2], smallest and largest; of maps that are not
+[1, C, H, W] one row. A tensor's own range is that of all its channels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """How int8 represents a graph's values: worked out once, in the graph's own terms, for all targets.
+
+    Attributes:
+        ranges: what each scheme is to represent.
+        probe: a calibration frame, uint8 [1, H, W, 3], by whose values a target knows its own tensors as the graph's.
+        batches: passes over all calibration frames, for tensors that are no node's.
+    """
+
+    ranges: Mapping[Scheme, Ranges]
+    probe: UInt8
+    batches: Batches
+
 
 @dataclass(frozen=True)
 class DeployableGraph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
 
 import torch
@@ -55,6 +56,13 @@ def export_aten(network: nn.Module, example: Tensor) -> torch.fx.GraphModule:
     exported = cast(torch.fx.GraphModule, program.module(check_guards=False))
     # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
     return torch.fx.GraphModule(exported, exported.graph).eval()
+
+
+def module_of(node: torch.fx.Node) -> str:
+    """Dotted name of the module that a node comes from, in the user's network."""
+    stack = list(cast("dict[str, tuple[str, Any]]", node.meta.get("nn_module_stack") or {}).values())
+    path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""  # @1: its second call
+    return path.removeprefix("network").removeprefix(".")
 
 
 def reference_labels(logits: Tensor, size: Size) -> Tensor:

@@ -24,7 +24,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgekit.core.errors import EdgekitError, first_line
 from edgekit.core.values import Size
-from edgekit.export.graph import Logits, export_aten
+from edgekit.export.graph import Logits, export_aten, module_of
 from edgekit.export.rewrites import apply_rewrites
 from edgekit.networks.subnormals import flush_subnormals
 
@@ -961,7 +961,7 @@ def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
                 for outcome in rule.outcomes:
                     yield Finding(
                         rule=rule.name, severity=outcome.severity, targets=outcome.targets, precision=outcome.precision,
-                        module=_module_of(node), source=_source_of(node), operation=operation, reason=outcome.reason,
+                        module=module_of(node), source=_source_of(node), operation=operation, reason=outcome.reason,
                         remedy=rule.remedy, rewrite=rule.rewrite,
                     )  # fmt: skip
 
@@ -969,13 +969,6 @@ def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
 # Where a node comes from ---------------------------------------------------------------------------------------------
 
 _NOT_THE_USERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
-
-
-def _module_of(node: Node) -> str:
-    """Dotted name of the module that a node comes from, in the user's network."""
-    stack = list(cast("dict[str, tuple[str, Any]]", node.meta.get("nn_module_stack") or {}).values())
-    path = re.sub(r"@\d+", "", stack[-1][0]) if stack else ""  # @1: its second call
-    return path.removeprefix("network").removeprefix(".")
 
 
 def _source_of(node: Node) -> str:
@@ -1052,7 +1045,7 @@ def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
                 "probabilities", "slow", _operation(node),
                 "the class with the largest logit is the one with the largest probability, and computing it costs a pass over all classes",
                 "give the logits, and take the softmax where probabilities are shown",
-                module=_module_of(node), source=_source_of(node),
+                module=module_of(node), source=_source_of(node),
             )  # fmt: skip
         node = _source(node)
     if node is None or not _operation(node).startswith("upsample") or _sides(node) != (size.height, size.width):
@@ -1068,7 +1061,7 @@ def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
         remedy = "leave the final upsampling out: edgekit decides the same labels exactly from the small map"
         rule = "final-upsampling"
     yield _of_the_network(
-        rule, "slow", _operation(node), reason, remedy, module=_module_of(node), source=_source_of(node)
+        rule, "slow", _operation(node), reason, remedy, module=module_of(node), source=_source_of(node)
     )
 
 

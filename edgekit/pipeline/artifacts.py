@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from calibration.datasets import Split, resize_image
 from edgekit import __version__
-from edgekit.core.errors import ArtifactError, ConversionError, DataError, EdgekitError, first_line
+from edgekit.core.errors import ArtifactError, ConversionError, EdgekitError, first_line
 from edgekit.core.files import DISK_ERRORS, new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, Batches, DeployableGraph, OutputKind, Precision, Recipe, Size, UInt8
+from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
+from edgekit.pipeline.quantization import Calibration, prepare
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
-MEMORY_FOR_CALIBRATION = 256 << 20
 STRAY = (".DS_Store", "Thumbs.db")
 """Files that a desktop leaves in every folder it shows; together with macOS' ``._`` files they are not looked at."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The frames a quantizer sees.
-
-    Attributes:
-        dataset, split: where they are from.
-        frames: the chosen frames.
-        size: they are resized to.
-    """
-
-    dataset: str
-    split: str
-    frames: Split
-    size: Size
-    _kept: dict[int, UInt8] = field(default_factory=dict, repr=False, compare=False)
-
-    def batches(self) -> Batches:
-        """Fresh passes over the frames: uint8 [1, H, W, 3].
-
-        Every target passes over them, some several times: up to 256 MiB are kept, the rest is loaded again.
-        """
-
-        def start() -> Iterator[UInt8]:
-            for index, reference in enumerate(self.frames.references):
-                if index not in self._kept:
-                    frame = resize_image(reference.load_image(), self.size)[None]
-                    if (len(self._kept) + 1) * frame.nbytes > MEMORY_FOR_CALIBRATION:
-                        yield frame.copy()
-                        continue
-                    self._kept[index] = frame
-                yield self._kept[index].copy()
-
-        return start
 
 
 def recipe_for(target: Target, precision: Precision, output: OutputKind | None, output_stride: int) -> Recipe:
@@ -174,9 +137,9 @@ def make_artifact(
     with progress.stage(stage_name(target, recipe, size)), new_folder(folder) as temporary:
         try:
             with noise_to(log):
-                converted = target.convert(
-                    deployable, recipe, calibration.batches() if calibration else None, temporary
-                )
+                prepared = prepare(deployable, checkpoint, calibration, run_folder) if calibration else None
+                quantization = None if prepared is None else prepared.quantization
+                converted = target.convert(deployable, recipe, quantization, temporary)
         except EdgekitError:
             raise
         except Exception as error:  # converters raise anything; the user needs the cause and the log
@@ -204,7 +167,7 @@ def make_artifact(
             "files": file_hashes(temporary),
             "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
             "recipe": asdict(recipe),
-            "calibration": None if calibration is None else _calibration_record(calibration),
+            "calibration": None if prepared is None else prepared.record,
             "kept_float": list(converted.kept_float),
             "native_input": converted.native_input,
             "native_output": converted.native_output,
@@ -217,15 +180,6 @@ def make_artifact(
         }
         write_json(temporary / MANIFEST, manifest)
     return load_artifact(folder)
-
-
-def _calibration_record(calibration: Calibration) -> dict[str, Any]:
-    """Names and pixel hashes of the frames that calibrated, as the network saw them."""
-    frames = [
-        {"name": reference.name, "sha256": hashlib.sha256(batch.tobytes()).hexdigest()}
-        for reference, batch in zip(calibration.frames.references, calibration.batches()(), strict=True)
-    ]
-    return {"dataset": calibration.dataset, "split": calibration.split, "frames": frames}
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -270,10 +224,3 @@ def load_artifact(folder: Path) -> Artifact:
 def is_artifact(reference: str) -> bool:
     """Whether a command-line argument names an artifact's folder rather than a checkpoint."""
     return os.path.isdir(reference)
-
-
-def check_calibration(calibration: Calibration) -> None:
-    """Load one frame, so that a broken dataset is told before a long conversion starts."""
-    if not len(calibration.frames):
-        raise DataError(f"no {calibration.dataset} frames to calibrate with: raise --samples")
-    calibration.frames.references[0].load_image()

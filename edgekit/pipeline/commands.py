@@ -28,8 +28,9 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import Calibration, recipe_for
+from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.quantization import Calibration
 from edgekit.pipeline.run import check_classes, measure_latencies
 
 AGREEMENT_FRAMES = 8

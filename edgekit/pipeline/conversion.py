@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from edgekit.core.registry import load_target
 from edgekit.core.values import Artifact, Recipe, Size
 from edgekit.devices.environment import available_cores
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.artifacts import Calibration, artifact_name, load_artifact, stage_name, stored_artifact
+from edgekit.pipeline.artifacts import artifact_name, load_artifact, stage_name, stored_artifact
+from edgekit.pipeline.quantization import Calibration, quantization_path
 
 SIDE_BY_SIDE = 2
 """Processes at a time, however many cores there are: calibrating at 1024x2048 takes some 3 GiB in each."""
@@ -40,7 +41,7 @@ class Order:
         size: input size.
         folder: the run's folder.
         command: as typed, for the manifests.
-        calibration: for all that is int8. A process keeps its frames from one conversion to the next.
+        calibration: for all that is int8.
     """
 
     checkpoint: Checkpoint
@@ -65,8 +66,9 @@ class Job:
 def convert_all(order: Order, jobs: Sequence[Job], progress: Progress) -> list[Artifact | EdgekitError]:
     """Make artifacts, or find those that the same inputs gave before; one result for each job, in their order.
 
-    Targets made by the same tools share a process, since they share exports; others run side by side. A process that dies
-    fails the job it was at and no other.
+    Targets made by the same tools share a process, since they share exports; others run side by side. How int8 represents
+    the network is worked out once, while another process makes float artifacts. A process that dies fails the job it was at
+    and no other.
 
     Raises:
         RuntimeError: a conversion met a bug of edgekit's.
@@ -83,26 +85,25 @@ def convert_all(order: Order, jobs: Sequence[Job], progress: Progress) -> list[A
         else:
             groups.setdefault(json.dumps(sorted(target.tools().items())), deque()).append(index)
     if groups:
-        _serve(order, jobs, deque(groups.values()), results, progress)
+        _Service(order, jobs, deque(groups.values()), results, progress).run()
     return [results[index] for index in range(len(jobs))]
+
+
+PREPARE = -1
+"""Instead of a job's number: working out how int8 represents the network, once for all targets."""
 
 
 @dataclass
 class _Worker:
-    """A process, the jobs that are its own, and the one it is at."""
+    """A process, the groups of jobs that are its own, and the job it is at; None while it waits for the preparation."""
 
     process: subprocess.Popen[bytes]
-    waiting: deque[int]
-    current: int = -1
+    groups: list[deque[int]] = field(default_factory=list)
+    current: int | None = None
     begun: float = field(default_factory=time.monotonic)
 
-    def give(self, jobs: Sequence[Job]) -> None:
-        """Send it its next job."""
-        self.current = self.waiting.popleft()
-        self.begun = time.monotonic()
-        self._send(jobs[self.current])
-
-    def _send(self, value: Any) -> None:
+    def send(self, value: Any) -> None:
+        """Pass it an order, a job, or None to prepare."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died; the end of its answers tells
             left = memoryview(pickle.dumps(value))
@@ -117,7 +118,7 @@ class _Worker:
         return answer
 
 
-def _start(order: Order, waiting: deque[int]) -> _Worker:
+def _start(order: Order) -> _Worker:
     log = order.folder / "logs" / "conversion.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stray:
@@ -125,85 +126,184 @@ def _start(order: Order, waiting: deque[int]) -> _Worker:
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "edgekit.pipeline.converter"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stray, bufsize=0,
-            ),
-            waiting,
+            )
         )  # fmt: skip
-    worker._send(order)
+    worker.send(order)
     return worker
 
 
-def _serve(
-    order: Order,
-    jobs: Sequence[Job],
-    groups: deque[deque[int]],
-    results: dict[int, Artifact | EdgekitError],
-    progress: Progress,
-) -> None:
-    """Keep the processes busy until every group is done; ``results`` receives what comes of each job."""
-    workers: list[_Worker] = []
-    exported = False
-    with selectors.DefaultSelector() as selector:
-        try:
-            while groups or workers:
-                while groups and len(workers) < min(SIDE_BY_SIDE, available_cores()):
-                    worker = _start(order, groups.popleft())
-                    workers.append(worker)
-                    assert worker.process.stdout is not None
-                    selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-                    worker.give(jobs)
-                progress.update(", ".join(_stage(order, jobs[worker.current]) for worker in workers))
-                for key, _ in selector.select(timeout=1.0):
-                    worker = key.data
-                    answer = worker.answer()
-                    job = jobs[worker.current]
-                    if answer is not None and "exported" in answer:
-                        if not exported:  # each process makes the graph for itself, at the same time
-                            progress.say(
-                                f"exporting {order.checkpoint.name} at {order.size}: {duration(answer['exported'])}"
-                            )
-                        exported = True
-                        continue
-                    result = _result(order, job, worker, answer)
-                    results[worker.current] = result
-                    if isinstance(result, Artifact):
-                        progress.say(f"{_stage(order, job)}: {duration(time.monotonic() - worker.begun)}")
-                    else:
-                        progress.say(f"{load_target(job.target).title} {job.recipe.precision}: failed, {result}")
-                    if answer is not None and not worker.waiting and groups:
-                        worker.waiting = groups.popleft()
-                    if answer is not None and worker.waiting:
-                        worker.give(jobs)
-                        continue
-                    if worker.waiting:
-                        groups.appendleft(worker.waiting)
-                    selector.unregister(key.fileobj)
-                    workers.remove(worker)
+class _Service:
+    """Keeps the processes busy until every group of jobs is done."""
+
+    def __init__(
+        self,
+        order: Order,
+        jobs: Sequence[Job],
+        groups: deque[deque[int]],
+        results: dict[int, Artifact | EdgekitError],
+        progress: Progress,
+    ) -> None:
+        self.order, self.jobs, self.groups, self.results, self.progress = order, jobs, groups, results, progress
+        self.workers: list[_Worker] = []
+        self.exported = False
+        quantized = any(self._is_int8(index) for group in groups for index in group)
+        self.prepared = not quantized or _is_prepared(order)
+
+    def run(self) -> None:
+        """``results`` receives what comes of each job."""
+        with selectors.DefaultSelector() as selector:
+            try:
+                while self.groups or self.workers:
+                    while self.groups and len(self.workers) < min(SIDE_BY_SIDE, available_cores()):
+                        worker = _start(self.order)
+                        self.workers.append(worker)
+                        assert worker.process.stdout is not None
+                        selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+                        self._give(worker)
+                    busy = [worker.current for worker in self.workers if worker.current is not None]
+                    self.progress.update(", ".join(self._stage(index) for index in busy))
+                    for key, _ in selector.select(timeout=1.0):
+                        worker = key.data
+                        answer = worker.answer()
+                        if answer is not None and "exported" in answer:
+                            self._say_exported(answer["exported"])
+                            continue
+                        self._finish(worker, answer)
+                        if answer is None:
+                            self.groups.extendleft(reversed(worker.groups))
+                            self._dismiss(worker, selector)
+                    for worker in [worker for worker in self.workers if worker.current is None]:
+                        self._give(worker)
+                        if worker.current is None and self.prepared:
+                            self._dismiss(worker, selector)
+            finally:
+                for worker in self.workers:
                     _stop(worker)
-        finally:
-            for worker in workers:
-                _stop(worker)
-            clean_partials(order.folder / "artifacts")
+                for part in ("artifacts", "cache"):
+                    clean_partials(self.order.folder / part)
+
+    def _is_int8(self, index: int) -> bool:
+        return self.jobs[index].recipe.precision == "int8"
+
+    def _stage(self, index: int) -> str:
+        return _preparing(self.order) if index == PREPARE else _stage(self.order, self.jobs[index])
+
+    def _give(self, worker: _Worker) -> None:
+        """Send it what it can do now; nothing where there is none, or all that is left waits for the preparation."""
+        if not self.prepared and all(other.current != PREPARE for other in self.workers):
+            worker.current = PREPARE
+        else:
+            ready = self._ready_in(worker.groups)
+            if ready is None and (ready := self._ready_in(self.groups)) is not None:
+                self.groups.remove(ready)
+                worker.groups.append(ready)
+            if ready is None and (ready := self._ready_of_others(worker)) is not None:
+                worker.groups.append(ready)
+            if ready is None:
+                return
+            worker.current = next(index for index in ready if self._can_do(index))
+            ready.remove(worker.current)
+            worker.groups = [group for group in worker.groups if group]
+        worker.begun = time.monotonic()
+        worker.send(None if worker.current == PREPARE else self.jobs[worker.current])
+
+    def _can_do(self, index: int) -> bool:
+        return self.prepared or not self._is_int8(index)
+
+    def _ready_in(self, groups: Iterable[deque[int]]) -> deque[int] | None:
+        return next((group for group in groups if any(self._can_do(index) for index in group)), None)
+
+    def _ready_of_others(self, worker: _Worker) -> deque[int] | None:
+        """The largest group that another process has besides one to go on with: better exported twice than left waiting."""
+        found: list[tuple[_Worker, deque[int]]] = [
+            (other, group)
+            for other in self.workers
+            if other is not worker and len(other.groups) > 1
+            for group in other.groups
+            if self._ready_in([group])
+        ]
+        if not found:
+            return None
+        other, largest = max(found, key=lambda pair: len(pair[1]))
+        other.groups.remove(largest)
+        return largest
+
+    def _say_exported(self, seconds: float) -> None:
+        if not self.exported:  # each process makes the graph for itself, at the same time
+            self.progress.say(f"exporting {self.order.checkpoint.name} at {self.order.size}: {duration(seconds)}")
+        self.exported = True
+
+    def _finish(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
+        """Take down what came of what a process was at."""
+        index, worker.current = worker.current, None
+        if index is None:
+            return
+        took = duration(time.monotonic() - worker.begun)
+        if index == PREPARE:
+            log = self.order.folder / "logs" / "conversion.log"
+            error = _error(answer, worker.process, "the network's values could not be looked at", log)
+            if error is None:
+                self.progress.say(f"{_preparing(self.order)}: {took}")
+            else:
+                self._fail_int8(error)
+            self.prepared = True
+            return
+        job = self.jobs[index]
+        target, name = load_target(job.target), artifact_name(load_target(job.target), job.recipe, self.order.size)
+        log = self.order.folder / "logs" / f"{name}.log"
+        error = _error(answer, worker.process, f"{target.title} could not convert to {job.recipe.precision}", log)
+        if error is None:
+            self.results[index] = load_artifact(self.order.folder / "artifacts" / name)
+            self.progress.say(f"{_stage(self.order, job)}: {took}")
+        else:
+            self.results[index] = error
+            self.progress.say(f"{target.title} {job.recipe.precision}: failed, {error}")
+
+    def _fail_int8(self, error: EdgekitError) -> None:
+        """Every int8 job fails where the preparation did."""
+        self.progress.say(f"int8: failed, {error}")
+        for group in [*self.groups, *(group for worker in self.workers for group in worker.groups)]:
+            for index in [index for index in group if self._is_int8(index)]:
+                self.results[index] = error
+                group.remove(index)
+        self.groups = deque(group for group in self.groups if group)
+        for worker in self.workers:
+            worker.groups = [group for group in worker.groups if group]
+
+    def _dismiss(self, worker: _Worker, selector: selectors.BaseSelector) -> None:
+        assert worker.process.stdout is not None
+        selector.unregister(worker.process.stdout)
+        self.workers.remove(worker)
+        _stop(worker)
+
+
+def _preparing(order: Order) -> str:
+    frames = 0 if order.calibration is None else len(order.calibration.frames)
+    return f"calibrating on {frames} frames at {order.size}"
+
+
+def _is_prepared(order: Order) -> bool:
+    assert order.calibration is not None
+    return quantization_path(order.checkpoint, order.calibration, order.folder).is_file()
 
 
 def _stage(order: Order, job: Job) -> str:
     return stage_name(load_target(job.target), job.recipe, order.size)
 
 
-def _result(order: Order, job: Job, worker: _Worker, answer: dict[str, Any] | None) -> Artifact | EdgekitError:
-    target = load_target(job.target)
-    name = artifact_name(target, job.recipe, order.size)
+def _error(
+    answer: dict[str, Any] | None, process: subprocess.Popen[bytes], what: str, log: Path
+) -> EdgekitError | None:
+    """What a process's answer says went wrong, if anything; raises RuntimeError for a bug."""
     if answer is None:
-        return ConversionError(
-            f"{target.title} could not convert to {job.recipe.precision}: its process "
-            f"{_end(worker.process.wait())} (its output is in {order.folder / 'logs' / name}.log)"
-        )
+        return ConversionError(f"{what}: its process {_end(process.wait())} (its output is in {log})")
     if "bug" in answer:
         raise RuntimeError(answer["bug"])
     if "error" in answer:
         kind = getattr(errors, answer["error"], EdgekitError)
         error: EdgekitError = kind(answer["text"])
         return error
-    return load_artifact(order.folder / "artifacts" / name)
+    return None
 
 
 def _end(code: int) -> str:

@@ -1,4 +1,4 @@
-"""The process that converts: an order and jobs in (pickles, from its parent alone), JSON lines out.
+"""The process that converts: an order and jobs in (pickles, from its parent alone; None: prepare int8), JSON lines out.
 
 It ends with its parent, whatever it is doing.
 """
@@ -26,6 +26,7 @@ from edgekit.core.registry import load_target
 from edgekit.core.values import DeployableGraph
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact
 from edgekit.pipeline.conversion import Job, Order
+from edgekit.pipeline.quantization import prepare
 
 
 def _read(orders: BinaryIO, received: queue.SimpleQueue[Any]) -> None:
@@ -44,15 +45,19 @@ def _use_own_scratch(folder: Path) -> None:
     os.environ["TMPDIR"] = tempfile.tempdir
 
 
-def _convert(order: Order, job: Job, graph: Callable[[], DeployableGraph], answer: Callable[[Any], None]) -> None:
+def _work(order: Order, job: Job | None, graph: Callable[[], DeployableGraph], answer: Callable[[Any], None]) -> None:
+    """Make an artifact, or without a job work out how int8 represents the network."""
     begun = time.monotonic()
     try:
         graph()
         answer({"exported": time.monotonic() - begun})
-        make_artifact(
-            load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
-            order.folder, order.command, Progress(silent=True),
-        )  # fmt: skip
+        if job is not None:
+            make_artifact(
+                load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
+                order.folder, order.command, Progress(silent=True),
+            )  # fmt: skip
+        elif order.calibration is not None:
+            prepare(graph(), order.checkpoint, order.calibration, order.folder)
     except EdgekitError as error:
         answer({"error": type(error).__name__, "text": str(error)})
     except Exception:  # a bug: the parent ends the command with it
@@ -78,7 +83,7 @@ def main() -> None:
     _use_own_scratch(order.folder / "artifacts")
     graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
     while True:
-        _convert(order, received.get(), graph, lambda value: print(json.dumps(value), file=answers))
+        _work(order, received.get(), graph, lambda value: print(json.dumps(value), file=answers))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import Calibration, check_calibration, recipe_for
+from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.quantization import Calibration, check_calibration
 
 MEASUREMENT_SCHEMA = 1
 PICTURES = 4

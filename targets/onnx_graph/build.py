@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from edgekit.core.errors import ConversionError
-from edgekit.core.values import Batches, DeployableGraph, Float32, Recipe, Size, UInt8
+from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import split_max_pooling
-from targets.common import centred_planes, planes, require_batches
+from targets.common import known_ranges, planes, require_quantization
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
 """Resize's semantics as of 19 and QuantizeLinear's as of 19 are what TensorRT 10 and ONNX Runtime both read."""
 
-Scheme = Literal["symmetric", "asymmetric"]
 
-
-def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, scheme: Scheme) -> Any:
+def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, scheme: Scheme) -> Any:
     """The whole ONNX model (``onnx.ModelProto``): uint8 frame in, labels or logits out.
 
     Args:
-        scheme: of int8 activations. ``symmetric`` is signed with zero point 0, weights per channel, only where
-            TensorRT runs int8; ``asymmetric`` is what ONNX Runtime's CPU kernels are fastest with.
+        scheme: of int8 activations. ``symmetric`` also means int8 only where TensorRT runs it; ``asymmetric`` is what ONNX
+            Runtime's CPU kernels are fastest with.
     """
     half = recipe.precision == "fp16"
     if recipe.precision != "int8":
@@ -37,18 +34,25 @@ def build(graph: DeployableGraph, recipe: Recipe, batches: Batches | None, schem
         # TensorRT has convolutions of its own for three planes.
         rows = from_rows(core, graph) if scheme == "asymmetric" else None
         return with_output(rows or from_planes(core, graph, half), graph, recipe)
-    frames = require_batches(recipe, batches)
+    chosen = require_quantization(recipe, quantization)
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
     if bordered is None:
-        centred = centred_planes(frames, graph.normalization.mean_colour())
-        core = _quantize(_centred_core(graph, False), centred, scheme)
+
+        def centred(frame: UInt8) -> Float32:
+            return planes(frame - graph.normalization.mean_colour())
+
+        core = _quantize(_centred_core(graph, False), graph, chosen, scheme, centred)
         return with_output(from_planes(core, graph, False), graph, recipe)
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
-    raw = (planes(_with_border(frame, bordered)).astype(np.float32) for frame in frames())
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
-    core = _quantize(_export(bordered.module, Size(height, width), False), raw, scheme, raw_pixels=True)
+    float_core = _export(bordered.module, Size(height, width), False)
+
+    def raw(frame: UInt8) -> Float32:
+        return planes(_with_border(frame, bordered)).astype(np.float32)
+
+    core = _quantize(float_core, graph, chosen, scheme, raw, raw_pixels=True)
     return with_output(from_bordered(core, graph, bordered), graph, recipe)
 
 
@@ -81,21 +85,6 @@ def _export(module: Any, size: Size, half: bool) -> Any:
     return model
 
 
-@dataclass
-class _Reader:
-    """ONNX Runtime's calibration protocol over one pass of batches."""
-
-    frames: Iterator[Float32]
-    seen: int = 0
-
-    def get_next(self) -> dict[str, Float32] | None:
-        frame = next(self.frames, None)
-        if frame is None:
-            return None
-        self.seen += 1
-        return {CORE_INPUT: frame}
-
-
 def _with_border(frame: UInt8, bordered: Bordered) -> UInt8:
     """The frame in its border: uint8 [1, top + H + bottom, left + W + right, 3]."""
     _, height, width, _ = frame.shape
@@ -105,17 +94,25 @@ def _with_border(frame: UInt8, bordered: Bordered) -> UInt8:
     return whole
 
 
-def _quantize(model: Any, inputs: Iterator[Float32], scheme: Scheme, raw_pixels: bool = False) -> Any:
-    """Int8 by ONNX Runtime's tool, calibrated with the core's inputs.
+def _quantize(
+    model: Any,
+    graph: DeployableGraph,
+    quantization: Quantization,
+    scheme: Scheme,
+    to_input: Callable[[UInt8], Float32],
+    raw_pixels: bool = False,
+) -> Any:
+    """Int8 by ONNX Runtime's tool.
 
     Args:
-        raw_pixels: the inputs are bytes, whose quantization is known: scale 1, zero point 0.
+        to_input: what the core reads of a frame.
+        raw_pixels: it reads bytes, whose quantization is known: scale 1, zero point 0.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
 
-    CalibrationDataReader.register(_Reader)
-    reader = _Reader(inputs)
+    operations = QUANTIZED_BY_TENSORRT if scheme == "symmetric" else QUANTIZED_BY_ONNXRUNTIME
     options: dict[str, Any] = {"WeightSymmetric": True}
     if raw_pixels:
         byte = {"quant_type": QuantType.QUInt8, "scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
@@ -128,20 +125,70 @@ def _quantize(model: Any, inputs: Iterator[Float32], scheme: Scheme, raw_pixels:
             "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "ConvTranspose"],
         }
     with tempfile.TemporaryDirectory() as folder:
-        source, result = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source, ranges, result = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         onnx.save(model, source)
+        limits = {
+            name: tuple(np.asarray(side, np.float32) for side in pair)
+            for name, pair in _ranges(model, graph, quantization, scheme, to_input, operations).items()
+        }
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, limits), ranges)
         quantize_static(
-            source, result, reader, quant_format=QuantFormat.QDQ, per_channel=True,
+            source, result, None, quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QInt8 if scheme == "symmetric" else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["Conv", "ConvTranspose", "Gemm"] if scheme == "symmetric" else QUANTIZED_BY_ONNXRUNTIME,
-            extra_options=options,
+            weight_type=QuantType.QInt8, op_types_to_quantize=operations, extra_options=options,
+            calibration_cache_path=ranges,
         )  # fmt: skip
-        if not reader.seen:
-            raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
         return onnx.load(result)
 
 
+def _ranges(
+    model: Any,
+    graph: DeployableGraph,
+    quantization: Quantization,
+    scheme: Scheme,
+    to_input: Callable[[UInt8], Float32],
+    operations: list[str],
+) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of all that the quantized operations read and give."""
+    constants = {entry.name for entry in model.graph.initializer}
+    names = dict.fromkeys(
+        name
+        for node in model.graph.node
+        if node.op_type in operations
+        for name in (*node.input, *node.output)
+        if name and name not in constants and name != CORE_INPUT
+    )
+    session = _session_on(model, list(names))
+    values = session.run(None, {CORE_INPUT: to_input(quantization.probe)})
+    found, unknown = known_ranges(graph, quantization, scheme, zip(names, values, strict=True))
+    del values
+    given = to_input(quantization.probe)
+    frame, _ = known_ranges(graph, quantization, scheme, [(CORE_INPUT, given)])
+    found |= frame or {CORE_INPUT: (0.0, 255.0)}
+    if unknown:
+        session = _session_on(model, unknown)
+        for pixels in quantization.batches():
+            for name, value in zip(unknown, session.run(None, {CORE_INPUT: to_input(pixels)}), strict=True):
+                low, high = found.get(name, (np.inf, -np.inf))
+                found[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return found
+
+
+def _session_on(model: Any, names: list[str]) -> Any:
+    """An ONNX Runtime session that gives these values of a float core."""
+    import onnx
+    import onnxruntime
+
+    open_model = onnx.ModelProto()
+    open_model.CopyFrom(model)
+    del open_model.graph.output[:]
+    open_model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+QUANTIZED_BY_TENSORRT = ["Conv", "ConvTranspose", "Gemm"]
 QUANTIZED_BY_ONNXRUNTIME = ["Conv", "ConvTranspose", "Gemm", "Add", "MaxPool", "AveragePool", "Concat", "Relu", "Clip"]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from edgekit_torchscript import TorchScript, TorchScriptSession
 
-from edgekit import Artifact, Batches, Converted, DeployableGraph, Recipe, SessionOptions
+from edgekit import Artifact, Converted, DeployableGraph, Quantization, Recipe, SessionOptions
 
 
 def fault() -> str:
@@ -57,10 +57,12 @@ class Faulty(TorchScript):
     name: str = "faulty"
     title: str = "Faulty"
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         print("noise of a converter")
         os.write(2, b"native noise of a converter\n")
-        converted = super().convert(graph, recipe, batches, folder)
+        converted = super().convert(graph, recipe, quantization, folder)
         if fault() == "convert-sleep":
             wait_to_be_killed()
         if fault() == "convert-die":

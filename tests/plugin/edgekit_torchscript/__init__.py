@@ -14,7 +14,6 @@ import numpy as np
 
 from edgekit import (
     Artifact,
-    Batches,
     ConversionError,
     Converted,
     DeployableGraph,
@@ -22,6 +21,7 @@ from edgekit import (
     FrameToLabels,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     SessionOptions,
     TargetError,
@@ -77,7 +77,9 @@ class TorchScript:
     def engine(self) -> Engine:
         return Engine("measured", f"TorchScript of PyTorch {version('torch')}")
 
-    def convert(self, graph: DeployableGraph, recipe: Recipe, batches: Batches | None, folder: Path) -> Converted:
+    def convert(
+        self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
+    ) -> Converted:
         import torch
 
         if recipe.precision != "fp32":

@@ -1,0 +1,220 @@
+"""What a network's values are over the calibration frames, and the ranges that int8 is to represent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from calibration.simulation import expected_drop, quantized_places, represented, simulate, with_int8_weights
+from edgekit.core.errors import ConversionError
+from edgekit.core.values import Batches, DeployableGraph, Float32, Quantization, Ranges, Scheme, UInt8
+from edgekit.export.graph import module_of
+from edgekit.export.values import as_cores_read, channel_limits, visit_values
+
+SIMULATED_PIXELS, MOST_SIMULATED = 8 << 20, 16
+"""Estimators are compared on frames of so many pixels together, and on no more frames."""
+
+LEAST_SQUARES_SAMPLES = 1 << 16
+
+SAMPLES_PER_FRAME = 8192
+"""Of each map of each frame, at random positions: 32 frames give a 99.99th percentile some 26 values above it."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What each node held over all frames.
+
+    Attributes:
+        frames: how many.
+        limits: smallest and largest value of each channel, float32 [channels, 2], exactly.
+        samples: float32 [frames, at most SAMPLES_PER_FRAME], some of its values.
+        modules: the module of the user's network that each node belongs to.
+    """
+
+    frames: int
+    limits: Ranges
+    samples: Mapping[str, Float32]
+    modules: Mapping[str, str]
+
+
+def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
+    """One pass of the float graph over the frames; no map is kept.
+
+    Raises:
+        ConversionError: no frames, frames of another size, or a value that is not finite.
+    """
+    limits: dict[str, Float32] = {}
+    samples: dict[str, list[Float32]] = {}
+    modules: dict[str, str] = {}
+    count = 0
+
+    def look(node: Node, value: Tensor) -> Tensor:
+        held = as_cores_read(graph, node, value)
+        now = channel_limits(held.numpy())
+        if not np.isfinite(now).all():
+            raise ConversionError(
+                f"the network gives values that are not finite at {_place(node)} for calibration frame {count + 1}: "
+                "int8 cannot represent them, look at its weights"
+            )
+        known = limits.get(node.name)
+        if known is not None:
+            now = np.stack([np.minimum(now[:, 0], known[:, 0]), np.maximum(now[:, 1], known[:, 1])], 1)
+        limits[node.name] = now
+        modules[node.name] = module_of(node)
+        samples.setdefault(node.name, []).append(_some(held, count))
+        return value
+
+    for frame in frames:
+        if frame.shape != (1, graph.size.height, graph.size.width, 3):
+            raise ConversionError(f"a calibration frame has the shape {list(frame.shape)}, not that of {graph.size}")
+        visit_values(graph, frame, look)
+        count += 1
+    if not count:
+        raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
+    return Observed(count, limits, {name: np.stack(parts) for name, parts in samples.items()}, modules)
+
+
+def _place(node: Node) -> str:
+    module = module_of(node)
+    return f"'{module}' ({node.name})" if module else f"'{node.name}'"
+
+
+def _some(value: Tensor, frame: int) -> Float32:
+    """Values at positions that depend on nothing but the frame's number and the map's size."""
+    ordered = value.permute(0, 2, 3, 1) if value.ndim == 4 else value  # as it lies in memory
+    flat: Float32 = ordered.reshape(-1).numpy()
+    if flat.size <= SAMPLES_PER_FRAME:
+        return flat.copy()
+    return flat[np.random.default_rng((frame, flat.size)).integers(0, flat.size, SAMPLES_PER_FRAME)]
+
+
+Estimator = Callable[[Float32, float, float, Scheme], tuple[float, float]]
+"""A sample of a tensor's values, its smallest and largest, and the scheme -> the range to represent."""
+
+
+def _percentile(share: float) -> Estimator:
+    """All but ``share`` of the values at each end."""
+
+    def estimate(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
+        ends = np.quantile(sample, [share, 1 - share])
+        return max(low, float(ends[0])), min(high, float(ends[1]))
+
+    return estimate
+
+
+def _least_squares(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
+    """The share of the whole range at which rounding and cutting off together err least."""
+    values = torch.from_numpy(sample[:: max(1, sample.size // LEAST_SQUARES_SAMPLES)].copy())
+    shares = np.linspace(0.2, 1.0, 41)
+    errors = [
+        float((represented(values, low * share, high * share, scheme) - values).square_().mean()) for share in shares
+    ]
+    best = float(shares[int(np.argmin(errors))])
+    return low * best, high * best
+
+
+def _entropy(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
+    """The threshold at which the distribution in 128 steps is nearest to that in 2048 (NVIDIA's calibration, 2017)."""
+    bins, steps = 2048, 128
+    reach = max(-low, high)
+    counts = np.histogram(np.abs(sample), bins, (0.0, reach or 1.0))[0].astype(np.float64)
+    counts[0] = counts[1]  # the zeros of ReLU say nothing of the rest
+    best, least = bins, np.inf
+    for kept in range(steps, bins + 1, 16):
+        whole = counts[:kept].copy()
+        whole[-1] += counts[kept:].sum()
+        edges = np.arange(steps + 1) * kept // steps
+        coarse = np.add.reduceat(counts[:kept], edges[:-1])
+        filled = np.add.reduceat((counts[:kept] > 0).astype(np.float64), edges[:-1])
+        spread = np.repeat(np.divide(coarse, filled, out=np.zeros(steps), where=filled > 0), np.diff(edges))
+        spread[counts[:kept] == 0] = 0.0
+        if whole.sum() == 0 or spread.sum() == 0:
+            continue
+        p, q = whole / whole.sum(), spread / spread.sum()
+        seen = p > 0
+        divergence = float((p[seen] * np.log(p[seen] / np.maximum(q[seen], 1e-12))).sum())
+        if divergence < least:
+            best, least = kept, divergence
+    threshold = reach * best / bins
+    return max(low, -threshold), min(high, threshold)
+
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "min-max": lambda sample, low, high, scheme: (low, high),
+    "percentile 99.999": _percentile(1e-5),
+    "percentile 99.99": _percentile(1e-4),
+    "least squares": _least_squares,
+    "entropy": _entropy,
+}
+
+
+def estimate(observed: Observed, estimator: Estimator, scheme: Scheme, places: frozenset[str]) -> Ranges:
+    """Ranges of all nodes: the estimator's at the quantized places, everything elsewhere."""
+    ranges = dict(observed.limits)
+    for name in places:
+        limits = observed.limits[name]
+        low, high = estimator(
+            observed.samples[name].ravel(), float(limits[:, 0].min()), float(limits[:, 1].max()), scheme
+        )
+        ranges[name] = np.clip(limits, np.float32(low), np.float32(high))
+    return ranges
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """How int8 is to represent a network, and how that was found.
+
+    Attributes:
+        quantization: for the targets.
+        record: for manifests: the estimators with the drops in mIoU that they are expected to cost, in plain values.
+    """
+
+    quantization: Quantization
+    record: dict[str, Any]
+
+
+def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrated:
+    """The ranges that cost the network least: every estimator's are simulated on some of the frames, the best is taken.
+
+    Args:
+        batches: one pass is taken.
+        count: frames in it.
+
+    Raises:
+        ConversionError: see :func:`observe`.
+    """
+    simulated = min(count, MOST_SIMULATED, max(3, SIMULATED_PIXELS // (graph.size.height * graph.size.width)))
+    chosen = set(np.linspace(0, count - 1, simulated).round().astype(int).tolist())
+    frames: list[UInt8] = []
+
+    def keep_some() -> Iterator[UInt8]:
+        for index, frame in enumerate(batches()):
+            if index in chosen:
+                frames.append(frame)
+            yield frame
+
+    observed = observe(graph, keep_some())
+    expected = [visit_values(graph, frame, lambda _, value: value) for frame in frames]
+    rounded = with_int8_weights(graph)
+    ranges: dict[Scheme, Ranges] = {}
+    record: dict[str, Any] = {}
+    for scheme in get_args(Scheme):
+        places = quantized_places(graph, scheme)
+        candidates = {name: estimate(observed, one, scheme, places) for name, one in ESTIMATORS.items()}
+        drops = {
+            name: expected_drop(
+                (logits, simulate(rounded, frame, candidate, scheme, places))
+                for frame, logits in zip(frames, expected, strict=True)
+            )
+            for name, candidate in candidates.items()
+        }
+        best = min(drops, key=lambda name: drops[name])
+        ranges[scheme] = candidates[best]
+        record[scheme] = {"estimator": best, "expected_drop": drops}
+    return Calibrated(Quantization(ranges, frames[0], batches), {"ranges": record, "simulated_frames": len(frames)})

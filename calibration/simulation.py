@@ -1,0 +1,106 @@
+"""int8 simulated in float PyTorch: what representing a network's values costs it, before any converter is asked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn import functional as F
+
+from edgekit.core.values import DeployableGraph, Ranges, Scheme, UInt8
+from edgekit.export.rewrites import constant_tensor, is_convolution
+from edgekit.export.values import as_cores_read, from_cores, visit_values
+from edgekit.metrics.scores import mean_iou
+
+aten = torch.ops.aten
+
+READERS = (
+    aten.conv2d.default,
+    aten.conv_transpose2d.input,
+    aten.linear.default,
+    aten.add.Tensor,
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.cat.default,
+)
+"""Operations that targets run in int8: what they read is quantized. Resizes and matrix products stay in float everywhere."""
+
+
+def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
+    """Names of the nodes whose values int8 represents.
+
+    The frame itself is among them where its bytes must be made signed; elsewhere they are int8 as they are.
+    """
+    return frozenset(
+        node.name
+        for node in graph.module.graph.nodes
+        if (node.op == "call_function" or (node.op == "placeholder" and scheme == "symmetric"))
+        and any(user.target in READERS for user in node.users)
+    )
+
+
+def with_int8_weights(graph: DeployableGraph) -> DeployableGraph:
+    """The graph with every convolution's weights rounded to int8, symmetric and per output channel, as all targets do."""
+    module = copy.deepcopy(graph.module)
+    for node in module.graph.nodes:
+        weight = constant_tensor(module, node.args[1]) if is_convolution(node) else None
+        if weight is not None:
+            largest = weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
+            scale = largest / 127
+            weight.data = (weight / scale).round() * scale
+    return replace(graph, module=module)
+
+
+def represented(value: Tensor, low: float, high: float, scheme: Scheme) -> Tensor:
+    """What int8 makes of a value, given the range that it is to represent."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if scheme == "symmetric":
+        scale = max(-low, high, 1e-30) / 127
+        return (value / scale).round_().clamp_(-127, 127).mul_(scale)
+    scale = max(high - low, 1e-30) / 255
+    zero_point = round(-low / scale)
+    return (value / scale).round_().clamp_(-zero_point, 255 - zero_point).mul_(scale)
+
+
+def simulate(graph: DeployableGraph, frame: UInt8, ranges: Ranges, scheme: Scheme, places: frozenset[str]) -> Tensor:
+    """The logits of a frame with the values of some nodes represented in int8.
+
+    Args:
+        graph: with weights as :func:`with_int8_weights` leaves them, or in float.
+    """
+    limits: Mapping[str, tuple[float, float]] = {
+        name: (float(ranges[name][:, 0].min()), float(ranges[name][:, 1].max())) for name in places
+    }
+
+    def quantize(node: Node, value: Tensor) -> Tensor:
+        if node.name not in limits:
+            return value
+        held = represented(as_cores_read(graph, node, value), *limits[node.name], scheme)
+        return from_cores(graph, node, held)
+
+    return visit_values(graph, frame, quantize)
+
+
+def expected_drop(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The drop in class mIoU (a fraction) that is to be expected, without a label.
+
+    The float network's own probabilities stand for the truth, so that a label lost where it was sure costs much, one where
+    two classes were nearly even next to nothing, and a rare class as much as a common one. On CamVid this followed the
+    drop on real labels, which divergences of the logits do not: cutting values off spares those and costs thin classes.
+
+    Args:
+        pairs: logits [1, C, h, w] of the float network and of the simulated one, frame by frame.
+    """
+    before = after = np.zeros((1, 1))
+    for expected, logits in pairs:
+        classes = expected.shape[1]
+        probabilities = expected.softmax(1)[0].reshape(classes, -1)
+        for_labels = [F.one_hot(one.argmax(1).reshape(-1), classes).to(torch.float32) for one in (expected, logits)]
+        now_before, now_after = ((probabilities @ labels).double().numpy() for labels in for_labels)
+        before, after = before + now_before, after + now_after
+    return float(np.nanmean(mean_iou(before)) - np.nanmean(mean_iou(after)))

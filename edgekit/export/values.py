@@ -1,0 +1,142 @@
+"""The values that a graph computes of a frame, one after another, and which of them a converted model's tensors are.
+
+Converters rename, fuse and reorder, each in its own way; what their tensors hold is what all of them must keep.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from edgekit.core.values import DeployableGraph, Float32, Quantization, UInt8
+from edgekit.export.graph import normalize
+
+SAMPLES = 4096
+"""Positions by which a tensor is known."""
+
+TOLERANCE = 0.01
+"""Largest distance at which two tensors are one, relative to the length of what they hold; fp16 weights move it by 0.001."""
+
+LONG_ROW = 4096
+"""Values that are compared with as many others at a time."""
+
+Visitor = Callable[[Node, Tensor], Tensor]
+"""Sees each float that the graph computes, the frame's planes first; what it returns takes the value's place."""
+
+
+class _Visited(Interpreter):
+    def __init__(self, module: GraphModule, visit: Visitor) -> None:
+        super().__init__(module)
+        self._visit = visit
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        is_value = n.op in ("placeholder", "call_function") and isinstance(value, Tensor) and value.is_floating_point()
+        return self._visit(n, value) if is_value else value
+
+
+def visit_values(graph: DeployableGraph, frame: UInt8, visit: Visitor) -> Tensor:
+    """Run the graph on a frame, uint8 [1, H, W, 3]; returns its logits, float32 [1, classes, h, w]. No value is kept.
+
+    Maps lie in memory with their channels last, with which PyTorch's CPU kernels are three times as fast.
+    """
+    planes = normalize(torch.from_numpy(frame), graph.normalization).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        logits: Tensor = _Visited(_channels_last(graph), visit).run(planes)
+    return logits
+
+
+@lru_cache(maxsize=4)
+def _channels_last(graph: DeployableGraph) -> GraphModule:
+    module = copy.deepcopy(graph.module)
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def as_cores_read(graph: DeployableGraph, node: Node, value: Tensor) -> Tensor:
+    """A node's value; of the frame's planes the pixels less the mean colour, which is what all cores read (pixels.py)."""
+    if node.op != "placeholder":
+        return value
+    return value / torch.from_numpy(graph.normalization.scale()).reshape(1, 3, 1, 1)
+
+
+def from_cores(graph: DeployableGraph, node: Node, value: Tensor) -> Tensor:
+    """The inverse of :func:`as_cores_read`."""
+    if node.op != "placeholder":
+        return value
+    return value * torch.from_numpy(graph.normalization.scale()).reshape(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What a node holds for the probe: its shape, and its values at some positions."""
+
+    shape: tuple[int, ...]
+    sample: Float32
+
+
+@lru_cache(maxsize=4)
+def _marks(graph: DeployableGraph, quantization: Quantization) -> Mapping[str, _Mark]:
+    marks: dict[str, _Mark] = {}
+
+    def mark(node: Node, value: Tensor) -> Tensor:
+        marks[node.name] = _Mark(tuple(value.shape), _sample(as_cores_read(graph, node, value).numpy()))
+        return value
+
+    visit_values(graph, quantization.probe, mark)
+    return marks
+
+
+def _sample(value: NDArray[Any]) -> Float32:
+    """Values at positions that depend on nothing but their number: float32 [at most SAMPLES]."""
+    positions: NDArray[np.int64] = np.arange(value.size)
+    if value.size > SAMPLES:
+        positions = np.random.default_rng(value.size).integers(0, value.size, SAMPLES)
+    return np.asarray(value[np.unravel_index(positions, value.shape)], np.float32)
+
+
+def find_node(graph: DeployableGraph, quantization: Quantization, value: NDArray[Any]) -> str | None:
+    """The name of the node that holds this for the probe, channels first or last; None where no node does.
+
+    Args:
+        value: a float tensor of a converted model, of the probe's frame.
+    """
+    best, least = None, TOLERANCE
+    orders = [value, value.transpose(0, 3, 1, 2)] if value.ndim == 4 else [value]
+    for ordered in orders:
+        sample = None
+        for name, mark in _marks(graph, quantization).items():
+            if mark.shape != ordered.shape:
+                continue
+            sample = _sample(ordered) if sample is None else sample
+            length = float(np.linalg.norm(mark.sample))
+            distance = float(np.linalg.norm(sample - mark.sample))
+            error = distance / length if length else (0.0 if distance == 0.0 else np.inf)
+            if error < least:
+                best, least = name, error
+    return best
+
+
+def channel_limits(value: NDArray[Any]) -> Float32:
+    """Smallest and largest value by channel, float32 [channels, 2]; in one row of what is not [1, C, H, W]."""
+    if value.ndim != 4 or value.shape[0] != 1:
+        return np.asarray([[value.min(), value.max()]], np.float32)
+    channels = value.shape[1]
+    if value.strides[1] != value.itemsize:
+        rows = value[0].reshape(channels, -1)
+        return np.stack([rows.min(1), rows.max(1)], 1).astype(np.float32)
+    pixels = value[0].transpose(1, 2, 0).reshape(-1)  # as they lie in memory
+    together = max(1, LONG_ROW // channels)  # pixels in one row: numpy is slow over short ones
+    while (pixels.size // channels) % together:
+        together -= 1
+    rows = pixels.reshape(-1, together * channels)
+    low, high = (side.reshape(together, channels) for side in (rows.min(0), rows.max(0)))
+    return np.stack([low.min(0), high.max(0)], 1).astype(np.float32)

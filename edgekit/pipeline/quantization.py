@@ -1,0 +1,125 @@
+"""How a network is brought to int8: worked out once for all targets, kept in the run's folder, known again by content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from calibration.datasets import Split, resize_image
+from edgekit import __version__
+from edgekit.core.errors import DataError
+from edgekit.core.files import sha256_json, write_bytes
+from edgekit.core.registry import versions
+from edgekit.core.values import Batches, DeployableGraph, Quantization, Ranges, Scheme, Size, UInt8
+from edgekit.networks.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from calibration.ranges import Calibrated
+
+MEMORY_FOR_CALIBRATION = 256 << 20
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The frames a quantizer sees.
+
+    Attributes:
+        dataset, split: where they are from.
+        frames: the chosen frames.
+        size: they are resized to.
+    """
+
+    dataset: str
+    split: str
+    frames: Split
+    size: Size
+    _kept: dict[int, UInt8] = field(default_factory=dict, repr=False, compare=False)
+
+    def batches(self) -> Batches:
+        """Fresh passes over the frames: uint8 [1, H, W, 3]. Up to 256 MiB are kept, the rest is loaded again."""
+
+        def start() -> Iterator[UInt8]:
+            for index, reference in enumerate(self.frames.references):
+                if index not in self._kept:
+                    frame = resize_image(reference.load_image(), self.size)[None]
+                    if (len(self._kept) + 1) * frame.nbytes > MEMORY_FOR_CALIBRATION:
+                        yield frame.copy()
+                        continue
+                    self._kept[index] = frame
+                yield self._kept[index].copy()
+
+        return start
+
+
+def check_calibration(calibration: Calibration) -> None:
+    """Load one frame, so that a broken dataset is told before a long conversion starts."""
+    if not len(calibration.frames):
+        raise DataError(f"no {calibration.dataset} frames to calibrate with: raise --samples")
+    calibration.frames.references[0].load_image()
+
+
+def quantization_path(checkpoint: Checkpoint, calibration: Calibration, run_folder: Path) -> Path:
+    """Where the quantization of a network for these frames is kept; its name is its identity."""
+    key = sha256_json(
+        [
+            SCHEMA, __version__, versions("torch", "numpy"), checkpoint.identity(), str(calibration.size),
+            calibration.frames.image_identity(),
+        ]
+    )  # fmt: skip
+    return run_folder / "cache" / f"quantization-{calibration.size}-{key[:16]}.npz"
+
+
+def prepare(graph: DeployableGraph, checkpoint: Checkpoint, calibration: Calibration, run_folder: Path) -> Calibrated:
+    """The quantization of a network, worked out or found.
+
+    Raises:
+        ConversionError: the network's values cannot be represented; names the module.
+    """
+    from calibration.ranges import Calibrated
+
+    path = quantization_path(checkpoint, calibration, run_folder)
+    if not path.is_file():
+        _work_out(graph, calibration, path)
+    with np.load(path, allow_pickle=False) as stored:
+        ranges: dict[Scheme, Ranges] = {
+            scheme: {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == scheme}
+            for scheme in get_args(Scheme)
+        }
+        record = json.loads(str(stored["record"]))
+        return Calibrated(Quantization(ranges, stored["probe"], calibration.batches()), record)
+
+
+def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> None:
+    from calibration.ranges import calibrate
+
+    frames: dict[int, dict[str, str]] = {}
+
+    def batches() -> Iterator[UInt8]:
+        for index, frame in enumerate(calibration.batches()()):
+            name = calibration.frames.references[index].name
+            frames[index] = {"name": name, "sha256": hashlib.sha256(frame.tobytes()).hexdigest()}
+            yield frame
+
+    calibrated = calibrate(graph, batches, len(calibration.frames))
+    record = {
+        "dataset": calibration.dataset,
+        "split": calibration.split,
+        "frames": list(frames.values()),
+        **calibrated.record,
+    }
+    arrays: dict[str, Any] = {
+        f"{scheme}/{name}": value
+        for scheme, ranges in calibrated.quantization.ranges.items()
+        for name, value in ranges.items()
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, probe=calibrated.quantization.probe, record=np.array(json.dumps(record)), **arrays)
+    write_bytes(path, buffer.getvalue())

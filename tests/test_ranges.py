@@ -1,0 +1,174 @@
+"""Calibration: what int8 is to represent, chosen by what it costs, and the graph's values found again in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from calibration.ranges import ESTIMATORS, calibrate, observe
+from calibration.simulation import quantized_places, represented
+from edgekit.core.errors import ConversionError
+from edgekit.core.values import DeployableGraph, Normalization, Scheme, Size, UInt8
+from edgekit.export.graph import export_aten
+from edgekit.export.values import channel_limits, find_node, visit_values
+
+SIZE = Size(64, 96)
+SCHEMES = st.sampled_from(["symmetric", "asymmetric"])
+
+
+class Chain(nn.Module):
+    """Two convolutions with a ReLU between, and logits; ``first`` channels and a pole that few values reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = torch.relu(self.first(x))
+        logits: torch.Tensor = self.head(torch.relu(self.second(first)) + first)
+        return logits
+
+
+def graph_of(network: nn.Module) -> DeployableGraph:
+    example = torch.zeros(1, 3, SIZE.height, SIZE.width)
+    names = ("a", "b", "c", "d")
+    return DeployableGraph(export_aten(network.eval(), example), SIZE, Size(32, 48), names, Normalization(), "")
+
+
+def frames(count: int, seed: int = 0) -> Iterator[UInt8]:
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        yield generator.integers(0, 256, (1, SIZE.height, SIZE.width, 3), np.uint8)
+
+
+@given(
+    st.floats(-50, 50, width=32),
+    st.floats(-50, 50, width=32),
+    st.lists(st.floats(-60, 60, width=32), min_size=1),
+    SCHEMES,
+)
+def test_int8_represents_a_range_to_half_a_step_and_zero_exactly(
+    one: float, other: float, values: list[float], scheme: Scheme
+) -> None:
+    low, high = min(one, other, 0.0), max(one, other, 0.0)
+    given_values = torch.tensor([*values, 0.0])
+    result = represented(given_values, low, high, scheme)
+    step = max(-low, high) / 127 if scheme == "symmetric" else (high - low) / 255
+    nearest = given_values.clamp(low, high)
+    # The zero point is a whole number, so that one end may lie half a step further in.
+    assert (result - nearest).abs().max() <= step * 1.001 + 1e-5 or scheme == "symmetric"
+    inside = (given_values >= low + step) & (given_values <= high - step)
+    assert ((result - given_values).abs()[inside] <= step / 2 * 1.001 + 1e-5).all()
+    assert result[-1] == 0
+    assert len(torch.unique(represented(torch.linspace(-60, 60, 5000), low, high, scheme))) <= 256
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_estimator_leaves_what_was_seen(name: str) -> None:
+    generator = np.random.default_rng(1)
+    for sample in (generator.normal(size=4000), np.abs(generator.normal(size=4000)), np.zeros(50), np.full(10, -3.0)):
+        values = sample.astype(np.float32)
+        seen = float(values.min()), float(values.max())
+        low, high = ESTIMATORS[name](values, *seen, "symmetric")
+        assert min(seen[0], 0.0) <= low <= high <= max(seen[1], 0.0)
+
+
+def test_limits_are_those_of_each_channel_in_any_layout() -> None:
+    value = torch.randn(1, 6, 10, 14)
+    expected = np.stack([value.amin((0, 2, 3)).numpy(), value.amax((0, 2, 3)).numpy()], 1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert np.array_equal(channel_limits(value.contiguous(memory_format=layout).numpy()), expected)
+    assert np.array_equal(channel_limits(value[0].numpy()), [[value.min(), value.max()]])
+
+
+def test_every_value_of_the_graph_is_found_again_in_either_layout() -> None:
+    graph = graph_of(Chain())
+    quantization = calibrate(graph, lambda: frames(2), 2).quantization
+    found = {}
+
+    def look(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        if node.op == "call_function":
+            last = value.permute(0, 2, 3, 1).contiguous().numpy()
+            found[node.name] = (
+                find_node(graph, quantization, value.numpy()),
+                find_node(graph, quantization, last * np.float32(1.001)),
+            )
+            assert find_node(graph, quantization, value.numpy() * np.float32(1.1)) is None
+        return value
+
+    visit_values(graph, quantization.probe, look)
+    assert len(found) >= 6
+    assert all(names == (name, name) for name, names in found.items())
+    mean = graph.normalization.mean_colour()
+    pixels = (quantization.probe - mean).transpose(0, 3, 1, 2)
+    (frame,) = (node.name for node in graph.module.graph.nodes if node.op == "placeholder")
+    assert find_node(graph, quantization, pixels) == frame
+
+
+def test_a_few_giant_values_do_not_decide_the_range() -> None:
+    """One hot pixel in one frame stretches what is seen a hundredfold: representing it all costs more than cutting it off."""
+    network = Chain()
+    with torch.no_grad():
+        network.first.weight[0] = 0.0
+        network.first.weight[0, 0, 1, 1] = 400.0
+        network.first.bias[0] = -2.2 * 400.0  # normalized red reaches 2.25: only the brightest pixels pass
+        network.second.weight[:, 0] = 0.0  # and nothing comes of them
+        network.head.weight[:, 0] = 0.0
+        network.head.weight *= 40.0  # a network that is sure of its labels
+    graph = graph_of(network)
+
+    def dim(seed: int) -> Iterator[UInt8]:
+        for frame in frames(3, seed):
+            frame = frame // 2
+            frame[0, 10, 10] = 255
+            yield frame
+
+    calibrated = calibrate(graph, lambda: dim(7), 3)
+    for scheme in ("symmetric", "asymmetric"):
+        record = calibrated.record["ranges"][scheme]
+        assert record["expected_drop"][record["estimator"]] == min(record["expected_drop"].values())
+        assert set(record["expected_drop"]) == set(ESTIMATORS)
+        assert min(record["expected_drop"].values()) < 0.1 * record["expected_drop"]["min-max"]
+
+
+def test_one_pass_over_the_frames_is_enough() -> None:
+    passes = []
+
+    def batches() -> Iterator[UInt8]:
+        passes.append(None)
+        return frames(5)
+
+    calibrate(graph_of(Chain()), batches, 5)
+    assert len(passes) == 1
+
+
+def test_places_are_what_int8_operations_read() -> None:
+    graph = graph_of(Chain())
+    (frame,) = (node.name for node in graph.module.graph.nodes if node.op == "placeholder")
+    symmetric, asymmetric = quantized_places(graph, "symmetric"), quantized_places(graph, "asymmetric")
+    assert symmetric - asymmetric == {frame}
+    # Not what a ReLU alone reads, and not the logits.
+    assert len(asymmetric) == 3
+
+
+def test_values_that_are_not_finite_are_told_by_their_module() -> None:
+    network = Chain()
+    with torch.no_grad():
+        network.second.bias[3] = float("nan")
+    with pytest.raises(ConversionError, match=r"not finite at 'second'.*calibration frame 1"):
+        observe(graph_of(network), frames(2))
+
+
+def test_frames_that_are_missing_or_of_another_size_are_told() -> None:
+    graph = graph_of(Chain())
+    with pytest.raises(ConversionError, match="gave no frames"):
+        observe(graph, iter(()))
+    with pytest.raises(ConversionError, match="shape"):
+        observe(graph, [np.zeros((1, 64, 64, 3), np.uint8)])
