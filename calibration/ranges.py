@@ -17,7 +17,7 @@ from edgekit.core.values import Batches, DeployableGraph, Float32, Quantization,
 from edgekit.export.graph import module_of
 from edgekit.export.values import as_cores_read, channel_limits, visit_values
 
-SIMULATED_PIXELS, MOST_SIMULATED = 8 << 20, 16
+SIMULATED_PIXELS, MOST_SIMULATED = 6 << 20, 16
 """Estimators are compared on frames of so many pixels together, and on no more frames."""
 
 LEAST_SQUARES_SAMPLES = 1 << 16

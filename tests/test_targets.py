@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from calibration.datasets import open_split
+from calibration.ranges import calibrate
 from edgekit import check_target
-from edgekit.core.progress import Progress
+from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size
 from edgekit.decoder import HEADER
@@ -282,9 +283,10 @@ def test_onnxruntime_reads_the_frame_as_it_lies(
     from targets.onnx_graph.build import build
 
     network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
+    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
 
     def logits(precision: Precision) -> tuple[np.ndarray, Counter[str]]:
-        model = build(graph, Recipe(precision, output="logits"), lambda: iter([frame]), "asymmetric")
+        model = build(graph, Recipe(precision, output="logits"), quantization, "asymmetric")
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         return session.run(None, {"frame": frame})[0], Counter(node.op_type for node in model.graph.node)
 
@@ -299,6 +301,34 @@ def test_onnxruntime_reads_the_frame_as_it_lies(
     assert "Reshape" not in operations
     assert np.array_equal(together, one_by_one)
     assert np.abs(together - expected).max() < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_int8_of_tensors_that_are_no_nodes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is known again, every target looks at its own tensors over all frames."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    from edgekit.export import values
+
+    target = load_target(name)
+    network, graph, frame = first(16, (3, 3), (2, 2), 1, 1, 48)
+    passes = []
+
+    def batches() -> Iterator[np.ndarray]:
+        passes.append(None)
+        return iter([frame // 2, frame])
+
+    quantization = calibrate(graph, batches, 2).quantization
+    monkeypatch.setattr(values, "TOLERANCE", -1.0)
+    known = len(passes)
+    recipe = Recipe("int8", output="labels")
+    with noise_to(tmp_path / "log"):
+        made = target.convert(graph, recipe, quantization, tmp_path)
+    assert len(passes) == known + 1
+    artifact = Artifact(tmp_path, name, "int8", graph.size, graph.class_names, "labels", 1, made.model, {"notes": {}})
+    expected = reference_labels(network(normalize(torch.from_numpy(frame), graph.normalization)), graph.size).numpy()
+    with target.open(artifact, SessionOptions(1)) as session:
+        assert (session.run(frame) == expected).mean() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -321,10 +351,11 @@ def test_tflite_int8_reads_bytes(
     from edgekit.export import columns
 
     network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
+    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
 
     def logits() -> tuple[np.ndarray, Counter[str]]:
         recipe = Recipe("int8", output="logits")
-        made = load_target("tflite").convert(graph, recipe, lambda: iter([frame]), tmp_path)
+        made = load_target("tflite").convert(graph, recipe, quantization, tmp_path)
         assert made.native_output.startswith("int8 [1,")
         interpreter = Interpreter(str(tmp_path / "model.tflite"))
         operations = Counter(operation["op_name"] for operation in interpreter._get_ops_details())
