@@ -31,16 +31,12 @@ class Observed:
     """What each node held over all frames.
 
     Attributes:
-        frames: how many.
         limits: smallest and largest value of each channel, float32 [channels, 2], exactly.
         samples: float32 [frames, at most SAMPLES_PER_FRAME], some of its values.
-        modules: the module of the user's network that each node belongs to.
     """
 
-    frames: int
     limits: Ranges
     samples: Mapping[str, Float32]
-    modules: Mapping[str, str]
 
 
 def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
@@ -51,7 +47,6 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
     """
     limits: dict[str, Float32] = {}
     samples: dict[str, list[Float32]] = {}
-    modules: dict[str, str] = {}
     count = 0
 
     def look(node: Node, value: Tensor) -> Tensor:
@@ -66,7 +61,6 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
         if known is not None:
             now = np.stack([np.minimum(now[:, 0], known[:, 0]), np.maximum(now[:, 1], known[:, 1])], 1)
         limits[node.name] = now
-        modules[node.name] = module_of(node)
         samples.setdefault(node.name, []).append(_some(held, count))
         return value
 
@@ -77,7 +71,7 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
         count += 1
     if not count:
         raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
-    return Observed(count, limits, {name: np.stack(parts) for name, parts in samples.items()}, modules)
+    return Observed(limits, {name: np.stack(parts) for name, parts in samples.items()})
 
 
 def _place(node: Node) -> str:

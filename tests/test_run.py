@@ -444,6 +444,43 @@ def test_a_converter_that_dies(run_here: Callable[..., Done], tmp_path: Path, mo
     assert not partials(out)
 
 
+KILLED = """
+import os, signal, sys
+if "edgekit.pipeline.converter" in sys.orig_argv:
+    import calibration.ranges
+    calibration.ranges.calibrate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_calibration_that_dies(small_checkpoint: Path, tmp_path: Path) -> None:
+    """What int8 is to represent cannot be worked out: int8 fails, float artifacts are made; the next run goes on."""
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    arguments = ("convert", small_checkpoint, "--target", "onnxruntime", "--size", "96x160", "--out", "out")
+    quantize = ("quantize", small_checkpoint, "--target", "onnxruntime", "--size", "96x160", "--calib", "streets",
+                "--samples", 2, "--frames", 2, "--out", "out")  # fmt: skip
+    env = environment(tmp_path)
+    done = edgekit(*quantize, cwd=tmp_path, env=env)
+    assert done.code == 1
+    assert "its process was killed" in done.sentence
+    assert "conversion.log" in done.sentence
+    assert edgekit(*arguments, cwd=tmp_path, env=env).code == 0
+    assert not list((tmp_path / "out" / "cache").glob("quantization*"))
+    (tmp_path / "sitecustomize.py").write_text("")
+    done = edgekit(*quantize, cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    (kept,) = (tmp_path / "out" / "cache").glob("quantization*.npz")
+    manifest = json.loads((tmp_path / "out" / "artifacts" / "onnxruntime-int8-96x160" / "manifest.json").read_text())
+    assert manifest["calibration"]["ranges"]["asymmetric"]["estimator"]
+    assert len(manifest["calibration"]["frames"]) == 2
+    # Damaged, it is worked out again, to the same.
+    before = np.load(kept)["probe"]
+    kept.write_bytes(kept.read_bytes()[:1000])
+    shutil.rmtree(tmp_path / "out" / "artifacts" / "onnxruntime-int8-96x160")
+    done = edgekit(*quantize, cwd=tmp_path, env=env)
+    assert done.code == 0, done.err
+    assert (np.load(kept)["probe"] == before).all()
+
+
 def test_a_conversion_ends_with_its_command(place: Path, tmp_path: Path) -> None:
     """Only edgekit itself is killed, while its converter works: the converter ends too, and a rerun goes on."""
     out, reached = tmp_path / "out", tmp_path / "reached"

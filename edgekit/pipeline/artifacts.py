@@ -19,7 +19,7 @@ from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.quantization import Calibration, prepare
+from edgekit.pipeline.quantization import Calibration, prepare, quantization_key
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -50,7 +50,7 @@ def artifact_key(
     return sha256_json(
         [
             MANIFEST_SCHEMA, __version__, target.name, dict(target.tools()), checkpoint.identity(), asdict(recipe), str(size),
-            None if calibration is None else calibration.frames.image_identity(),
+            None if calibration is None else quantization_key(checkpoint, calibration),
         ]
     )  # fmt: skip
 

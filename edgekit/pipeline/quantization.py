@@ -7,8 +7,10 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,7 +29,7 @@ MEMORY_FOR_CALIBRATION = 256 << 20
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """The frames a quantizer sees.
 
@@ -41,7 +43,7 @@ class Calibration:
     split: str
     frames: Split
     size: Size
-    _kept: dict[int, UInt8] = field(default_factory=dict, repr=False, compare=False)
+    _kept: dict[int, UInt8] = field(default_factory=dict, repr=False)
 
     def batches(self) -> Batches:
         """Fresh passes over the frames: uint8 [1, H, W, 3]. Up to 256 MiB are kept, the rest is loaded again."""
@@ -66,14 +68,19 @@ def check_calibration(calibration: Calibration) -> None:
     calibration.frames.references[0].load_image()
 
 
-def quantization_path(checkpoint: Checkpoint, calibration: Calibration, run_folder: Path) -> Path:
-    """Where the quantization of a network for these frames is kept; its name is its identity."""
-    key = sha256_json(
+def quantization_key(checkpoint: Checkpoint, calibration: Calibration) -> str:
+    """Identity of a quantization before it is worked out: everything that decides it."""
+    return sha256_json(
         [
             SCHEMA, __version__, versions("torch", "numpy"), checkpoint.identity(), str(calibration.size),
             calibration.frames.image_identity(),
         ]
     )  # fmt: skip
+
+
+def quantization_path(checkpoint: Checkpoint, calibration: Calibration, run_folder: Path) -> Path:
+    """Where it is kept."""
+    key = quantization_key(checkpoint, calibration)
     return run_folder / "cache" / f"quantization-{calibration.size}-{key[:16]}.npz"
 
 
@@ -83,11 +90,19 @@ def prepare(graph: DeployableGraph, checkpoint: Checkpoint, calibration: Calibra
     Raises:
         ConversionError: the network's values cannot be represented; names the module.
     """
+    path = quantization_path(checkpoint, calibration, run_folder)
+    try:
+        return _stored(path, calibration)
+    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or not as it was written
+        _work_out(graph, calibration, path)
+        return _stored(path, calibration)
+
+
+@lru_cache(maxsize=2)
+def _stored(path: Path, calibration: Calibration) -> Calibrated:
+    """What was worked out before: the same value for all targets of a process, which know its nodes by it."""
     from calibration.ranges import Calibrated
 
-    path = quantization_path(checkpoint, calibration, run_folder)
-    if not path.is_file():
-        _work_out(graph, calibration, path)
     with np.load(path, allow_pickle=False) as stored:
         ranges: dict[Scheme, Ranges] = {
             scheme: {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == scheme}
