@@ -446,6 +446,18 @@ def _environment_section(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def _calibration(calibration: Mapping[str, Any]) -> str:
+    text = f"{calibration['frames']} frames of {calibration['dataset']} {calibration['split']}"
+    estimator = calibration.get("estimator")
+    if estimator is None:
+        return text
+    drop = 100 * calibration["expected_drop"][estimator]
+    return (
+        f"{text}; {calibration['scheme']} ranges by {estimator}, expected to cost {drop:.2f} points of mIoU "
+        f"(simulated on {calibration['simulated_frames']} of them)"
+    )
+
+
 def _artifact_section(results: Sequence[Result]) -> list[str]:
     rows, commands = [], []
     artifacts = [result for result in results if result.failed is None and not result.is_float]
@@ -453,7 +465,7 @@ def _artifact_section(results: Sequence[Result]) -> list[str]:
         document = result.document
         calibration = document.get("calibration")
         frames = (
-            f"{calibration['frames']} frames of {calibration['dataset']} {calibration['split']}"
+            _calibration(calibration)
             if calibration
             else ("not recorded" if document["precision"] == "int8" else "does not apply")
         )

@@ -124,6 +124,7 @@ class CoreML:
             native_output=native_output,
             tools=self.tools(),
             kept_float=kept,
+            scheme="symmetric" if recipe.precision == "int8" else None,
             notes={**notes, "measure on apple": "edgekit bench {artifact}    # on a Mac"},
         )
 

@@ -62,6 +62,7 @@ class OnnxRuntime:
             native_output=native_output(graph, recipe),
             tools=self.tools(),
             kept_float=("MatMul", "Resize", *float_edges(recipe, centred)) if quantized else (),
+            scheme="asymmetric" if quantized else None,
         )
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:

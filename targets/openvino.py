@@ -91,6 +91,7 @@ class OpenVINO:
             native_output=native_output(graph, recipe),
             tools=self.tools(),
             kept_float=(*KEPT_FLOAT, *float_edges(recipe)) if quantized else (),
+            scheme="asymmetric" if quantized else None,
             notes={"weights": "model.bin lies beside model.xml and is part of the model"},
         )
 

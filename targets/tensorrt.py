@@ -84,6 +84,7 @@ class TensorRT:
             native_output=native_output(graph, recipe),
             tools=self.tools(),
             kept_float=("MatMul", "Resize", "sums", *float_edges(recipe)) if quantized else (),
+            scheme="symmetric" if quantized else None,
             notes={"trtexec": TRTEXEC, "measure on jetson": f"cd {{artifact}} && {TRTEXEC}"},
         )
 

@@ -95,6 +95,7 @@ class TFLite:
             native_output=native_output(graph, recipe, channels_last=True, dtype=_output_type(model)),
             tools=self.tools(),
             kept_float=kept,
+            scheme="asymmetric" if recipe.precision == "int8" else None,
             notes={"measure on android": BENCHMARK_MODEL},
         )
 

@@ -190,6 +190,7 @@ class Converted:
         native_output: the runtime's own output form.
         tools: package -> version of everything that had a hand in it.
         kept_float: layers left in higher precision, in the target's terms.
+        scheme: of int8 activations, where there are any.
         notes: what a user should know (the trtexec command line, for one), key -> text.
     """
 
@@ -198,6 +199,7 @@ class Converted:
     native_output: str
     tools: Mapping[str, str]
     kept_float: tuple[str, ...] = ()
+    scheme: Scheme | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

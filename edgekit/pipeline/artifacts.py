@@ -19,7 +19,7 @@ from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.quantization import Calibration, prepare, quantization_key
+from edgekit.pipeline.quantization import Calibration, calibration_record, prepare, quantization_key
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -167,7 +167,7 @@ def make_artifact(
             "files": file_hashes(temporary),
             "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
             "recipe": asdict(recipe),
-            "calibration": None if prepared is None else prepared.record,
+            "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),
             "kept_float": list(converted.kept_float),
             "native_input": converted.native_input,
             "native_output": converted.native_output,

@@ -112,6 +112,13 @@ def _stored(path: Path, calibration: Calibration) -> Calibrated:
         return Calibrated(Quantization(ranges, stored["probe"], calibration.batches()), record)
 
 
+def calibration_record(calibrated: Calibrated, scheme: Scheme | None) -> dict[str, Any]:
+    """What a manifest says of the calibration: frames, and how the ranges of its scheme were chosen."""
+    record = dict(calibrated.record)
+    schemes = record.pop("ranges")
+    return record if scheme is None else {**record, "scheme": scheme, **schemes[scheme]}
+
+
 def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> None:
     from calibration.ranges import calibrate
 

@@ -318,9 +318,7 @@ def measurement_document(
         "device_pages": list(target.device_pages),
         "kept_float": manifest["kept_float"],
         "notes": manifest["notes"],
-        "calibration": None
-        if calibration is None
-        else {"dataset": calibration["dataset"], "split": calibration["split"], "frames": len(calibration["frames"])},
+        "calibration": None if calibration is None else {**calibration, "frames": len(calibration["frames"])},
         "accuracy": accuracy,
         "latency": dict(latency),
         "environment": dict(environment),
