@@ -38,8 +38,8 @@ from targets.common import (
     threads,
 )
 
-PAD, FLOAT32 = 34, 0
-"""An operation and a tensor's type, by their numbers in TFLite's schema."""
+FLOAT32 = 0
+"""A tensor's type, by its number in TFLite's schema."""
 
 BENCHMARK_MODEL = (
     "adb push {artifact}/model.tflite /data/local/tmp/ && adb shell /data/local/tmp/benchmark_model "
@@ -190,6 +190,8 @@ def _ranges(model: bytes, graph: DeployableGraph, quantization: Quantization) ->
     """Smallest and largest value of every float tensor, in the form of what the quantizer's own ``calibrate`` gives."""
     import numpy as np
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    from targets.tflite_graph.frame import PAD
 
     interpreter = _open_interpreter(model)
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
