@@ -16,7 +16,8 @@ import edgekit
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "Artifact", "Batches", "Checkpoint", "ConversionError", "Converted", "DeployableGraph", "EdgekitError", "Engine",
-    "FrameToLabels", "Normalization", "OutputKind", "Precision", "Recipe", "Session", "SessionOptions", "Size",
+    "FrameToLabels", "Normalization", "OutputKind", "Precision", "Quantization", "Recipe", "Session",
+    "SessionOptions", "Size",
     "Target", "TargetError",
     "check_target", "decode", "deployable", "load_checkpoint", "reference_labels", "__version__",
 }  # fmt: skip
