@@ -15,7 +15,7 @@ from calibration.simulation import expected_drop, quantized_places, represented,
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import Batches, DeployableGraph, Float32, Quantization, Ranges, Scheme, UInt8
 from edgekit.export.graph import module_of
-from edgekit.export.values import as_cores_read, channel_limits, visit_values
+from edgekit.export.values import as_cores_read, channel_limits, joined_limits, visit_values, whole_range
 
 SIMULATED_PIXELS, MOST_SIMULATED = 6 << 20, 16
 """Estimators are compared on frames of so many pixels together, and on no more frames."""
@@ -58,9 +58,7 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
                 "int8 cannot represent them, look at its weights"
             )
         known = limits.get(node.name)
-        if known is not None:
-            now = np.stack([np.minimum(now[:, 0], known[:, 0]), np.maximum(now[:, 1], known[:, 1])], 1)
-        limits[node.name] = now
+        limits[node.name] = now if known is None else joined_limits(now, known)
         samples.setdefault(node.name, []).append(_some(held, count))
         return value
 
@@ -153,9 +151,7 @@ def estimate(observed: Observed, estimator: Estimator, scheme: Scheme, places: f
     ranges = dict(observed.limits)
     for name in places:
         limits = observed.limits[name]
-        low, high = estimator(
-            observed.samples[name].ravel(), float(limits[:, 0].min()), float(limits[:, 1].max()), scheme
-        )
+        low, high = estimator(observed.samples[name].ravel(), *whole_range(limits), scheme)
         ranges[name] = np.clip(limits, np.float32(low), np.float32(high))
     return ranges
 

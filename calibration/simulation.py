@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from edgekit.core.values import DeployableGraph, Ranges, Scheme, UInt8
 from edgekit.export.rewrites import constant_tensor, is_convolution
-from edgekit.export.values import as_cores_read, from_cores, visit_values
+from edgekit.export.values import as_cores_read, from_cores, visit_values, whole_range
 from edgekit.metrics.scores import mean_iou
 
 aten = torch.ops.aten
@@ -73,9 +73,7 @@ def simulate(graph: DeployableGraph, frame: UInt8, ranges: Ranges, scheme: Schem
     Args:
         graph: with weights as :func:`with_int8_weights` leaves them, or in float.
     """
-    limits: Mapping[str, tuple[float, float]] = {
-        name: (float(ranges[name][:, 0].min()), float(ranges[name][:, 1].max())) for name in places
-    }
+    limits = {name: whole_range(ranges[name]) for name in places}
 
     def quantize(node: Node, value: Tensor) -> Tensor:
         if node.name not in limits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from edgekit.core.errors import ConversionError, TargetError
 from edgekit.core.values import (
     Artifact,
-    Batches,
     DeployableGraph,
-    Float32,
     Quantization,
     Recipe,
     Scheme,
@@ -42,16 +40,6 @@ def check_frame(frame: UInt8, artifact: Artifact) -> None:
         )
 
 
-def centred_planes(batches: Batches, mean: Float32) -> Iterator[Float32]:
-    """One pass of calibration frames as a graph on centred pixels reads them: float32 [1, 3, H, W].
-
-    Args:
-        mean: the mean colour, float32 [3].
-    """
-    for frame in batches():
-        yield planes(frame - mean)
-
-
 def planes(frame: NDArray[Any]) -> NDArray[Any]:
     """[1, H, W, 3] -> [1, 3, H, W], channels apart in memory too."""
     return np.ascontiguousarray(frame.transpose(0, 3, 1, 2))
@@ -75,7 +63,7 @@ def known_ranges(
     Args:
         tensors: names and values for the probe, float; none is kept.
     """
-    from edgekit.export.values import find_node
+    from edgekit.export.values import find_node, whole_range
 
     ranges: dict[str, tuple[float, float]] = {}
     unknown = []
@@ -84,9 +72,14 @@ def known_ranges(
         if node is None:
             unknown.append(name)
         else:
-            limits = quantization.ranges[scheme][node]
-            ranges[name] = (float(limits[:, 0].min()), float(limits[:, 1].max()))
+            ranges[name] = whole_range(quantization.ranges[scheme][node])
     return ranges, unknown
+
+
+def widen(ranges: dict[str, tuple[float, float]], name: str, value: NDArray[Any]) -> None:
+    """Have a tensor's range, if it has one, hold these values too."""
+    low, high = ranges.get(name, (np.inf, -np.inf))
+    ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
 
 
 def float_edges(recipe: Recipe, centred: bool = True) -> tuple[str, ...]:

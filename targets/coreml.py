@@ -37,6 +37,7 @@ from targets.common import (
     output_settings,
     require_quantization,
     threads,
+    widen,
 )
 
 if TYPE_CHECKING:
@@ -245,9 +246,7 @@ def _ranges(program: Any, graph: DeployableGraph, quantization: Quantization) ->
 
     def observe(name: str, value: torch.Tensor) -> None:
         if name in unknown:
-            low, high = (float(side) for side in value.aminmax())
-            before = found.get(name, (low, high))
-            found[name] = (min(low, before[0]), max(high, before[1]))
+            widen(found, name, value.numpy())
 
     executor.run({"frame": _planes(quantization.probe)}, compare)
     if unknown & _read_by_quantized(program.function):

@@ -226,7 +226,7 @@ def _limits(
     to_input: Callable[[UInt8], Float32],
 ) -> dict[tuple[str, int], Float32]:
     """Smallest and largest value of parts of the float core by channel, [channels, 2], the graph's where they are its nodes."""
-    from edgekit.export.values import channel_limits, find_node
+    from edgekit.export.values import channel_limits, find_node, joined_limits
 
     ov = _openvino()
     copy = core.clone()
@@ -254,10 +254,7 @@ def _limits(
             given = values(frame)
             for position in unknown:
                 now = channel_limits(given[position])
-                known = found.get(order[position], now)
-                found[order[position]] = np.stack(
-                    [np.minimum(now[:, 0], known[:, 0]), np.maximum(now[:, 1], known[:, 1])], 1
-                )
+                found[order[position]] = joined_limits(found.get(order[position], now), now)
     return found
 
 

@@ -36,6 +36,7 @@ from targets.common import (
     output_settings,
     require_quantization,
     threads,
+    widen,
 )
 
 FLOAT32 = 0
@@ -218,8 +219,7 @@ def _ranges(model: bytes, graph: DeployableGraph, quantization: Quantization) ->
     if others:
         for pixels in quantization.batches():
             for name, value in values(pixels, others):
-                low, high = found.get(name, (np.inf, -np.inf))
-                found[name] = (min(low, float(value.min())), max(high, float(value.max())))
+                widen(found, name, value)
     return {
         name: {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
         for name, (low, high) in found.items()

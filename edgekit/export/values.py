@@ -140,3 +140,13 @@ def channel_limits(value: NDArray[Any]) -> Float32:
     rows = pixels.reshape(-1, together * channels)
     low, high = (side.reshape(together, channels) for side in (rows.min(0), rows.max(0)))
     return np.stack([low.min(0), high.max(0)], 1).astype(np.float32)
+
+
+def joined_limits(one: Float32, other: Float32) -> Float32:
+    """Limits by channel, [channels, 2], that hold both."""
+    return np.stack([np.minimum(one[:, 0], other[:, 0]), np.maximum(one[:, 1], other[:, 1])], 1)
+
+
+def whole_range(limits: Float32) -> tuple[float, float]:
+    """The range of all channels together."""
+    return float(limits[:, 0].min()), float(limits[:, 1].max())

@@ -14,7 +14,7 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import split_max_pooling
-from targets.common import known_ranges, planes, require_quantization
+from targets.common import known_ranges, planes, require_quantization, widen
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
@@ -159,18 +159,17 @@ def _ranges(
         if name and name not in constants and name != CORE_INPUT
     )
     session = _session_on(model, list(names))
-    values = session.run(None, {CORE_INPUT: to_input(quantization.probe)})
+    given = to_input(quantization.probe)
+    values = session.run(None, {CORE_INPUT: given})
     found, unknown = known_ranges(graph, quantization, scheme, zip(names, values, strict=True))
     del values
-    given = to_input(quantization.probe)
     frame, _ = known_ranges(graph, quantization, scheme, [(CORE_INPUT, given)])
     found |= frame or {CORE_INPUT: (0.0, 255.0)}
     if unknown:
         session = _session_on(model, unknown)
         for pixels in quantization.batches():
             for name, value in zip(unknown, session.run(None, {CORE_INPUT: to_input(pixels)}), strict=True):
-                low, high = found.get(name, (np.inf, -np.inf))
-                found[name] = (min(low, float(value.min())), max(high, float(value.max())))
+                widen(found, name, value)
     return found
 
 
