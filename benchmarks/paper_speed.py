@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from measured import keep
 
+from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress
 from edgekit.core.registry import require
@@ -42,7 +43,7 @@ def artifacts(checkpoint: Checkpoint, size: Size, folder: Path) -> list[Artifact
     """Float and int8 of every runtime."""
     progress = Progress(silent=True)
     graph = lazy_graph(checkpoint, size, progress)
-    calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
+    calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
     return [
         make_artifact(
             require(name), checkpoint, graph, recipe_for(require(name), precision, None, 1), size, calibration if precision == "int8" else None,
@@ -116,7 +117,7 @@ def camvid(folder: Path) -> dict[str, dict[str, Any]]:
     for name in names:
         checkpoint = load_checkpoint(name)
         size = default_size(checkpoint)
-        calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
+        calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
         progress = Progress(silent=True)
         made[name] = make_artifact(
             require("openvino"), checkpoint, lazy_graph(checkpoint, size, progress),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import require
@@ -34,8 +35,7 @@ def artifacts(
     """
     progress = Progress(silent=True)
     graph = lazy_graph(checkpoint, size, progress)
-    train = open_split("streets", "train", size=size).first(CALIBRATION_FRAMES)
-    calibration = Calibration("streets", "train", train, size)
+    calibration = Calibration(choose_frames(open_split("streets", "train", size=size), CALIBRATION_FRAMES), size)
     for name in targets:
         target = require(name)
         for precision in PRECISIONS:

@@ -26,6 +26,7 @@ from measured import keep
 from torch import nn
 from vendor_worker import normalized
 
+from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import require
@@ -234,9 +235,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for text in arguments.sizes:
         size = Size.parse(text)
-        train = open_split("streets", "train", size=size).first(CALIBRATION_FRAMES)
-        calibration = Calibration("streets", "train", train, size)
-        calibration_frames = [reference.load_image()[None].copy() for reference in train.references]
+        calibration = Calibration(choose_frames(open_split("streets", "train", size=size), CALIBRATION_FRAMES), size)
+        calibration_frames = list(calibration.batches()())
         test = [
             ref.load_image()[None].copy() for ref in open_split("streets", "test", size=size).first(FRAMES).references
         ]

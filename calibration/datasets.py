@@ -34,6 +34,8 @@ CLASS_SETS: Mapping[str, ClassSet] = {"streets": CITYSCAPES, "cityscapes": CITYS
 ROOT_VARIABLES: Mapping[str, str] = {"cityscapes": "CITYSCAPES_DATASET", "camvid": "CAMVID_ROOT"}
 STREETS_FRAMES: Mapping[str, int] = {"train": 2000, "val": 64, "test": 64}
 STREETS_DEFAULT_SIZE = Size(512, 1024)
+LABELS_SIDE = 128
+"""The shorter side at which scenes are drawn only to see which classes they show."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 NO_INSTANCE = -1
 DAMAGED = (
@@ -74,6 +76,7 @@ class FrameReference:
         identity: a hash that changes when its pixels or labels do.
         load: image, labels and instances.
         image_identity, load_image: the same of the image alone, for calibration, which needs no labels.
+        load_labels: train ids alone, uint8 [h, w] of any size, for counting.
     """
 
     name: str
@@ -81,6 +84,7 @@ class FrameReference:
     load: Callable[[], Frame]
     image_identity: Callable[[], str]
     load_image: Callable[[], UInt8]
+    load_labels: Callable[[], UInt8]
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,8 @@ def _streets(split: str, size: Size) -> Split:
     def reference(index: int) -> FrameReference:
         identity = partial(_streets_identity, code, split, index, size)
         load = partial(_load_streets, split, index, size)
-        return FrameReference(f"{split}-{index:04d}", identity, load, identity, partial(_image_of, load))
+        labels = partial(_labels_of_streets, split, index, size)
+        return FrameReference(f"{split}-{index:04d}", identity, load, identity, partial(_image_of, load), labels)
 
     return Split("streets", split, classes, tuple(reference(index) for index in range(STREETS_FRAMES[split])))
 
@@ -201,6 +206,12 @@ def _load_streets(split: str, index: int, size: Size) -> Frame:
 
 def _image_of(load: Callable[[], Frame]) -> UInt8:
     return load().image
+
+
+def _labels_of_streets(split: str, index: int, size: Size) -> UInt8:
+    """The same scene, drawn small."""
+    scale = min(1.0, LABELS_SIDE / min(size.height, size.width))
+    return streets.draw(split, index, round(size.height * scale), round(size.width * scale)).labels
 
 
 def _files_identity(*paths: Path) -> str:
@@ -221,7 +232,7 @@ def _cityscapes(root: Path, split: str) -> Split:
 
         return FrameReference(
             stem, partial(_files_identity, image, labels, instances), partial(_load_cityscapes, image, labels, instances),
-            partial(sha256_path, image), partial(read_image, image),
+            partial(sha256_path, image), partial(read_image, image), partial(_train_ids, labels, CITYSCAPES_MAP),
         )  # fmt: skip
 
     return Split("cityscapes", split, CITYSCAPES, tuple(reference(image) for image in images))
@@ -245,7 +256,7 @@ def _camvid(root: Path, split: str) -> Split:
         labels = annotations.get(image.stem, labels_folder / f"{image.stem}.png")
         return FrameReference(
             image.stem, partial(_files_identity, image, labels), partial(_load_camvid, image, labels),
-            partial(sha256_path, image), partial(read_image, image),
+            partial(sha256_path, image), partial(read_image, image), partial(_train_ids, labels, CAMVID_MAP),
         )  # fmt: skip
 
     return Split("camvid", split, CAMVID, tuple(reference(image) for image in images))
@@ -254,6 +265,10 @@ def _camvid(root: Path, split: str) -> Split:
 def _load_camvid(image: Path, labels: Path) -> Frame:
     pixels = read_image(image)
     return Frame(image.stem, pixels, CAMVID_MAP[read_labels(labels, pixels, CAMVID_VALUES)])
+
+
+def _train_ids(labels: Path, to_train_ids: UInt8) -> UInt8:
+    return to_train_ids[_open_plane(labels).clip(0, 255).astype(np.uint8)]
 
 
 def read_image(path: Path) -> UInt8:
@@ -297,6 +312,15 @@ def _read_instances(path: Path, image: UInt8) -> Int32:
 
 
 def _read_plane(path: Path, image: UInt8) -> Int32:
+    plane = _open_plane(path)
+    if plane.shape != image.shape[:2]:
+        raise DataError(
+            f"{path} is {Size(*plane.shape)} but its frame is {Size(*image.shape[:2])}: use the label image that belongs to the frame"
+        )
+    return plane
+
+
+def _open_plane(path: Path) -> Int32:
     try:
         with Image.open(path) as opened:
             plane = np.asarray(opened)
@@ -307,10 +331,6 @@ def _read_plane(path: Path, image: UInt8) -> Int32:
     if plane.ndim != 2:
         raise DataError(
             f"{path} has {plane.ndim} dimensions, not a plane of label values: use the dataset's label images"
-        )
-    if plane.shape != image.shape[:2]:
-        raise DataError(
-            f"{path} is {Size(*plane.shape)} but its frame is {Size(*image.shape[:2])}: use the label image that belongs to the frame"
         )
     return plane.astype(np.int32)
 

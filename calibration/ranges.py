@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
+from calibration.equalization import Scales, equalized, find_scales
 from calibration.simulation import expected_drop, quantized_places, represented, simulate, with_int8_weights
 from edgekit.core.errors import ConversionError
-from edgekit.core.values import Batches, DeployableGraph, Float32, Quantization, Ranges, Scheme, UInt8
+from edgekit.core.values import Batches, DeployableGraph, Float32, Int64, Quantization, Ranges, Scheme, UInt8
 from edgekit.export.graph import module_of
-from edgekit.export.values import as_cores_read, channel_limits, joined_limits, visit_values, whole_range
+from edgekit.export.values import as_cores_read, channel_limits, visit_values, whole_range
 
 SIMULATED_PIXELS, MOST_SIMULATED = 6 << 20, 16
 """Estimators are compared on frames of so many pixels together, and on no more frames."""
@@ -31,12 +33,38 @@ class Observed:
     """What each node held over all frames.
 
     Attributes:
-        limits: smallest and largest value of each channel, float32 [channels, 2], exactly.
+        limits: smallest and largest value of each channel in each frame, float32 [frames, channels, 2], exactly.
         samples: float32 [frames, at most SAMPLES_PER_FRAME], some of its values.
+        channels: of what channel each sample is.
     """
 
-    limits: Ranges
+    limits: Mapping[str, Float32]
     samples: Mapping[str, Float32]
+    channels: Mapping[str, Int64]
+
+    def of(self, frames: slice) -> Observed:
+        """What some of the frames alone would have shown."""
+        return Observed(
+            {name: value[frames] for name, value in self.limits.items()},
+            {name: value[frames] for name, value in self.samples.items()},
+            {name: value[frames] for name, value in self.channels.items()},
+        )
+
+    def scaled(self, scales: Scales) -> Observed:
+        """What the equalized graph would have shown."""
+        limits = {
+            name: value * scales[name][:, None] if name in scales else value for name, value in self.limits.items()
+        }
+        samples = {
+            name: value * scales[name][self.channels[name]] if name in scales else value
+            for name, value in self.samples.items()
+        }
+        return Observed(limits, samples, self.channels)
+
+    def whole(self, name: str) -> Float32:
+        """Smallest and largest value of each of a node's channels: float32 [channels, 2]."""
+        limits = self.limits[name]
+        return np.stack([limits[:, :, 0].min(0), limits[:, :, 1].max(0)], 1)
 
 
 def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
@@ -45,8 +73,9 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
     Raises:
         ConversionError: no frames, frames of another size, or a value that is not finite.
     """
-    limits: dict[str, Float32] = {}
+    limits: dict[str, list[Float32]] = {}
     samples: dict[str, list[Float32]] = {}
+    channels: dict[str, list[Int64]] = {}
     count = 0
 
     def look(node: Node, value: Tensor) -> Tensor:
@@ -57,9 +86,10 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
                 f"the network gives values that are not finite at {_place(node)} for calibration frame {count + 1}: "
                 "int8 cannot represent them, look at its weights"
             )
-        known = limits.get(node.name)
-        limits[node.name] = now if known is None else joined_limits(now, known)
-        samples.setdefault(node.name, []).append(_some(held, count))
+        limits.setdefault(node.name, []).append(now)
+        some, of = _some(held, count)
+        samples.setdefault(node.name, []).append(some)
+        channels.setdefault(node.name, []).append(of)
         return value
 
     for frame in frames:
@@ -69,7 +99,14 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
         count += 1
     if not count:
         raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
-    return Observed(limits, {name: np.stack(parts) for name, parts in samples.items()})
+    return Observed(_stacked(limits), _stacked(samples), _stacked(channels))
+
+
+_Number = TypeVar("_Number", bound=np.generic)
+
+
+def _stacked(parts: Mapping[str, list[NDArray[_Number]]]) -> dict[str, NDArray[_Number]]:
+    return {name: np.stack(of_frames) for name, of_frames in parts.items()}
 
 
 def _place(node: Node) -> str:
@@ -77,13 +114,14 @@ def _place(node: Node) -> str:
     return f"'{module}' ({node.name})" if module else f"'{node.name}'"
 
 
-def _some(value: Tensor, frame: int) -> Float32:
-    """Values at positions that depend on nothing but the frame's number and the map's size."""
+def _some(value: Tensor, frame: int) -> tuple[Float32, Int64]:
+    """Values at positions that depend on nothing but the frame's number and the map's size, and their channels."""
     ordered = value.permute(0, 2, 3, 1) if value.ndim == 4 else value  # as it lies in memory
     flat: Float32 = ordered.reshape(-1).numpy()
-    if flat.size <= SAMPLES_PER_FRAME:
-        return flat.copy()
-    return flat[np.random.default_rng((frame, flat.size)).integers(0, flat.size, SAMPLES_PER_FRAME)]
+    positions: Int64 = np.arange(flat.size)
+    if flat.size > SAMPLES_PER_FRAME:
+        positions = np.random.default_rng((frame, flat.size)).integers(0, flat.size, SAMPLES_PER_FRAME)
+    return flat[positions], positions % value.shape[1] if value.ndim == 4 else np.zeros_like(positions)
 
 
 Estimator = Callable[[Float32, float, float, Scheme], tuple[float, float]]
@@ -146,11 +184,20 @@ ESTIMATORS: Mapping[str, Estimator] = {
 }
 
 
+FIRST_ESTIMATOR = "least squares"
+"""By which equalizations are compared."""
+
+EQUALIZATIONS: Mapping[str, float | None] = {"none": None, "halfway": 0.5, "full": 1.0}
+"""The evenness of channels' ranges, see :func:`calibration.equalization.find_scales`."""
+
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+
+
 def estimate(observed: Observed, estimator: Estimator, scheme: Scheme, places: frozenset[str]) -> Ranges:
     """Ranges of all nodes: the estimator's at the quantized places, everything elsewhere."""
-    ranges = dict(observed.limits)
+    ranges = {name: observed.whole(name) for name in observed.limits}
     for name in places:
-        limits = observed.limits[name]
+        limits = ranges[name]
         low, high = estimator(observed.samples[name].ravel(), *whole_range(limits), scheme)
         ranges[name] = np.clip(limits, np.float32(low), np.float32(high))
     return ranges
@@ -162,7 +209,8 @@ class Calibrated:
 
     Attributes:
         quantization: for the targets.
-        record: for manifests: the estimators with the drops in mIoU that they are expected to cost, in plain values.
+        record: for manifests: equalizations and estimators with the drops in mIoU that they are expected to cost, and the
+            drop with either half of the frames alone, in plain values.
     """
 
     quantization: Quantization
@@ -170,7 +218,7 @@ class Calibrated:
 
 
 def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrated:
-    """The ranges that cost the network least: every estimator's are simulated on some of the frames, the best is taken.
+    """The equalization and the ranges that cost the network least: all are simulated on some of the frames, the best are taken.
 
     Args:
         batches: one pass is taken.
@@ -191,20 +239,58 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
 
     observed = observe(graph, keep_some())
     expected = [visit_values(graph, frame, lambda _, value: value) for frame in frames]
-    rounded = with_int8_weights(graph)
+
+    def drop(form: _Form, scheme: Scheme, estimator: str, seen: Observed) -> float:
+        candidate = estimate(seen, ESTIMATORS[estimator], scheme, form.places[scheme])
+        return expected_drop(
+            (logits, simulate(form.rounded, frame, candidate, scheme, form.places[scheme]))
+            for frame, logits in zip(frames, expected, strict=True)
+        )
+
+    forms = {name: _form(graph, observed, evenness) for name, evenness in EQUALIZATIONS.items()}
+    first = {
+        name: {scheme: drop(form, scheme, FIRST_ESTIMATOR, form.observed) for scheme in SCHEMES}
+        for name, form in forms.items()
+    }
+    equalization = min(forms, key=lambda name: sum(first[name].values()))
+    form = forms[equalization]
     ranges: dict[Scheme, Ranges] = {}
     record: dict[str, Any] = {}
-    for scheme in get_args(Scheme):
-        places = quantized_places(graph, scheme)
-        candidates = {name: estimate(observed, one, scheme, places) for name, one in ESTIMATORS.items()}
+    for scheme in SCHEMES:
         drops = {
-            name: expected_drop(
-                (logits, simulate(rounded, frame, candidate, scheme, places))
-                for frame, logits in zip(frames, expected, strict=True)
-            )
-            for name, candidate in candidates.items()
+            name: first[equalization][scheme] if name == FIRST_ESTIMATOR else drop(form, scheme, name, form.observed)
+            for name in ESTIMATORS
         }
         best = min(drops, key=lambda name: drops[name])
-        ranges[scheme] = candidates[best]
+        ranges[scheme] = estimate(form.observed, ESTIMATORS[best], scheme, form.places[scheme])
         record[scheme] = {"estimator": best, "expected_drop": drops}
-    return Calibrated(Quantization(ranges, frames[0], batches), {"ranges": record, "simulated_frames": len(frames)})
+        if count > 1:  # how much it matters which frames calibrate: two halves that share none, each alone
+            halves = (form.observed.of(slice(start, None, 2)) for start in range(2))
+            record[scheme]["expected_drop_of_halves"] = [drop(form, scheme, best, half) for half in halves]
+        record[scheme]["equalization"] = equalization
+        record[scheme]["expected_drop_by_equalization"] = {name: one[scheme] for name, one in first.items()}
+    quantization = Quantization(ranges, form.scales, frames[0], batches)
+    return Calibrated(quantization, {"ranges": record, "simulated_frames": len(frames)})
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A network with its channels scaled in one way."""
+
+    scales: Scales
+    observed: Observed
+    rounded: DeployableGraph
+    places: Mapping[Scheme, frozenset[str]]
+
+
+def _form(graph: DeployableGraph, observed: Observed, evenness: float | None) -> _Form:
+    scales: Scales = {}
+    if evenness is not None:
+        reaches = {name: np.abs(observed.whole(name)).max(1) for name in observed.limits}
+        for node in graph.module.graph.nodes:
+            if node.op == "placeholder":  # the convolutions here read it normalized
+                reaches[node.name] = reaches[node.name] * graph.normalization.scale()
+        scales = find_scales(graph, reaches, evenness)
+    scaled = equalized(graph, scales)
+    places = {scheme: quantized_places(scaled, scheme) for scheme in SCHEMES}
+    return _Form(scales, observed.scaled(scales), with_int8_weights(scaled), places)

@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 
+from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.errors import EdgekitError
 from edgekit.core.progress import Progress
@@ -54,7 +55,7 @@ def check_target(
         findings.append("a reference engine's times do not count: engine().no_latency must say why and how to measure")
     used = checkpoint or load_checkpoint(DEFAULT_CHECKPOINT)
     frames = [open_split("streets", "val", size=size).references[index].load().image[None].copy() for index in range(3)]
-    calibration = Calibration("streets", "train", open_split("streets", "train", size=size).first(4), size)
+    calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
     progress = Progress(silent=True)
     graph = lazy_graph(used, size, progress)
     with pytorch_labeller(used, size) as reference:

@@ -448,14 +448,21 @@ def _environment_section(results: Sequence[Result]) -> list[str]:
 
 def _calibration(calibration: Mapping[str, Any]) -> str:
     text = f"{calibration['frames']} frames of {calibration['dataset']} {calibration['split']}"
+    if chosen := calibration.get("chosen"):
+        text += f", {chosen}"
     estimator = calibration.get("estimator")
     if estimator is None:
         return text
     drop = 100 * calibration["expected_drop"][estimator]
-    return (
-        f"{text}; {calibration['scheme']} ranges by {estimator}, expected to cost {drop:.2f} points of mIoU "
+    equalization = calibration.get("equalization", "none")
+    equalized = "" if equalization == "none" else f", channels equalized ({equalization})"
+    text += (
+        f"; {calibration['scheme']} ranges by {estimator}{equalized}, expected to cost {drop:.2f} points of mIoU "
         f"(simulated on {calibration['simulated_frames']} of them)"
     )
+    if halves := calibration.get("expected_drop_of_halves"):
+        text += f"; either half of the frames alone: {' and '.join(f'{100 * half:.2f}' for half in halves)}"
+    return text
 
 
 def _artifact_section(results: Sequence[Result]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from calibration import streets
+from calibration.choice import choose_frames
 from calibration.classes import CAMVID, CAMVID_MAP, CITYSCAPES, CITYSCAPES_LABEL_IDS, CITYSCAPES_MAP
 from calibration.datasets import STREETS_FRAMES, class_set, open_split, read_image, resize_image, resize_labels
 from edgekit.core.errors import DataError, EdgekitError, UsageError
@@ -385,3 +386,56 @@ def test_real_cityscapes(cityscapes_root: Path) -> None:
     assert frame.instances is not None
     inside = frame.instances >= 0
     assert np.array_equal(frame.instances[inside] // 1000, frame.labels[inside])
+
+
+# Frames to calibrate with
+
+
+def test_frames_are_chosen_for_what_is_rare(camvid_tree: Path) -> None:
+    for index in range(12):  # grey road everywhere, a bicyclist in two frames
+        labels = np.full((96, 128), 3, np.uint8)
+        labels[:20, :20] = 10 if index in (4, 9) else 3
+        Image.fromarray(np.full((96, 128, 3), index, np.uint8)).save(camvid_tree / "train" / f"plain_{index:02d}.png")
+        Image.fromarray(labels).save(camvid_tree / "trainannot" / f"plain_{index:02d}.png")
+    for path in (camvid_tree / "train").glob("frame_*"):
+        path.unlink()
+    choice = choose_frames(open_split("camvid", "train", camvid_tree), 3)
+    names = [reference.name for reference in choice.frames.references]
+    assert {"plain_04", "plain_09"} < set(names)
+    assert names == sorted(names)
+    assert choice.shares["bicyclist"] == pytest.approx(2 * 400 / (3 * 96 * 128))
+    assert "class coverage among 12" in choice.why
+
+
+def test_frames_are_chosen_without_labels_too(camvid_tree: Path) -> None:
+    for path in (camvid_tree / "trainannot").iterdir():
+        path.unlink()
+    choice = choose_frames(open_split("camvid", "train", camvid_tree), 2)
+    assert len(choice.frames) == 2
+    assert choice.shares == {}
+    assert "no labels" in choice.why
+    assert len(choose_frames(open_split("camvid", "train", camvid_tree), 9).frames) == 4
+
+
+def test_small_drawings_show_the_same_classes() -> None:
+    split = open_split("streets", "train", size=Size(512, 1024))
+    for reference in split.references[:3]:
+        small, whole = reference.load_labels(), reference.load().labels
+        assert small.shape == (128, 256)
+        shares = [np.bincount(labels.ravel(), minlength=256)[:19] / labels.size for labels in (small, whole)]
+        assert np.abs(shares[0] - shares[1]).max() < 0.02
+
+
+def test_a_frame_that_is_evaluated_may_not_calibrate(camvid_tree: Path) -> None:
+    from edgekit.pipeline.quantization import Calibration, refuse_evaluated
+
+    train, val = (open_split("camvid", split, camvid_tree) for split in ("train", "val"))
+    calibration = Calibration(choose_frames(train, 2), Size(96, 128))
+    refuse_evaluated(calibration, val)
+    name = calibration.frames.references[0].name
+    refused(lambda: refuse_evaluated(calibration, train), UsageError, name, "camvid train", "another split")
+    copied = camvid_tree / "val" / "copied.png"  # under another name, too
+    copied.write_bytes(
+        (camvid_tree / "train" / next(p.name for p in (camvid_tree / "train").iterdir() if p.stem == name)).read_bytes()
+    )
+    refused(lambda: refuse_evaluated(calibration, open_split("camvid", "val", camvid_tree)), UsageError, "copied")

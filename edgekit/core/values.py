@@ -24,6 +24,7 @@ UInt8 = NDArray[np.uint8]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 IGNORE = 255
 """The label of pixels that no metric counts, in every dataset, after its label map."""
@@ -124,11 +125,13 @@ class Quantization:
 
     Attributes:
         ranges: what each scheme is to represent.
+        scales: what the channels of int8's graph are multiplied by, float32 [channels] by node; the float one's are not.
         probe: a calibration frame, uint8 [1, H, W, 3], by whose values a target knows its own tensors as the graph's.
         batches: passes over all calibration frames, for tensors that are no node's.
     """
 
     ranges: Mapping[Scheme, Ranges]
+    scales: Mapping[str, Float32]
     probe: UInt8
     batches: Batches
 

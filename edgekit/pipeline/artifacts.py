@@ -19,7 +19,7 @@ from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.quantization import Calibration, calibration_record, prepare, quantization_key
+from edgekit.pipeline.quantization import Calibration, calibration_record, equalized_graph, prepare, quantization_key
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -139,6 +139,8 @@ def make_artifact(
             with noise_to(log):
                 prepared = prepare(deployable, checkpoint, calibration, run_folder) if calibration else None
                 quantization = None if prepared is None else prepared.quantization
+                if quantization is not None:
+                    deployable = equalized_graph(deployable, quantization)
                 converted = target.convert(deployable, recipe, quantization, temporary)
         except EdgekitError:
             raise

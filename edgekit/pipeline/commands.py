@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from calibration.choice import Choice, choose_frames
 from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_json
@@ -30,7 +31,7 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
-from edgekit.pipeline.quantization import Calibration
+from edgekit.pipeline.quantization import Calibration, refuse_evaluated
 from edgekit.pipeline.run import check_classes, measure_latencies
 
 AGREEMENT_FRAMES = 8
@@ -75,7 +76,7 @@ def _made(result: Artifact | EdgekitError) -> Artifact:
     return result
 
 
-def split_for_agreement(split: Split, samples: int) -> tuple[Split, Split]:
+def split_for_agreement(split: Split, samples: int) -> tuple[Choice, Split]:
     """Calibration frames, and others of the same split on which int8 and float are compared.
 
     With fewer frames than twice ``samples`` each takes half, so that no frame does both.
@@ -86,8 +87,8 @@ def split_for_agreement(split: Split, samples: int) -> tuple[Split, Split]:
             f"{split.dataset} {split.split} has {total} frame: at least two are needed, one to calibrate and one to compare on"
         )
     count = min(samples, total // 2)
-    chosen = split.first(count)
-    names = {reference.name for reference in chosen.references}
+    chosen = choose_frames(split, count)
+    names = {reference.name for reference in chosen.frames.references}
     rest = tuple(reference for reference in split.references if reference.name not in names)
     return chosen, replace(split, references=rest).first(min(AGREEMENT_FRAMES, len(rest)))
 
@@ -123,8 +124,10 @@ def quantize(
 
     clean_partials(folder / "artifacts")
     clean_partials(folder / "cache")
-    chosen, others = split_for_agreement(calibration_split, samples)
-    calibration = Calibration(calibration_split.dataset, calibration_split.split, chosen, size)
+    choice, others = split_for_agreement(calibration_split, samples)
+    calibration, chosen = Calibration(choice, size), choice.frames
+    if evaluation is not None:
+        refuse_evaluated(calibration, evaluation)
     progress.say(
         f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames, comparing labels on {len(others)} others"
     )

@@ -14,9 +14,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from calibration.choice import Choice
 from calibration.datasets import Split, resize_image
 from edgekit import __version__
-from edgekit.core.errors import DataError
+from edgekit.core.errors import DataError, UsageError
 from edgekit.core.files import sha256_json, write_bytes
 from edgekit.core.registry import versions
 from edgekit.core.values import Batches, DeployableGraph, Quantization, Ranges, Scheme, Size, UInt8
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from calibration.ranges import Calibrated
 
 MEMORY_FOR_CALIBRATION = 256 << 20
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +35,18 @@ class Calibration:
     """The frames a quantizer sees.
 
     Attributes:
-        dataset, split: where they are from.
-        frames: the chosen frames.
+        choice: the frames, and how they were chosen.
         size: they are resized to.
     """
 
-    dataset: str
-    split: str
-    frames: Split
+    choice: Choice
     size: Size
     _kept: dict[int, UInt8] = field(default_factory=dict, repr=False)
+
+    @property
+    def frames(self) -> Split:
+        """The chosen frames."""
+        return self.choice.frames
 
     def batches(self) -> Batches:
         """Fresh passes over the frames: uint8 [1, H, W, 3]. Up to 256 MiB are kept, the rest is loaded again."""
@@ -64,8 +67,19 @@ class Calibration:
 def check_calibration(calibration: Calibration) -> None:
     """Load one frame, so that a broken dataset is told before a long conversion starts."""
     if not len(calibration.frames):
-        raise DataError(f"no {calibration.dataset} frames to calibrate with: raise --samples")
+        raise DataError(f"no {calibration.frames.dataset} frames to calibrate with: raise --samples")
     calibration.frames.references[0].load_image()
+
+
+def refuse_evaluated(calibration: Calibration, evaluation: Split) -> None:
+    """Raise UsageError when a frame would both calibrate and be evaluated: the drop would look smaller than it is."""
+    calibrating = {reference.image_identity() for reference in calibration.frames.references}
+    for reference in evaluation.references:
+        if reference.image_identity() in calibrating:
+            raise UsageError(
+                f"frame '{reference.name}' of {evaluation.dataset} {evaluation.split} would both calibrate and be evaluated: "
+                f"evaluate on another split than {calibration.frames.split}"
+            )
 
 
 def quantization_key(checkpoint: Checkpoint, calibration: Calibration) -> str:
@@ -108,8 +122,17 @@ def _stored(path: Path, calibration: Calibration) -> Calibrated:
             scheme: {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == scheme}
             for scheme in get_args(Scheme)
         }
+        scales = {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == "scales"}
         record = json.loads(str(stored["record"]))
-        return Calibrated(Quantization(ranges, stored["probe"], calibration.batches()), record)
+        return Calibrated(Quantization(ranges, scales, stored["probe"], calibration.batches()), record)
+
+
+@lru_cache(maxsize=2)
+def equalized_graph(graph: DeployableGraph, quantization: Quantization) -> DeployableGraph:
+    """What int8 is made of: one graph for all targets of a process, which keep what they make of it."""
+    from calibration.equalization import equalized
+
+    return equalized(graph, quantization.scales)
 
 
 def calibration_record(calibrated: Calibrated, scheme: Scheme | None) -> dict[str, Any]:
@@ -132,8 +155,10 @@ def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> N
 
     calibrated = calibrate(graph, batches, len(calibration.frames))
     record = {
-        "dataset": calibration.dataset,
-        "split": calibration.split,
+        "dataset": calibration.frames.dataset,
+        "split": calibration.frames.split,
+        "chosen": calibration.choice.why,
+        "class_shares": calibration.choice.shares,
         "frames": list(frames.values()),
         **calibrated.record,
     }
@@ -142,6 +167,7 @@ def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> N
         for scheme, ranges in calibrated.quantization.ranges.items()
         for name, value in ranges.items()
     }
+    arrays |= {f"scales/{name}": value for name, value in calibrated.quantization.scales.items()}
     buffer = io.BytesIO()
     np.savez(buffer, probe=calibrated.quantization.probe, record=np.array(json.dumps(record)), **arrays)
     write_bytes(path, buffer.getvalue())

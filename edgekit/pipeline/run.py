@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from calibration.choice import choose_frames
 from calibration.datasets import Split, class_set, open_split, resize_image, resize_labels
 from edgekit import __version__
 from edgekit.core.errors import CheckpointError, DataError, EdgekitError, TargetError, UsageError
@@ -42,7 +43,7 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
-from edgekit.pipeline.quantization import Calibration, check_calibration
+from edgekit.pipeline.quantization import Calibration, check_calibration, refuse_evaluated
 
 MEASUREMENT_SCHEMA = 1
 PICTURES = 4
@@ -109,9 +110,8 @@ def check_classes(checkpoint: Checkpoint, dataset: str) -> None:
 
 
 def open_calibration(dataset: str, root: Path | None, samples: int, size: Size) -> Calibration:
-    """Calibration frames from the training split, spread evenly over it."""
-    split = open_split(dataset, "train", root, size)
-    calibration = Calibration(dataset, "train", split.first(samples), size)
+    """Calibration frames from the training split, chosen by class coverage."""
+    calibration = Calibration(choose_frames(open_split(dataset, "train", root, size), samples), size)
     check_calibration(calibration)
     return calibration
 
@@ -155,6 +155,8 @@ def run(plan: Plan, progress: Progress) -> Path:
     """
     check_classes(plan.checkpoint, plan.evaluation.dataset)
     check_precisions(plan.targets, plan.precisions)
+    if plan.precisions is None or "int8" in plan.precisions:
+        refuse_evaluated(plan.calibration, plan.evaluation)
     folder = plan.folder
     for part in (".", "artifacts", "measurements", "cache", "report", "report/figures"):
         clean_partials(folder / part)
