@@ -19,10 +19,11 @@ from edgekit.core.values import Batches, DeployableGraph, Float32, Int64, Quanti
 from edgekit.export.graph import module_of
 from edgekit.export.values import as_cores_read, channel_limits, visit_values, whole_range
 
-SIMULATED_PIXELS, MOST_SIMULATED = 6 << 20, 16
+SIMULATED_PIXELS, MOST_SIMULATED = 4 << 20, 12
 """Estimators are compared on frames of so many pixels together, and on no more frames."""
 
-LEAST_SQUARES_SAMPLES = 1 << 16
+LEAST_SQUARES_BINS = 1 << 13
+"""Of a histogram: some thirty in each step of int8."""
 
 SAMPLES_PER_FRAME = 8192
 """Of each map of each frame, at random positions: 32 frames give a 99.99th percentile some 26 values above it."""
@@ -118,9 +119,11 @@ def _some(value: Tensor, frame: int) -> tuple[Float32, Int64]:
     """Values at positions that depend on nothing but the frame's number and the map's size, and their channels."""
     ordered = value.permute(0, 2, 3, 1) if value.ndim == 4 else value  # as it lies in memory
     flat: Float32 = ordered.reshape(-1).numpy()
-    positions: Int64 = np.arange(flat.size)
-    if flat.size > SAMPLES_PER_FRAME:
-        positions = np.random.default_rng((frame, flat.size)).integers(0, flat.size, SAMPLES_PER_FRAME)
+    positions: Int64 = (
+        np.arange(flat.size)
+        if flat.size <= SAMPLES_PER_FRAME
+        else np.random.default_rng((frame, flat.size)).integers(0, flat.size, SAMPLES_PER_FRAME)
+    )
     return flat[positions], positions % value.shape[1] if value.ndim == 4 else np.zeros_like(positions)
 
 
@@ -140,10 +143,13 @@ def _percentile(share: float) -> Estimator:
 
 def _least_squares(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
     """The share of the whole range at which rounding and cutting off together err least."""
-    values = torch.from_numpy(sample[:: max(1, sample.size // LEAST_SQUARES_SAMPLES)].copy())
+    counts, edges = np.histogram(sample, LEAST_SQUARES_BINS, (low, high) if low < high else None)
+    values = torch.from_numpy((edges[1:] + edges[:-1]) / 2)
+    weights = torch.from_numpy(counts)
     shares = np.linspace(0.2, 1.0, 41)
     errors = [
-        float((represented(values, low * share, high * share, scheme) - values).square_().mean()) for share in shares
+        float(((represented(values, low * share, high * share, scheme) - values).square_() * weights).sum())
+        for share in shares
     ]
     best = float(shares[int(np.argmin(errors))])
     return low * best, high * best
@@ -191,6 +197,7 @@ EQUALIZATIONS: Mapping[str, float | None] = {"none": None, "halfway": 0.5, "full
 """The evenness of channels' ranges, see :func:`calibration.equalization.find_scales`."""
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+EVERY = slice(None)
 
 
 def estimate(observed: Observed, estimator: Estimator, scheme: Scheme, places: frozenset[str]) -> Ranges:
@@ -227,7 +234,7 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
     Raises:
         ConversionError: see :func:`observe`.
     """
-    simulated = min(count, MOST_SIMULATED, max(3, SIMULATED_PIXELS // (graph.size.height * graph.size.width)))
+    simulated = min(count, MOST_SIMULATED, max(2, SIMULATED_PIXELS // (graph.size.height * graph.size.width)))
     chosen = set(np.linspace(0, count - 1, simulated).round().astype(int).tolist())
     frames: list[UInt8] = []
 
@@ -240,16 +247,22 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
     observed = observe(graph, keep_some())
     expected = [visit_values(graph, frame, lambda _, value: value) for frame in frames]
 
-    def drop(form: _Form, scheme: Scheme, estimator: str, seen: Observed) -> float:
-        candidate = estimate(seen, ESTIMATORS[estimator], scheme, form.places[scheme])
+    def drop(form: _Form, scheme: Scheme, candidate: Ranges, some: slice = EVERY) -> float:
         return expected_drop(
             (logits, simulate(form.rounded, frame, candidate, scheme, form.places[scheme]))
-            for frame, logits in zip(frames, expected, strict=True)
+            for frame, logits in zip(frames[some], expected[some], strict=True)
         )
 
+    def estimated(form: _Form, scheme: Scheme, name: str, seen: Observed) -> Ranges:
+        return estimate(seen, ESTIMATORS[name], scheme, form.places[scheme])
+
     forms = {name: _form(graph, observed, evenness) for name, evenness in EQUALIZATIONS.items()}
+    few = slice(None, None, 2)  # enough to tell apart what differs much
     first = {
-        name: {scheme: drop(form, scheme, FIRST_ESTIMATOR, form.observed) for scheme in SCHEMES}
+        name: {
+            scheme: drop(form, scheme, estimated(form, scheme, FIRST_ESTIMATOR, form.observed), few)
+            for scheme in SCHEMES
+        }
         for name, form in forms.items()
     }
     equalization = min(forms, key=lambda name: sum(first[name].values()))
@@ -257,16 +270,16 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
     ranges: dict[Scheme, Ranges] = {}
     record: dict[str, Any] = {}
     for scheme in SCHEMES:
-        drops = {
-            name: first[equalization][scheme] if name == FIRST_ESTIMATOR else drop(form, scheme, name, form.observed)
-            for name in ESTIMATORS
-        }
+        candidates = {name: estimated(form, scheme, name, form.observed) for name in ESTIMATORS}
+        drops = {name: drop(form, scheme, candidate) for name, candidate in candidates.items()}
         best = min(drops, key=lambda name: drops[name])
-        ranges[scheme] = estimate(form.observed, ESTIMATORS[best], scheme, form.places[scheme])
+        ranges[scheme] = candidates[best]
         record[scheme] = {"estimator": best, "expected_drop": drops}
         if count > 1:  # how much it matters which frames calibrate: two halves that share none, each alone
             halves = (form.observed.of(slice(start, None, 2)) for start in range(2))
-            record[scheme]["expected_drop_of_halves"] = [drop(form, scheme, best, half) for half in halves]
+            record[scheme]["expected_drop_of_halves"] = [
+                drop(form, scheme, estimated(form, scheme, best, half), few) for half in halves
+            ]
         record[scheme]["equalization"] = equalization
         record[scheme]["expected_drop_by_equalization"] = {name: one[scheme] for name, one in first.items()}
     quantization = Quantization(ranges, form.scales, frames[0], batches)

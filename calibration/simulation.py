@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from edgekit.core.values import DeployableGraph, Ranges, Scheme, UInt8
-from edgekit.export.rewrites import constant_tensor, is_convolution
+from edgekit.export.rewrites import constant_tensor
 from edgekit.export.values import as_cores_read, from_cores, visit_values, whole_range
 from edgekit.metrics.scores import mean_iou
 
@@ -31,6 +31,14 @@ READERS = (
 """Operations that targets run in int8: what they read is quantized. Resizes and matrix products stay in float everywhere."""
 
 
+OUTPUT_AXIS = {aten.conv2d.default: 0, aten.linear.default: 0, aten.conv_transpose2d.input: 1}
+"""Where the weights of an operation keep their output channels."""
+
+
+SMALLEST_SCALE = 1e-30
+"""Of what is always zero."""
+
+
 def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
     """Names of the nodes whose values int8 represents.
 
@@ -44,14 +52,16 @@ def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
     )
 
 
-def with_int8_weights(graph: DeployableGraph) -> DeployableGraph:
-    """The graph with every convolution's weights rounded to int8, symmetric and per output channel, as all targets do."""
+def with_int8_weights(graph: DeployableGraph, nodes: Collection[str] | None = None) -> DeployableGraph:
+    """The graph with the weights of its layers, or of some, rounded to int8: symmetric, per output channel, as all targets do."""
     module = copy.deepcopy(graph.module)
     for node in module.graph.nodes:
-        weight = constant_tensor(module, node.args[1]) if is_convolution(node) else None
+        if node.target not in OUTPUT_AXIS or (nodes is not None and node.name not in nodes):
+            continue
+        weight = constant_tensor(module, node.args[1])
         if weight is not None:
-            largest = weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
-            scale = largest / 127
+            others = [axis for axis in range(weight.ndim) if axis != OUTPUT_AXIS[node.target]]
+            scale = weight.abs().amax(others, keepdim=True).clamp_min(SMALLEST_SCALE) / 127
             weight.data = (weight / scale).round() * scale
     return replace(graph, module=module)
 
@@ -60,9 +70,9 @@ def represented(value: Tensor, low: float, high: float, scheme: Scheme) -> Tenso
     """What int8 makes of a value, given the range that it is to represent."""
     low, high = min(low, 0.0), max(high, 0.0)
     if scheme == "symmetric":
-        scale = max(-low, high, 1e-30) / 127
+        scale = max(-low, high, SMALLEST_SCALE) / 127
         return (value / scale).round_().clamp_(-127, 127).mul_(scale)
-    scale = max(high - low, 1e-30) / 255
+    scale = max(high - low, SMALLEST_SCALE) / 255
     zero_point = round(-low / scale)
     return (value / scale).round_().clamp_(-zero_point, 255 - zero_point).mul_(scale)
 

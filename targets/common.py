@@ -76,6 +76,24 @@ def known_ranges(
     return ranges, unknown
 
 
+def kept_tensors(
+    graph: DeployableGraph,
+    quantization: Quantization,
+    recipe: Recipe,
+    tensors: Iterable[tuple[str, NDArray[Any]]],
+) -> list[str]:
+    """Names of those of a float model's tensors that layers kept in float give.
+
+    Args:
+        tensors: names and values for the probe, float; none is kept.
+    """
+    from edgekit.export.layers import nodes_of
+    from edgekit.export.values import find_node
+
+    kept = nodes_of(graph, recipe.keep_float)
+    return [name for name, value in tensors if find_node(graph, quantization, value) in kept] if kept else []
+
+
 def widen(ranges: dict[str, tuple[float, float]], name: str, value: NDArray[Any]) -> None:
     """Have a tensor's range, if it has one, hold these values too."""
     low, high = ranges.get(name, (np.inf, -np.inf))

@@ -8,7 +8,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from edgekit.core.values import (
 from targets.common import (
     check_frame,
     float_edges,
+    kept_tensors,
     known_ranges,
     label_map,
     output_settings,
@@ -105,8 +106,9 @@ class CoreML:
         kept: tuple[str, ...] = ()
         notes = {"deployment target": "iOS 17, macOS 14 or newer"}
         if recipe.precision == "int8":
-            model, floats = _quantized(model, graph, require_quantization(recipe, quantization))
+            model, floats = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
             kept = (
+                *recipe.keep_float,
                 *float_edges(recipe),
                 "resizes and matrix products",
                 *(f"result of {name}" for name in floats),
@@ -202,7 +204,9 @@ def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
 # int8 ----------------------------------------------------------------------------------------------------------------
 
 
-def _quantized(model: Any, graph: DeployableGraph, quantization: Quantization) -> tuple[Any, tuple[str, ...]]:
+def _quantized(
+    model: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+) -> tuple[Any, tuple[str, ...]]:
     """W8A8 from the fp16 program: the quantized model, and the ops whose results stay float."""
     from targets.mil.executor import load_program
 
@@ -211,18 +215,21 @@ def _quantized(model: Any, graph: DeployableGraph, quantization: Quantization) -
         package = Path(scratch, MODEL)
         model.save(str(package))
         program = load_program(package)
-    ranges = _ranges(program, graph, quantization)
+    ranges, kept = _ranges(program, graph, recipe, quantization)
+    floats = [op for op in program.function.operations if kept & {var.name for var in op.outputs}]
     last = _last_ops(program.function)
     constant_adds = [op.name for op in program.function.operations if op.op_type == "add" and _has_constant(op)]
     activations = coreml.OptimizationConfig(
         global_config=coreml.OpLinearQuantizerConfig(mode="linear_symmetric", dtype="int8"),
-        op_name_configs=dict.fromkeys((*last, *constant_adds)),
+        op_name_configs=dict.fromkeys((*last, *constant_adds, *(op.name for op in floats))),
     )
     # By name, because a global configuration would leave small (depthwise) kernels float and quantize other constants.
     kernel = coreml.OpLinearQuantizerConfig(
         mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=0
     )
-    weights = coreml.OptimizationConfig(op_name_configs=dict.fromkeys(_kernels(program.function), kernel))
+    weights = coreml.OptimizationConfig(
+        op_name_configs=dict.fromkeys(_kernels(program.function, without=floats), kernel)
+    )
     try:
         with _calibrated(ranges):
             model = coreml.linear_quantize_activations(model, activations, sample_data=[])
@@ -231,18 +238,25 @@ def _quantized(model: Any, graph: DeployableGraph, quantization: Quantization) -
         raise ConversionError(f"coremltools cannot quantize the program: {first_line(error)}") from error
 
 
-def _ranges(program: Any, graph: DeployableGraph, quantization: Quantization) -> Ranges:
-    """Smallest and largest value of every float tensor, the graph's where it is one of its nodes."""
+def _ranges(
+    program: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+) -> tuple[Ranges, set[str]]:
+    """Smallest and largest value of every float tensor, the graph's where it is one of its nodes.
+
+    And the names of those that layers kept in float give.
+    """
     from targets.mil.executor import Executor
 
     executor = Executor(program, rounding=False)
     found: dict[str, tuple[float, float]] = {}
     unknown: set[str] = set()
+    kept: set[str] = set()
 
     def compare(name: str, value: torch.Tensor) -> None:
         known, others = known_ranges(graph, quantization, "symmetric", [(name, value.numpy())])
         found.update(known)
         unknown.update(others)
+        kept.update(kept_tensors(graph, quantization, recipe, [(name, value.numpy())]))
 
     def observe(name: str, value: torch.Tensor) -> None:
         if name in unknown:
@@ -255,7 +269,7 @@ def _ranges(program: Any, graph: DeployableGraph, quantization: Quantization) ->
     bad = [name for name, (low, high) in found.items() if max(abs(low), abs(high)) > LARGEST_HALF]
     if bad:
         raise ConversionError(f"'{bad[0]}' overflows fp16 on the calibration frames: Core ML's int8 cannot hold it")
-    return {name: _usable(low, high) for name, (low, high) in found.items()}
+    return {name: _usable(low, high) for name, (low, high) in found.items()}, kept
 
 
 def _read_by_quantized(function: Any) -> set[str]:
@@ -286,12 +300,14 @@ def _has_constant(op: Any) -> bool:
     return any(op.inputs[key].val is not None for key in ("x", "y"))
 
 
-def _kernels(function: Any) -> list[str]:
-    """Names of the constants that are weights of convolutions and linear layers."""
+def _kernels(function: Any, without: Sequence[Any]) -> list[str]:
+    """Names of the constants that are weights of convolutions and linear layers, but for some of these."""
     return [
         op.inputs["weight"].op.name
         for op in function.operations
-        if op.op_type in ("conv", "conv_transpose", "linear") and op.inputs["weight"].op is not None
+        if op.op_type in ("conv", "conv_transpose", "linear")
+        and op.inputs["weight"].op is not None
+        and op not in without
     ]
 
 

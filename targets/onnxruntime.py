@@ -61,7 +61,7 @@ class OnnxRuntime:
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=("MatMul", "Resize", *float_edges(recipe, centred)) if quantized else (),
+            kept_float=(*recipe.keep_float, "MatMul", "Resize", *float_edges(recipe, centred)) if quantized else (),
             scheme="asymmetric" if quantized else None,
         )
 

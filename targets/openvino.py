@@ -32,6 +32,7 @@ from edgekit.export.sizes import decision_size
 from targets.common import (
     check_frame,
     float_edges,
+    kept_tensors,
     label_map,
     native_output,
     output_settings,
@@ -42,6 +43,9 @@ from targets.common import (
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
+
+WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
+"""Operations whose bias is a sum of its own."""
 
 SMALLEST_SHARE = 1e-3
 """The least of a channel's range, as a share of the widest channel's."""
@@ -81,7 +85,7 @@ class OpenVINO:
         with _without_telemetry():
             core = _core(graph).clone()
             if recipe.precision == "int8":
-                core = _quantize(core, graph, require_quantization(recipe, quantization))
+                core = _quantize(core, graph, recipe, require_quantization(recipe, quantization))
         model = _add_edges(core, graph, recipe)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
         quantized = recipe.precision == "int8"
@@ -90,7 +94,7 @@ class OpenVINO:
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*KEPT_FLOAT, *float_edges(recipe)) if quantized else (),
+            kept_float=(*recipe.keep_float, *KEPT_FLOAT, *float_edges(recipe)) if quantized else (),
             scheme="asymmetric" if quantized else None,
             notes={"weights": "model.bin lies beside model.xml and is part of the model"},
         )
@@ -170,10 +174,12 @@ def _core(graph: DeployableGraph) -> Any:
     shape = [1, 3, graph.size.height, graph.size.width]
     module = on_centred_pixels(graph)
     split_max_pooling(module)  # a tenth of a bf16 graph's time on CPUs with AMX
-    return _openvino().convert_model(module, example_input=torch.zeros(*shape), input=shape)
+    with torch.no_grad():  # given a module, OpenVINO traces it twice
+        traced = torch.jit.trace(module, torch.zeros(*shape), check_trace=False)  # type: ignore[no-untyped-call]
+    return _openvino().convert_model(traced, input=shape)
 
 
-def _quantize(core: Any, graph: DeployableGraph, quantization: Quantization) -> Any:
+def _quantize(core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization) -> Any:
     """Quantizers where NNCF puts them, for the ranges that were worked out."""
     import nncf
 
@@ -187,7 +193,9 @@ def _quantize(core: Any, graph: DeployableGraph, quantization: Quantization) -> 
             # Symmetric weights, asymmetric activations: after ReLU the same, before a sum without one finer.
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=1,
-            ignored_scope=nncf.IgnoredScope(types=list(KEPT_FLOAT), validate=False),
+            ignored_scope=nncf.IgnoredScope(
+                names=_kept(core, graph, recipe, quantization, centred), types=list(KEPT_FLOAT), validate=False
+            ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
         )
     except (nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as error:
@@ -218,16 +226,10 @@ def _source(quantizer: Any) -> tuple[str, int]:
     return value.get_node().get_friendly_name(), value.get_index()
 
 
-def _limits(
-    core: Any,
-    sources: set[tuple[str, int]],
-    graph: DeployableGraph,
-    quantization: Quantization,
-    to_input: Callable[[UInt8], Float32],
-) -> dict[tuple[str, int], Float32]:
-    """Smallest and largest value of parts of the float core by channel, [channels, 2], the graph's where they are its nodes."""
-    from edgekit.export.values import channel_limits, find_node, joined_limits
-
+def _open(
+    core: Any, sources: set[tuple[str, int]], to_input: Callable[[UInt8], Float32]
+) -> tuple[list[tuple[str, int]], Callable[[UInt8], list[Any]]]:
+    """Parts of the float core in an order, and what gives their values for a frame."""
     ov = _openvino()
     copy = core.clone()
     nodes = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
@@ -241,6 +243,20 @@ def _limits(
         result = compiled([to_input(frame)])
         return [result[index] for index in range(len(order))]
 
+    return order, values
+
+
+def _limits(
+    core: Any,
+    sources: set[tuple[str, int]],
+    graph: DeployableGraph,
+    quantization: Quantization,
+    to_input: Callable[[UInt8], Float32],
+) -> dict[tuple[str, int], Float32]:
+    """Smallest and largest value of parts of the float core by channel, [channels, 2], the graph's where they are its nodes."""
+    from edgekit.export.values import channel_limits, find_node, joined_limits
+
+    order, values = _open(core, sources, to_input)
     found: dict[tuple[str, int], Float32] = {}
     unknown = []
     for position, value in enumerate(values(quantization.probe)):
@@ -256,6 +272,33 @@ def _limits(
                 now = channel_limits(given[position])
                 found[order[position]] = joined_limits(found.get(order[position], now), now)
     return found
+
+
+def _kept(
+    core: Any,
+    graph: DeployableGraph,
+    recipe: Recipe,
+    quantization: Quantization,
+    to_input: Callable[[UInt8], Float32],
+) -> list[str]:
+    """Names of the operations that belong to layers kept in float, the convolution before a bias too."""
+    if not recipe.keep_float:
+        return []
+    sources = {
+        (node.get_friendly_name(), 0): node
+        for node in core.get_ordered_ops()
+        if node.get_output_size() == 1 and node.get_type_name() not in ("Constant", "Parameter", "Result")
+        and node.get_output_element_type(0) == _openvino().Type.f32 and not node.get_output_partial_shape(0).is_dynamic
+    }  # fmt: skip
+    order, values = _open(core, set(sources), to_input)
+    known = ((str(position), value) for position, value in enumerate(values(quantization.probe)))
+    waiting = [sources[order[int(position)]] for position in kept_tensors(graph, quantization, recipe, known)]
+    names = {node.get_friendly_name() for node in waiting}
+    for node in waiting:
+        before = node.input_value(0).get_node()
+        if before.get_type_name() in WEIGHTED and node.get_type_name() == "Add":
+            names.add(before.get_friendly_name())
+    return sorted(names)
 
 
 def _constant(node: Any, side: int) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from edgekit.core.values import (
 from targets.common import (
     check_frame,
     float_edges,
+    kept_tensors,
     known_ranges,
     label_map,
     native_output,
@@ -86,9 +87,9 @@ class TFLite:
         if recipe.precision == "int8":
             from targets.tflite_graph.frame import on_bytes
 
-            quantized = _quantize(model, graph, require_quantization(recipe, quantization))
+            quantized = _quantize(model, graph, recipe, require_quantization(recipe, quantization))
             model = on_bytes(quantized, graph.normalization.mean_colour())
-            kept = ("BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
+            kept = (*recipe.keep_float, "BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
         write_bytes(folder / "model.tflite", model)
         return Converted(
             model="model.tflite",
@@ -116,9 +117,26 @@ class TFLite:
         )
 
 
-@lru_cache(maxsize=1)
+_last: dict[Any, tuple[DeployableGraph, bytes]] = {}
+"""What was converted last: a float artifact's model, of which int8's is made."""
+
+
 def _float_model(graph: DeployableGraph, output: OutputKind, output_stride: int) -> bytes:
-    """The float flatbuffer, converted once for a float artifact and the int8 one made after it."""
+    """The float flatbuffer, converted once for a float artifact and the int8 one made after it, whose weights are scaled."""
+    key = (graph.checkpoint_sha256, graph.size, output, output_stride)
+    if key in _last:
+        from targets.tflite_graph.weights import with_weights_of
+
+        before, model = _last[key]
+        other = model if before is graph else with_weights_of(model, before, graph)
+        if other is not None:
+            return other
+    _last.clear()
+    _last[key] = graph, _convert(graph, output, output_stride)
+    return _last[key][1]
+
+
+def _convert(graph: DeployableGraph, output: OutputKind, output_stride: int) -> bytes:
     import litert_torch
     import torch
 
@@ -168,31 +186,39 @@ class TFLiteSession:
         self.interpreter.invoke()
 
 
-def _quantize(model: bytes, graph: DeployableGraph, quantization: Quantization) -> bytes:
+def _quantize(model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization) -> bytes:
     """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are."""
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import quantizer
+    from ai_edge_quantizer import recipe as recipes
 
-    tool = quantizer.Quantizer(model, recipe.static_wi8_ai8())
-    for name in _edge_tensors(model):
+    ranges, kept = _ranges(model, graph, recipe, quantization)
+    tool = quantizer.Quantizer(model, recipes.static_wi8_ai8())
+    for name in (*_edge_tensors(model), *(f"^{re.escape(name)};?$" for name in kept)):
         tool.update_quantization_recipe(
             regex=name,
-            operation_name=recipe.TFLOperationName.ALL_SUPPORTED,
-            algorithm_key=recipe.AlgorithmName.NO_QUANTIZE,
+            operation_name=recipes.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
         )
     # The constant pooling products: a handful of operations on a 1/32 map, where int8 gains nothing.
     tool.update_quantization_recipe(
-        regex=".*", operation_name=recipe.TFLOperationName.BATCH_MATMUL, algorithm_key=recipe.AlgorithmName.NO_QUANTIZE
+        regex=".*",
+        operation_name=recipes.TFLOperationName.BATCH_MATMUL,
+        algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
     )
-    ranges = _ranges(model, graph, quantization)
     return bytes(tool.quantize(ranges).quantized_model)
 
 
-def _ranges(model: bytes, graph: DeployableGraph, quantization: Quantization) -> dict[str, Any]:
-    """Smallest and largest value of every float tensor, in the form of what the quantizer's own ``calibrate`` gives."""
+def _ranges(
+    model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+) -> tuple[dict[str, Any], list[str]]:
+    """Smallest and largest value of every float tensor, in the form of what the quantizer's own ``calibrate`` gives.
+
+    And the names of those that layers kept in float give.
+    """
     import numpy as np
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    from targets.tflite_graph.frame import PAD
+    from targets.tflite_graph.frame import CAST, PAD
 
     interpreter = _open_interpreter(model)
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
@@ -210,20 +236,30 @@ def _ranges(model: bytes, graph: DeployableGraph, quantization: Quantization) ->
         return ((names[index], interpreter.get_tensor(index)) for index in indices)
 
     found, unknown = known_ranges(graph, quantization, "asymmetric", values(quantization.probe, names))
-    for operator in core.operators:  # a convolution's own padding, which is no node
-        source, padded = names.get(operator.inputs[0]), names.get(operator.outputs[0])
-        if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode == PAD and source in found and padded in unknown:
+    for operator in core.operators:  # what is no node: the frame's bytes, and a convolution's own padding
+        code = flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode
+        source, result = names.get(operator.inputs[0]), names.get(operator.outputs[0])
+        if result in unknown and code == CAST and operator.inputs[0] in core.inputs:
+            found[result] = (0.0, 255.0)
+        elif result in unknown and code == PAD and source in found:
             low, high = found[source]
-            found[padded] = (min(low, 0.0), max(high, 0.0))
+            found[result] = (min(low, 0.0), max(high, 0.0))
     others = [index for index, name in names.items() if name in unknown and name not in found]
     if others:
         for pixels in quantization.batches():
             for name, value in values(pixels, others):
                 widen(found, name, value)
-    return {
+    ranges = {
         name: {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
         for name, (low, high) in found.items()
     }
+    kept = kept_tensors(graph, quantization, recipe, values(quantization.probe, names)) if recipe.keep_float else []
+    for operator in core.operators:
+        if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode == PAD:
+            readers = [other for other in core.operators if operator.outputs[0] in list(other.inputs)]
+            if all(names.get(reader.outputs[0]) in kept for reader in readers):
+                kept.append(names[operator.outputs[0]])
+    return ranges, kept
 
 
 def _open_interpreter(model: bytes) -> Any:
@@ -247,8 +283,6 @@ def _output_type(model: bytes) -> str:
 
 def _edge_tensors(model: bytes) -> list[str]:
     """Patterns for the outputs of the operations before the first and after the last convolution."""
-    import re
-
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 

@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from seam import Done, call, edgekit, environment, files, own_network, partials, short_latency
 
-from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint
 
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
     "onnxscript", "nncf", "matplotlib",
 )  # fmt: skip
 COMMANDS = (
-    "run", "lint", "convert", "quantize", "evaluate", "bench", "report", "predict", "train", "targets", "doctor",
+    "run", "lint", "convert", "quantize", "sensitivity", "evaluate", "bench", "report", "predict", "train", "targets", "doctor",
 )  # fmt: skip
 OWN = {
     "coreml": "coreml",
@@ -316,6 +316,12 @@ def test_a_budget_that_does_not_hold(quantized: Done, place: Path) -> None:
     assert quantized.code == 4, quantized.err
     (row,) = quantized.document["rows"]
     assert row["budget"] == {"max_drop": -1.0, "holds": False}
+    assert row["verification"]["evaluation"]["split"] == "test"
+    kept = [step["kept"] for step in row["repair"]["steps"]]
+    assert [len(layers) for layers in kept] == [1, 2]
+    assert kept[1][:1] == kept[0]
+    assert row["artifact"].endswith("-float2")
+    assert "whatever layers stay in float" in quantized.sentence
     assert row["miou"] is not None
     assert row["miou_drop_ci"][0] <= row["miou_drop"] <= row["miou_drop_ci"][1]
     assert row["agreement"] > 0.8
@@ -323,6 +329,60 @@ def test_a_budget_that_does_not_hold(quantized: Done, place: Path) -> None:
     assert row["artifact"] in quantized.sentence
     assert (place / row["artifact"] / "manifest.json").is_file()
     assert not partials(place)
+
+
+def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: Path) -> None:
+    """A channel that is never active and weighs a millionfold leaves its convolution's other weights no int8 step."""
+    checkpoint = load_checkpoint(str(small_checkpoint))
+    network = load_network(checkpoint)
+    state = network.state_dict()
+    block = "units.0.0.block."
+    state[f"{block}1.1.weight"][0], state[f"{block}1.1.bias"][0] = 0.0, -1.0
+    state[f"{block}2.0.weight"][:, 0] = 1e6
+    save_checkpoint(
+        tmp_path / "dead.safetensors", network, network="spssn", arguments={}, class_names=checkpoint.class_names,
+        normalization=checkpoint.normalization, dataset="streets", recipe={}, metrics={},
+    )  # fmt: skip
+    arguments = ("dead.safetensors", "--calib", "streets", "--samples", 4, "--size", "128x256", "--out", "out")
+    done = edgekit(
+        "quantize", *arguments, "--target", "onnxruntime", "--frames", 6, "--max-drop", 0.08, "--json", cwd=tmp_path
+    )
+    assert done.code == 0, done.err
+    (row,) = done.document["rows"]
+    assert row["budget"] == {"max_drop": 0.08, "holds": True}
+    (step,) = row["repair"]["steps"]
+    assert step["kept"] == [f"{block}2.0"]
+    assert step["model_bytes"] > row["repair"]["bytes_before"] + 2 * 64 * 384
+    assert row["repair"]["latency_ratio"][0] > 0
+    assert f"{block}2.0" in row["kept_float"]
+    assert row["miou_drop_ci"][1] <= 0.08
+    assert row["verification"]["evaluation"] == {
+        "dataset": "streets",
+        "split": "test",
+        "frames": 6,
+        "trained_on": False,
+    }
+    # The ranking is there already; by hand, the same layer.
+    done = edgekit("sensitivity", *arguments, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[1].startswith(f"{block}2.0: ")
+    page = (tmp_path / "out" / "sensitivity" / "index.md").read_text()
+    assert f"| {block}2.0" in page
+    assert (tmp_path / "out" / "sensitivity" / "layers.svg").read_bytes().startswith(b"<?xml")
+    done = edgekit(
+        "quantize", *arguments, "--target", "onnxruntime", "--frames", 2, "--keep-float", "units.9", cwd=tmp_path
+    )
+    assert done.code == 2
+    assert "no layer 'units.9'" in done.sentence
+
+
+def test_a_proof_without_a_budget(run_here: Call) -> None:
+    done = run_here("quantize", "--calib", "streets", "--verify", "streets:test", "--target", "onnxruntime")
+    assert done.code == 2
+    assert "--max-drop" in done.sentence
+    done = run_here("sensitivity", "--calib", "streets", "--scheme", "lopsided")
+    assert done.code == 2
+    assert "symmetric, asymmetric" in done.sentence
 
 
 # JSON and noise
@@ -342,7 +402,10 @@ def test_convert_json_and_noise(converted: Done, place: Path) -> None:
 
 def test_quantize_noise(quantized: Done) -> None:
     lines = [line for line in quantized.err.splitlines() if not line.startswith("edgekit: ")]
-    known = r"(calibrating on|exporting|labelling with float PyTorch|float PyTorch labelled|PyTorch fp32:|ONNX Runtime int8:|onnxruntime int8:) ?.*"
+    known = (
+        r"(calibrating on|exporting|labelling with float PyTorch|float PyTorch labelled|PyTorch fp32:|ONNX Runtime int8:"
+        r"|onnxruntime int8:|ranking the layers) ?.*"
+    )
     assert all(re.fullmatch(known, line) for line in lines), quantized.err
 
 

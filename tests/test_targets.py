@@ -6,7 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +16,18 @@ import torch
 from torch import nn
 
 from calibration.datasets import open_split
+from calibration.equalization import equalized, find_scales
 from calibration.ranges import calibrate
+from calibration.streets import draw as streets_draw
 from edgekit import check_target
+from edgekit.core.errors import UsageError
+from edgekit.core.files import path_bytes
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size
 from edgekit.decoder import HEADER
 from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
+from edgekit.export.values import channel_limits, visit_values
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact
 
@@ -284,6 +289,7 @@ def test_onnxruntime_reads_the_frame_as_it_lies(
 
     network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
     quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
+    graph = equalized(graph, quantization.scales)
 
     def logits(precision: Precision) -> tuple[np.ndarray, Counter[str]]:
         model = build(graph, Recipe(precision, output="logits"), quantization, "asymmetric")
@@ -319,6 +325,7 @@ def test_int8_of_tensors_that_are_no_nodes(name: str, tmp_path: Path, monkeypatc
         return iter([frame // 2, frame])
 
     quantization = calibrate(graph, batches, 2).quantization
+    graph = equalized(graph, quantization.scales)
     monkeypatch.setattr(values, "TOLERANCE", -1.0)
     known = len(passes)
     recipe = Recipe("int8", output="labels")
@@ -329,6 +336,82 @@ def test_int8_of_tensors_that_are_no_nodes(name: str, tmp_path: Path, monkeypatc
     expected = reference_labels(network(normalize(torch.from_numpy(frame), graph.normalization)), graph.size).numpy()
     with target.open(artifact, SessionOptions(1)) as session:
         assert (session.run(frame) == expected).mean() > 0.9
+
+
+def test_tflite_takes_other_weights(make: Make, checkpoint: Checkpoint) -> None:
+    """What int8 is made of is the float model with its weights scaled: the same operations, the same logits."""
+    if (sentence := missing("tflite")) is not None:
+        pytest.skip(sentence)
+    pytest.importorskip("litert_torch")
+    from ai_edge_litert.interpreter import Interpreter
+
+    from targets.tflite_graph.weights import with_weights_of
+
+    model = make("tflite", "fp32").model_path.read_bytes()
+    graph = deployable(checkpoint, SMALL)
+    frame = streets_draw("train", 0, SMALL.height, SMALL.width).image[None]
+    reaches: dict[str, np.ndarray] = {}
+
+    def look(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        reaches[node.name] = np.abs(channel_limits(value.numpy())).max(1)
+        return value
+
+    visit_values(graph, frame, look)
+    other = equalized(graph, find_scales(graph, reaches, 1.0))
+    scaled = with_weights_of(model, graph, other)
+    assert scaled is not None
+    assert scaled != model
+    found = []
+    for content in (model, scaled):
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], frame)
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    assert np.array_equal(*found)
+    assert with_weights_of(model, other, graph) is None  # not what it was converted from
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_layers_stay_in_float(name: str, tmp_path: Path) -> None:
+    """By their modules' names, on every target: all of them kept, int8 is float; one kept, its weights are."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    target = load_target(name)
+    torch.manual_seed(4)
+    network = nn.Sequential(
+        OrderedDict(
+            stem=nn.Conv2d(3, 16, 3, 2, 1), active=nn.ReLU(), middle=nn.Conv2d(16, 16, 3, 1, 1), again=nn.ReLU(),
+            head=nn.Conv2d(16, 4, 1),
+        )
+    ).eval()  # fmt: skip
+    size = Size(64, 96)
+    frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
+    example = normalize(torch.from_numpy(frame), Normalization())
+    with torch.no_grad():
+        network.head.bias -= network(example).mean((0, 2, 3))  # four classes that are nearly even everywhere
+    graph = DeployableGraph(export_aten(network, example), size, Size(32, 48), tuple("abcd"), Normalization(), "")
+    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
+    graph = equalized(graph, quantization.scales)
+    with torch.no_grad():
+        expected = network(normalize(torch.from_numpy(frame), graph.normalization))
+    labels = reference_labels(expected, size).numpy()
+    wrong, bytes_ = {}, {}
+    for kept in ((), ("middle",), ("stem", "middle", "head")):
+        folder = tmp_path / str(len(kept))
+        folder.mkdir()
+        recipe = Recipe("int8", output="labels", keep_float=kept)
+        with noise_to(tmp_path / "log"):
+            made = target.convert(graph, recipe, quantization, folder)
+        assert set(kept) <= set(made.kept_float)
+        artifact = Artifact(folder, name, "int8", size, graph.class_names, "labels", 1, made.model, {"notes": {}})
+        with target.open(artifact, SessionOptions(1)) as session:
+            wrong[len(kept)] = float((session.run(frame) != labels).mean())
+        bytes_[len(kept)] = path_bytes(folder)
+    assert wrong[3] < 0.002 < wrong[0]
+    assert bytes_[1] - bytes_[0] > 16 * 16 * 9 * (0.4 if name == "coreml" else 1.2)  # a byte each becomes two, or four
+    with pytest.raises(UsageError, match="no layer 'missing': edgekit sensitivity"), noise_to(tmp_path / "log"):
+        target.convert(graph, Recipe("int8", keep_float=("missing",)), quantization, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +435,7 @@ def test_tflite_int8_reads_bytes(
 
     network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
     quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
+    graph = equalized(graph, quantization.scales)
 
     def logits() -> tuple[np.ndarray, Counter[str]]:
         recipe = Recipe("int8", output="logits")

@@ -290,7 +290,18 @@ def quantize(
     ] = None,
     frames: FramesOption = 32,
     max_drop: Annotated[
-        float | None, typer.Option("--max-drop", help="Largest allowed mIoU drop, e.g. 0.01; exit code 4 beyond it.")
+        float | None,
+        typer.Option(
+            "--max-drop", help="Largest allowed mIoU drop, e.g. 0.01: kept by what it takes, else exit code 4."
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option("--verify", help="DATA:SPLIT to prove --max-drop on. The checkpoint's own test by default."),
+    ] = None,
+    keep_float: Annotated[
+        str | None,
+        typer.Option("--keep-float", help="Layers that stay in float, with commas; edgekit sensitivity lists them."),
     ] = None,
     size: SizeOption = None,
     output: OutputOption = None,
@@ -301,10 +312,10 @@ def quantize(
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an int8 artifact, calibrated on real frames, and say what it lost."""
+    """Make an int8 artifact, calibrated on real frames, and say what it lost. With --max-drop, see to it that it lost no more."""
     from calibration.datasets import open_split
-    from edgekit.pipeline.commands import evaluation_split
-    from edgekit.pipeline.commands import quantize as do_quantize
+    from edgekit.pipeline.int8 import Budget, evaluation_split
+    from edgekit.pipeline.int8 import quantize as do_quantize
     from edgekit.pipeline.run import default_size
 
     form = _form(output, output_stride)
@@ -312,11 +323,16 @@ def quantize(
     found = _checkpoint(checkpoint, network, classes)
     input_size = _size(size) or default_size(found)
     split = open_split(calib, "train", data_root, input_size)
-    evaluated, why_not = evaluation_split(found, evaluation, data_root, calib, input_size, frames)
-    if max_drop is not None and evaluated is None:
-        raise UsageError(f"--max-drop needs labelled frames, and {why_not}")
+    evaluated, why_not = evaluation_split(found, evaluation, "val", data_root, calib, input_size, frames)
+    budget = None
+    if max_drop is not None:
+        if evaluated is None:
+            raise UsageError(f"--max-drop needs labelled frames, and {why_not}")
+        budget = Budget(max_drop, *evaluation_split(found, verify, "test", data_root, calib, input_size, frames))
+    elif verify is not None:
+        raise UsageError("--verify proves a budget: give --max-drop too")
     rows = do_quantize(
-        found, names, split, samples, evaluated, why_not, input_size, *form, max_drop,
+        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(_list(keep_float) or ()), budget,
         out or Path("runs") / found.name, threads, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
@@ -326,11 +342,21 @@ def quantize(
             _print(_quantize_line(row, why_not))
     over = [row for row in rows if row.get("budget") and not row["budget"]["holds"]]
     if over:
-        low, high = over[0]["miou_drop_ci"]
+        row, proof = over[0], over[0].get("verification") or over[0]
         raise BudgetError(
-            f"{over[0]['target']} int8 loses {100 * over[0]['miou_drop']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], "
-            f"which is not within --max-drop {max_drop}: the artifact is kept in {over[0]['artifact']}"
+            f"{row['target']} int8 loses {_drop_text(proof)}, which is not within --max-drop {max_drop}"
+            f"{', whatever layers stay in float' if 'repair' in row else ''}: the artifact is kept in {row['artifact']}"
         )
+
+
+def _drop_text(loss: dict[str, Any]) -> str:
+    low, high = loss["miou_drop_ci"]
+    where = loss["evaluation"]
+    trained = ", on which the network was trained" if where["trained_on"] else ""
+    return (
+        f"{100 * loss['miou_drop']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] on {where['frames']} "
+        f"{where['dataset']} {where['split']} frames{trained}"
+    )
 
 
 def _quantize_line(row: dict[str, Any], why_not: str) -> str:
@@ -343,13 +369,64 @@ def _quantize_line(row: dict[str, Any], why_not: str) -> str:
     if row["miou"] is None:
         lines.append(f"  mIoU: not measured, {why_not}")
     else:
-        low, high = row["miou_drop_ci"]
-        where = row["evaluation"]
-        lines.append(
-            f"  mIoU {100 * row['miou']:.2f} %, float {100 * row['miou_float']:.2f} %, drop {100 * row['miou_drop']:+.2f} points "
-            f"[{100 * low:+.2f}, {100 * high:+.2f}] on {where['frames']} {where['dataset']} {where['split']} frames"
-        )
+        lines.append(f"  mIoU {100 * row['miou']:.2f} %, float {100 * row['miou_float']:.2f} %, drop {_drop_text(row)}")
+    if "budget" in row:
+        lines += _budget_lines(row)
     return "\n".join(lines)
+
+
+def _budget_lines(row: dict[str, Any]) -> list[str]:
+    lines = []
+    if "repair" in row:
+        repair, step = row["repair"], row["repair"]["steps"][-1]
+        ratio = repair["latency_ratio"]
+        slower = f"{ratio[0]:.2f} times its latency" if ratio else f"latency not measured, {repair['why']}"
+        grown = (step["model_bytes"] - repair["bytes_before"]) / 1e6
+        lines.append(f"  kept in float to meet the budget: {', '.join(step['kept'])} ({grown:+.2f} MB, {slower})")
+    holds = "holds" if row["budget"]["holds"] else "does not hold"
+    if "verification" in row:
+        proved = f"drop {_drop_text(row['verification'])}, which neither calibrated nor guided it"
+    else:
+        proved = f"only on the frames that guided it: {row['provenance_verification']['why']}"
+    return [*lines, f"  --max-drop {row['budget']['max_drop']:g} {holds}: {proved}"]
+
+
+@app.command(**_example("edgekit sensitivity spssn-streets --calib streets"))
+def sensitivity(
+    calib: Annotated[str, typer.Option("--calib", help="Dataset to calibrate with: cityscapes, camvid or streets.")],
+    checkpoint: CheckpointArgument = "spssn-streets",
+    data_root: RootOption = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", help="symmetric (Core ML, TensorRT) or asymmetric (the others); both by default."),
+    ] = None,
+    size: SizeOption = None,
+    network: NetworkOption = None,
+    classes: ClassesOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which layers cost int8 its accuracy: a table and a figure, by the network's own modules."""
+    from calibration.datasets import open_split
+    from edgekit.pipeline.int8 import SCHEMES
+    from edgekit.pipeline.int8 import sensitivity as do_sensitivity
+    from edgekit.pipeline.run import default_size
+    from reports.sensitivity import sensitivity_text
+
+    schemes = [known for known in SCHEMES if scheme in (None, known)]
+    if not schemes:
+        raise UsageError(f"there is no scheme '{scheme}': choose from {', '.join(SCHEMES)}")
+    found = _checkpoint(checkpoint, network, classes)
+    input_size = _size(size) or default_size(found)
+    split = open_split(calib, "train", data_root, input_size)
+    folder = out or Path("runs") / found.name
+    document = do_sensitivity(found, split, samples, input_size, schemes, folder, _progress())
+    if as_json:
+        _print_json(document)
+    else:
+        _print(sensitivity_text(document))
+        _print(f"\nall layers: {folder / 'sensitivity' / 'index.md'}")
 
 
 @app.command(**_example("edgekit evaluate spssn-streets --split val"))

@@ -167,6 +167,7 @@ class Recipe:
         precision: arithmetic of the network's core.
         output: ``labels`` (label map in the graph's output) or ``logits`` (decoded outside, exactly).
         output_stride: of ``labels``, which are decided at this stride and repeated to full size; 1 is exact.
+        keep_float: layers that int8 leaves in float, by their names in :mod:`edgekit.export.layers`.
 
     Raises:
         UsageError: logits with an output stride.
@@ -175,6 +176,7 @@ class Recipe:
     precision: Precision
     output: OutputKind = "labels"
     output_stride: int = 1
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.output == "logits" and self.output_stride != 1:

@@ -97,9 +97,11 @@ def _marks(graph: DeployableGraph, quantization: Quantization) -> Mapping[str, _
 
 def _sample(value: NDArray[Any]) -> Float32:
     """Values at positions that depend on nothing but their number: float32 [at most SAMPLES]."""
-    positions: NDArray[np.int64] = np.arange(value.size)
-    if value.size > SAMPLES:
-        positions = np.random.default_rng(value.size).integers(0, value.size, SAMPLES)
+    positions: NDArray[np.int64] = (
+        np.arange(value.size)
+        if value.size <= SAMPLES
+        else np.random.default_rng(value.size).integers(0, value.size, SAMPLES)
+    )
     return np.asarray(value[np.unravel_index(positions, value.shape)], np.float32)
 
 
@@ -107,14 +109,14 @@ def find_node(graph: DeployableGraph, quantization: Quantization, value: NDArray
     """The name of the node that holds this for the probe, channels first or last; None where no node does.
 
     Args:
-        value: a float tensor of a converted model, of the probe's frame.
+        value: a float tensor of a converted model, of the probe's frame; a batch of one may be left out.
     """
     best, least = None, TOLERANCE
     orders = [value, value.transpose(0, 3, 1, 2)] if value.ndim == 4 else [value]
     for ordered in orders:
-        sample = None
+        sample, shape = None, _without_batch(ordered.shape)
         for name, mark in _marks(graph, quantization).items():
-            if mark.shape != ordered.shape:
+            if _without_batch(mark.shape) != shape:
                 continue
             sample = _sample(ordered) if sample is None else sample
             length = float(np.linalg.norm(mark.sample))
@@ -123,6 +125,10 @@ def find_node(graph: DeployableGraph, quantization: Quantization, value: NDArray
             if error < least:
                 best, least = name, error
     return best
+
+
+def _without_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return _without_batch(shape[1:]) if shape[:1] == (1,) else shape
 
 
 def channel_limits(value: NDArray[Any]) -> Float32:

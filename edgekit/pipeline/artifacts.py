@@ -40,6 +40,7 @@ def artifact_name(target: Target, recipe: Recipe, size: Size) -> str:
     """Folder name of an artifact; what is not the target's usual form stands in it."""
     suffix = "" if recipe.output == target.output else f"-{recipe.output}"
     suffix += "" if recipe.output_stride == 1 else f"-stride{recipe.output_stride}"
+    suffix += "" if not recipe.keep_float else f"-float{len(recipe.keep_float)}"
     return f"{target.name}-{recipe.precision}-{size}{suffix}"
 
 

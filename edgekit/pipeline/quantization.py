@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,16 +53,24 @@ class Calibration:
         """Fresh passes over the frames: uint8 [1, H, W, 3]. Up to 256 MiB are kept, the rest is loaded again."""
 
         def start() -> Iterator[UInt8]:
-            for index, reference in enumerate(self.frames.references):
-                if index not in self._kept:
-                    frame = resize_image(reference.load_image(), self.size)[None]
-                    if (len(self._kept) + 1) * frame.nbytes > MEMORY_FOR_CALIBRATION:
-                        yield frame.copy()
-                        continue
-                    self._kept[index] = frame
-                yield self._kept[index].copy()
+            count = len(self.frames)
+            with ThreadPoolExecutor(1) as loader:  # the next one while this one is looked at
+                ahead = loader.submit(self._frame, 0) if count else None
+                for index in range(count):
+                    assert ahead is not None
+                    frame = ahead.result()
+                    ahead = loader.submit(self._frame, index + 1) if index + 1 < count else None
+                    yield frame.copy()
 
         return start
+
+    def _frame(self, index: int) -> UInt8:
+        if index in self._kept:
+            return self._kept[index]
+        frame = resize_image(self.frames.references[index].load_image(), self.size)[None]
+        if (len(self._kept) + 1) * frame.nbytes <= MEMORY_FOR_CALIBRATION:
+            self._kept[index] = frame
+        return frame
 
 
 def check_calibration(calibration: Calibration) -> None:

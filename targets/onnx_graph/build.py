@@ -14,7 +14,7 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import split_max_pooling
-from targets.common import known_ranges, planes, require_quantization, widen
+from targets.common import kept_tensors, known_ranges, planes, require_quantization, widen
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
@@ -37,12 +37,12 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
     chosen = require_quantization(recipe, quantization)
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
-    if bordered is None:
+    if bordered is None or _reads_frame(graph, recipe.keep_float):
 
         def centred(frame: UInt8) -> Float32:
             return planes(frame - graph.normalization.mean_colour())
 
-        core = _quantize(_centred_core(graph, False), graph, chosen, scheme, centred)
+        core = _quantize(_centred_core(graph, False), graph, recipe, chosen, scheme, centred)
         return with_output(from_planes(core, graph, False), graph, recipe)
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     height = bordered.top + graph.size.height + bordered.bottom
@@ -52,7 +52,7 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
     def raw(frame: UInt8) -> Float32:
         return planes(_with_border(frame, bordered)).astype(np.float32)
 
-    core = _quantize(float_core, graph, chosen, scheme, raw, raw_pixels=True)
+    core = _quantize(float_core, graph, recipe, chosen, scheme, raw, raw_pixels=True)
     return with_output(from_bordered(core, graph, bordered), graph, recipe)
 
 
@@ -97,6 +97,7 @@ def _with_border(frame: UInt8, bordered: Bordered) -> UInt8:
 def _quantize(
     model: Any,
     graph: DeployableGraph,
+    recipe: Recipe,
     quantization: Quantization,
     scheme: Scheme,
     to_input: Callable[[UInt8], Float32],
@@ -136,7 +137,7 @@ def _quantize(
             source, result, None, quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QInt8 if scheme == "symmetric" else QuantType.QUInt8,
             weight_type=QuantType.QInt8, op_types_to_quantize=operations, extra_options=options,
-            calibration_cache_path=ranges,
+            nodes_to_exclude=_kept(model, graph, recipe, quantization, to_input), calibration_cache_path=ranges,
         )  # fmt: skip
         return onnx.load(result)
 
@@ -165,12 +166,46 @@ def _ranges(
     del values
     frame, _ = known_ranges(graph, quantization, scheme, [(CORE_INPUT, given)])
     found |= frame or {CORE_INPUT: (0.0, 255.0)}
+    for node in model.graph.node:  # pooled in two steps: the one between is no node, and holds some of what it reads
+        if node.op_type == "MaxPool" and node.output[0] in unknown and node.input[0] in found:
+            found[node.output[0]] = found[node.input[0]]
+            unknown.remove(node.output[0])
     if unknown:
         session = _session_on(model, unknown)
         for pixels in quantization.batches():
             for name, value in zip(unknown, session.run(None, {CORE_INPUT: to_input(pixels)}), strict=True):
                 widen(found, name, value)
     return found
+
+
+def _kept(
+    model: Any,
+    graph: DeployableGraph,
+    recipe: Recipe,
+    quantization: Quantization,
+    to_input: Callable[[UInt8], Float32],
+) -> list[str]:
+    """Names of the nodes that belong to layers kept in float."""
+    if not recipe.keep_float:
+        return []
+    names = [name for node in model.graph.node for name in node.output]
+    values = zip(names, _session_on(model, names).run(None, {CORE_INPUT: to_input(quantization.probe)}), strict=True)
+    kept = set(
+        kept_tensors(
+            graph, quantization, recipe, ((name, value) for name, value in values if value.dtype == np.float32)
+        )
+    )
+    return [node.name for node in model.graph.node if kept & set(node.output)]
+
+
+def _reads_frame(graph: DeployableGraph, layers: tuple[str, ...]) -> bool:
+    """Whether one of the layers reads the frame, which then must be centred: int8 alone reads bytes."""
+    from edgekit.export.layers import nodes_of
+
+    kept = nodes_of(graph, layers)
+    return any(
+        user.name in kept for node in graph.module.graph.nodes if node.op == "placeholder" for user in node.users
+    )
 
 
 def _session_on(model: Any, names: list[str]) -> Any:

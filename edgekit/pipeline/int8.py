@@ -1,0 +1,424 @@
+"""What ``edgekit quantize`` and ``edgekit sensitivity`` do: int8 artifacts, what they lose, and a budget that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from calibration.choice import Choice, choose_frames
+from calibration.datasets import CLASS_SETS, Split, open_split, resize_image
+from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
+from edgekit.core.files import clean_partials, read_json, write_json
+from edgekit.core.progress import Progress
+from edgekit.core.registry import load_target, require
+from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size
+from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
+from edgekit.networks.checkpoint import Checkpoint
+from edgekit.pipeline.accuracy import (
+    Frames,
+    Labeller,
+    artifact_labeller,
+    measure_accuracy,
+    read_reference,
+    reference_labels_folder,
+    stored_labeller,
+)
+from edgekit.pipeline.artifacts import lazy_graph, recipe_for
+from edgekit.pipeline.commands import bench
+from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.quantization import (
+    Calibration,
+    equalized_graph,
+    prepare,
+    quantization_key,
+    refuse_evaluated,
+)
+from edgekit.pipeline.run import check_classes
+
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+AGREEMENT_FRAMES = 8
+KEPT_IN_TURN = (1, 2, 4, 8, 16)
+"""So many of the most sensitive layers stay in float, one number after another, until the budget holds."""
+RANKING_PIXELS = 3 << 20
+"""Layers are ranked on frames of about so many pixels together."""
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Labelled frames, and what float PyTorch makes of them.
+
+    Attributes:
+        frames: the frames.
+        reference: folder of float PyTorch's labels.
+        counts: float PyTorch's, frame by frame.
+        trained_on: the checkpoint saw these frames in training.
+    """
+
+    frames: Frames
+    reference: Path
+    counts: tuple[FrameCounts, ...]
+    trained_on: bool
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much mIoU int8 may lose, and where that is proved.
+
+    Attributes:
+        max_drop: a fraction; the upper end of the drop's 95 % interval must not exceed it.
+        verification: frames that neither calibrated nor guided a repair; None where there are none.
+        why_not: the reason, then.
+    """
+
+    max_drop: float
+    verification: Split | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """What all targets of one ``quantize`` have in common."""
+
+    order: Order
+    calibration: Calibration
+    compared: Frames
+    compared_reference: Path
+    guide: Yardstick | None
+    verification: Yardstick | None
+    threads: int | None
+    progress: Progress
+
+
+def split_for_agreement(split: Split, samples: int) -> tuple[Choice, Split]:
+    """Calibration frames, and others of the same split on which int8 and float are compared.
+
+    With fewer frames than twice ``samples`` each takes half, so that no frame does both.
+    """
+    total = len(split)
+    if total < 2:
+        raise DataError(
+            f"{split.dataset} {split.split} has {total} frame: at least two are needed, one to calibrate and one to compare on"
+        )
+    chosen = choose_frames(split, min(samples, total // 2))
+    names = {reference.name for reference in chosen.frames.references}
+    rest = tuple(reference for reference in split.references if reference.name not in names)
+    return chosen, replace(split, references=rest).first(min(AGREEMENT_FRAMES, len(rest)))
+
+
+def evaluation_split(
+    checkpoint: Checkpoint,
+    text: str | None,
+    default: str,
+    root: Path | None,
+    calibration_dataset: str,
+    size: Size,
+    frames: int | None,
+) -> tuple[Split | None, str]:
+    """The split behind ``DATA:SPLIT``, or the checkpoint's own ``default`` split where its frames are at hand.
+
+    Returns:
+        The split, or None and the reason.
+
+    Raises:
+        UsageError, DataError: a split was named and cannot be had.
+    """
+    if text is not None:
+        dataset, separator, split_name = text.partition(":")
+        if not separator:
+            raise UsageError(f"'{text}' must be DATA:SPLIT, for example streets:val")
+        check_classes(checkpoint, dataset)
+        return open_split(dataset, split_name, root if dataset == calibration_dataset else None, size).first(frames), ""
+    if checkpoint.dataset not in CLASS_SETS:
+        return None, "the checkpoint does not say which dataset it belongs to: give --eval DATA:SPLIT"
+    if (checkpoint.dataset, default) == ("cityscapes", "test"):
+        return (
+            None,
+            "Cityscapes keeps the labels of its test split to itself: name other frames with --verify DATA:SPLIT",
+        )
+    try:
+        own_root = root if checkpoint.dataset == calibration_dataset else None
+        return open_split(checkpoint.dataset, default, own_root, size).first(frames), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    targets: Sequence[str],
+    calibration_split: Split,
+    samples: int,
+    evaluation: Split | None,
+    why_not: str,
+    size: Size,
+    output: OutputKind | None,
+    output_stride: int,
+    keep_float: tuple[str, ...],
+    budget: Budget | None,
+    folder: Path,
+    threads: int | None,
+    command: str,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """int8 artifacts, one per target, compared with float PyTorch on frames that did not calibrate.
+
+    Args:
+        calibration_split: frames to choose from.
+        evaluation: labelled frames for mIoU and its drop; None when there are none.
+        why_not: the reason, then.
+        keep_float: layers that stay in float.
+        budget: where it breaks on ``evaluation``, more layers stay in float, the most sensitive first.
+
+    Returns:
+        One plain row per target.
+    """
+    clean_partials(folder / "artifacts")
+    clean_partials(folder / "cache")
+    choice, others = split_for_agreement(calibration_split, samples)
+    calibration, chosen = Calibration(choice, size), choice.frames
+    verified = budget.verification if budget is not None else None
+    for split in (evaluation, verified):
+        if split is not None:
+            refuse_evaluated(calibration, split)
+    progress.say(
+        f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames, comparing labels on {len(others)} others"
+    )
+    jobs = []
+    for name in targets:
+        target = require(name)
+        if "int8" not in target.precisions:
+            if len(targets) == 1:
+                raise TargetError(f"{target.title} has no int8: choose another --target")
+            progress.say(f"{target.title}: skipped, it has no int8")
+            continue
+        jobs.append(Job(name, replace(recipe_for(target, "int8", output, output_stride), keep_float=keep_float)))
+
+    def yardstick(split: Split | None) -> Yardstick | None:
+        return None if split is None else _yardstick(checkpoint, size, split, folder, threads, progress)
+
+    compared = Frames(others)
+    common = Quantizing(
+        order=Order(checkpoint, size, folder, command, calibration),
+        calibration=calibration,
+        compared=compared,
+        compared_reference=reference_labels_folder(checkpoint, size, compared, folder, progress, threads),
+        guide=yardstick(evaluation),
+        verification=yardstick(verified),
+        threads=threads,
+        progress=progress,
+    )
+    rows: list[dict[str, Any]] = []
+    for job, result in zip(jobs, convert_all(common.order, jobs, progress), strict=True):
+        artifact = _made(result)
+        row = _row(common, artifact, why_not)
+        if budget is not None:
+            row = _kept_within(common, budget, job, artifact, row, why_not)
+        rows.append(row)
+        write_json(folder / "measurements" / f"{Path(row['artifact']).name}.quantize.json", row)
+    return rows
+
+
+def _made(result: Artifact | EdgekitError) -> Artifact:
+    if isinstance(result, EdgekitError):
+        raise result
+    return result
+
+
+def _yardstick(
+    checkpoint: Checkpoint, size: Size, split: Split, folder: Path, threads: int | None, progress: Progress
+) -> Yardstick:
+    frames = Frames(split)
+    reference = reference_labels_folder(checkpoint, size, frames, folder, progress, threads)
+    label = stored_labeller(reference, len(frames))
+    taken = measure_accuracy("PyTorch fp32", label, size, frames, None, None, 0, progress)
+    counts = tuple(counts_from_json(count, len(split.classes)) for count in taken["counts"])
+    trained = str(checkpoint.recipe.get("split", "")).split("+") if checkpoint.dataset == split.dataset else []
+    return Yardstick(frames, reference, counts, split.split in trained)
+
+
+def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Yardstick) -> dict[str, Any]:
+    """mIoU and its drop on a yardstick's frames, in plain values."""
+    from reports.statistics import bootstrap_drop
+
+    split = yardstick.frames.split
+    taken = measure_accuracy(
+        artifact.title, label, artifact.size, yardstick.frames, yardstick.reference, None, 0, common.progress
+    )
+    counts = [counts_from_json(count, len(split.classes)) for count in taken["counts"]]
+    floats, ours = (np.stack([count.confusion for count in one]) for one in (yardstick.counts, counts))
+    interval = bootstrap_drop(floats, ours)
+    by_class = class_iou(floats.sum(0)) - class_iou(ours.sum(0))
+    return {
+        "miou": score(add_counts(counts), split.classes).miou,
+        "miou_float": score(add_counts(yardstick.counts), split.classes).miou,
+        "miou_drop": interval.value,
+        "miou_drop_ci": [interval.low, interval.high],
+        "per_class_drop": {
+            name: None if np.isnan(drop) else float(drop)
+            for name, drop in zip(split.classes.names, by_class, strict=True)
+        },
+        "evaluation": {
+            "dataset": split.dataset,
+            "split": split.split,
+            "frames": len(yardstick.frames),
+            "trained_on": yardstick.trained_on,
+        },
+    }
+
+
+def _row(common: Quantizing, artifact: Artifact, why_not: str) -> dict[str, Any]:
+    """An artifact, and what it loses."""
+    target = load_target(artifact.target)
+    engine, chosen = target.engine(), common.calibration.frames
+    row: dict[str, Any] = {
+        "target": artifact.target,
+        "precision": "int8",
+        "size": [artifact.size.height, artifact.size.width],
+        "artifact": str(artifact.folder),
+        "model_bytes": artifact.manifest["model_bytes"],
+        "calibration": {"dataset": chosen.dataset, "split": chosen.split, "frames": len(chosen)},
+        "kept_float": artifact.manifest["kept_float"],
+        "agreement": None,
+        "agreement_frames": len(common.compared),
+        "miou": None,
+        "miou_float": None,
+        "miou_drop": None,
+        "miou_drop_ci": None,
+        "evaluation": None,
+        "provenance": Provenance(engine.kind, engine.by, engine.why).to_json(),
+    }
+    log = common.order.folder / "logs" / f"{artifact.folder.name}.log"
+    with artifact_labeller(target, artifact, common.threads, log) as label:
+        agreement = []
+        for index in range(len(common.compared)):
+            image = resize_image(common.compared[index].image, artifact.size)
+            labels = label(image[None].copy())[0]
+            agreement.append(float((labels == read_reference(common.compared_reference, index)).mean()))
+        row["agreement"] = float(np.mean(agreement))
+        if common.guide is not None:
+            row |= _loss(common, artifact, label, common.guide)
+        else:
+            row["provenance_miou"] = Provenance("not measured", "", why_not).to_json()
+    return row
+
+
+def _holds(loss: dict[str, Any], max_drop: float) -> bool:
+    return loss["miou_drop_ci"] is not None and loss["miou_drop_ci"][1] <= max_drop
+
+
+def _kept_within(
+    common: Quantizing, budget: Budget, job: Job, artifact: Artifact, row: dict[str, Any], why_not: str
+) -> dict[str, Any]:
+    """The artifact's row, or that of one with more layers in float; both with what the budget says of it."""
+    progress, first = common.progress, artifact
+    steps: list[dict[str, Any]] = []
+    if not _holds(row, budget.max_drop) and common.guide is not None:
+        scheme = artifact.manifest["calibration"]["scheme"]
+        ranking = [
+            loss["layer"]
+            for loss in sorted(_ranking(common.order, scheme, progress), key=lambda loss: -loss["expected_drop"])
+            if loss["expected_drop"] > 0 and loss["layer"] not in job.recipe.keep_float
+        ]
+        for count in [number for number in KEPT_IN_TURN if number <= len(ranking)]:
+            kept = (*job.recipe.keep_float, *ranking[:count])
+            progress.say(f"{artifact.title}: over its budget, made again with {', '.join(kept)} in float")
+            tried = Job(job.target, replace(job.recipe, keep_float=kept))
+            (result,) = convert_all(common.order, [tried], progress)
+            artifact = _made(result)
+            row = _row(common, artifact, why_not)
+            steps.append({key: row[key] for key in ("model_bytes", "miou_drop", "miou_drop_ci")} | {"kept": list(kept)})
+            if _holds(row, budget.max_drop):
+                break
+    if steps:
+        row["repair"] = {"steps": steps, "bytes_before": first.manifest["model_bytes"]}
+        row["repair"] |= _cost(first, artifact, common)
+    proof = row
+    if common.verification is not None:
+        target = load_target(artifact.target)
+        log = common.order.folder / "logs" / f"{artifact.folder.name}.log"
+        with artifact_labeller(target, artifact, common.threads, log) as label:
+            row["verification"] = proof = _loss(common, artifact, label, common.verification)
+    else:
+        row["provenance_verification"] = Provenance("not measured", "", budget.why_not).to_json()
+    row["budget"] = {"max_drop": budget.max_drop, "holds": _holds(proof, budget.max_drop)}
+    return row
+
+
+def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, Any]:
+    """How much slower a repair made it, where that can be measured here."""
+    from reports.statistics import bootstrap_ratio
+
+    engine = load_target(before.target).engine()
+    if engine.no_latency is not None:
+        return {"latency_ratio": None, "why": engine.no_latency}
+    common.progress.say(f"{before.title}: measuring what its repair costs")
+    rows = bench([before, after], "quick", "graph", common.threads, common.order.folder, Progress(silent=True))
+    latencies = [row["latency"] for row in rows]
+    if any("rounds_ms" not in latency for latency in latencies):
+        return {"latency_ratio": None, "why": "its latency could not be measured"}
+    ratio = bootstrap_ratio(latencies[1]["rounds_ms"], latencies[0]["rounds_ms"])
+    return {"latency_ratio": [ratio.value, ratio.low, ratio.high]}
+
+
+def _ranking(order: Order, scheme: Scheme, progress: Progress) -> list[dict[str, Any]]:
+    """What each layer costs, worked out once for all targets of a scheme."""
+    assert order.calibration is not None
+    key = quantization_key(order.checkpoint, order.calibration)
+    path = order.folder / "cache" / f"sensitivity-{scheme}-{key[:16]}.json"
+    if not path.is_file():
+        with progress.stage(f"ranking the layers by what they cost int8 ({scheme})"):
+            graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
+            write_json(path, layer_rows(graph, order.checkpoint, order.calibration, order.folder, scheme))
+    rows: list[dict[str, Any]] = read_json(path)
+    return rows
+
+
+def layer_rows(
+    graph: Callable[[], DeployableGraph], checkpoint: Checkpoint, calibration: Calibration, folder: Path, scheme: Scheme
+) -> list[dict[str, Any]]:
+    """What each layer costs when it alone is quantized, on some of the calibration frames; in the network's order."""
+    from dataclasses import asdict
+
+    from calibration.sensitivity import layer_losses
+
+    quantization = prepare(graph(), checkpoint, calibration, folder).quantization
+    pixels = calibration.size.height * calibration.size.width
+    count = min(len(calibration.frames), max(2, RANKING_PIXELS // pixels))
+    references = calibration.frames.first(count).references
+    frames = [resize_image(reference.load_image(), calibration.size)[None].copy() for reference in references]
+    return [asdict(loss) for loss in layer_losses(equalized_graph(graph(), quantization), quantization, scheme, frames)]
+
+
+def sensitivity(
+    checkpoint: Checkpoint,
+    calibration_split: Split,
+    samples: int,
+    size: Size,
+    schemes: Sequence[Scheme],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Which layers cost int8 its accuracy; writes ``folder/sensitivity``: a page, a figure, and what they show."""
+    from edgekit.core.files import write_bytes, write_text
+    from reports.sensitivity import render_sensitivity
+
+    clean_partials(folder / "cache")
+    calibration = Calibration(choose_frames(calibration_split, samples), size)
+    order = Order(checkpoint, size, folder, "", calibration)
+    document = {
+        "schema": 1,
+        "checkpoint": checkpoint.describe(),
+        "size": [size.height, size.width],
+        "calibration": {
+            "dataset": calibration_split.dataset, "split": calibration_split.split, "frames": len(calibration.frames)
+        },
+        "layers": {scheme: _ranking(order, scheme, progress) for scheme in schemes},
+    }  # fmt: skip
+    for name, content in render_sensitivity(document).items():
+        path = folder / "sensitivity" / name
+        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+    write_json(folder / "sensitivity" / "sensitivity.json", document)
+    return document

@@ -1,0 +1,81 @@
+"""The page of ``edgekit sensitivity``: which layers cost int8 its accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reports.figures import layer_drops
+from reports.markdown import escape, table
+
+SHOWN = 24
+"""Layers in the figure; the table has all."""
+
+HOW = (
+    "Each layer was quantized alone, its weights and its result, in simulation, on frames of the calibration set; the rest "
+    "stayed in float. *Drop*: of class mIoU, with the float network's own probabilities as the truth, so that no label is "
+    "needed. *Error*: of the logits, root mean square, relative to theirs. Layers have the names of the PyTorch modules; "
+    "an operation without weights also says what it does. `edgekit quantize --keep-float NAME,...` leaves layers in float "
+    "on any target, and `--max-drop` finds out how many."
+)
+
+
+def ranked(document: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """Layers with their losses by scheme, the most costly first.
+
+    Args:
+        document: what ``edgekit sensitivity --json`` prints.
+    """
+    layers: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for scheme, losses in document["layers"].items():
+        for loss in losses:
+            layers.setdefault(str(loss["layer"]), {})[scheme] = loss
+    return sorted(layers.items(), key=lambda entry: -max(loss["expected_drop"] for loss in entry[1].values()))
+
+
+def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
+    """All files of the page: path relative to its folder -> text or bytes."""
+    layers, schemes = ranked(document), list(document["layers"])
+    height, width = document["size"]
+    calibration = document["calibration"]
+    rows = [
+        [escape(name), *(cell for scheme in schemes for cell in _cells(losses.get(scheme)))] for name, losses in layers
+    ]
+    header = ["Layer", *(f"{title}, {scheme}" for scheme in schemes for title in ("Drop, points", "Error, %"))]
+    lines = [
+        f"# Which layers cost {escape(document['checkpoint']['name'])} accuracy in int8",
+        "",
+        f"At {height}x{width}, calibrated on {calibration['frames']} {escape(calibration['dataset'])} "
+        f"{escape(calibration['split'])} frames.",
+        "",
+        HOW,
+        "",
+        "Symmetric is what Core ML and TensorRT do, asymmetric what ONNX Runtime, OpenVINO and TFLite do.",
+        "",
+        "![The layers that cost most](layers.svg)",
+        "",
+        *table(header, rows),
+    ]
+    figure = layer_drops(
+        [name for name, _ in layers[:SHOWN]],
+        {
+            scheme: [losses[scheme]["expected_drop"] if scheme in losses else 0.0 for _, losses in layers[:SHOWN]]
+            for scheme in schemes
+        },
+    )
+    return {"index.md": "\n".join(lines) + "\n", "layers.svg": figure}
+
+
+def _cells(loss: Mapping[str, Any] | None) -> Sequence[str]:
+    if loss is None:  # a frame's bytes are int8 as they are
+        return "does not apply", "does not apply"
+    return f"{100 * loss['expected_drop']:.3f}", f"{100 * loss['output_error']:.2f}"
+
+
+def sensitivity_text(document: Mapping[str, Any], shown: int = 12) -> str:
+    """What the command prints."""
+    lines = []
+    for name, losses in ranked(document)[:shown]:
+        drops = ", ".join(f"{100 * loss['expected_drop']:.3f} {scheme}" for scheme, loss in losses.items())
+        lines.append(f"{name}: {drops}")
+    return "\n".join(["points of mIoU that int8 is expected to cost in each layer alone:", *lines])

@@ -1,0 +1,77 @@
+"""A flatbuffer that was converted before, with other weights: converting the same graph again would take ten seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core.values import DeployableGraph
+
+CONVOLUTIONS = (3, 4)
+"""CONV_2D and DEPTHWISE_CONV_2D in TFLite's schema."""
+
+
+def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGraph) -> bytes | None:
+    """A float model with the convolutions' weights of another graph of the same nodes.
+
+    Args:
+        model: flatbuffer, converted from ``before``.
+        after: its nodes have the same names.
+
+    Returns:
+        None where a convolution is not found again, so that it must be converted anew.
+    """
+    import flatbuffers
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    core = flatbuffer.subgraphs[0]
+
+    def buffer(operator: Any, position: int) -> Any:
+        return flatbuffer.buffers[core.tensors[operator.inputs[position]].buffer]
+
+    operators = {
+        _bytes(buffer(operator, 1)): operator
+        for operator in core.operators
+        if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode in CONVOLUTIONS
+    }
+    wanted: dict[int, bytes] = {}
+    other = _constants(after)
+    for name, (weight, bias) in _constants(before).items():
+        operator = operators.get(weight.tobytes())
+        if operator is None or len(operator.inputs) < 3 or _bytes(buffer(operator, 2)) != bias.tobytes():
+            return None
+        for position, value in enumerate(other[name], 1):
+            place = core.tensors[operator.inputs[position]].buffer
+            if wanted.setdefault(place, value.tobytes()) != value.tobytes():  # equal before, and shared
+                return None
+    for place, data in wanted.items():
+        flatbuffer.buffers[place].data = np.frombuffer(data, np.uint8)
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(flatbuffer.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def _bytes(buffer: Any) -> bytes:
+    return b"" if buffer.data is None else np.asarray(buffer.data, np.uint8).tobytes()
+
+
+def _constants(graph: DeployableGraph) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Weights, as TFLite lays them out, and bias of every convolution by its node's name."""
+    from edgekit.export.pixels import on_centred_pixels
+    from edgekit.export.rewrites import constant_tensor, is_convolution
+
+    module = on_centred_pixels(graph)
+    found = {}
+    for node in module.graph.nodes:
+        weight = constant_tensor(module, node.args[1]) if is_convolution(node) else None
+        if weight is None:
+            continue
+        bias = constant_tensor(module, node.args[2]) if len(node.args) > 2 else None
+        depthwise = len(node.args) > 6 and node.args[6] == weight.shape[0]
+        ordered = weight.detach().permute((1, 2, 3, 0) if depthwise else (0, 2, 3, 1)).contiguous().numpy()
+        given = np.zeros(weight.shape[0], np.float32) if bias is None else bias.detach().contiguous().numpy()
+        found[node.name] = (ordered, given)
+    return found
