@@ -56,6 +56,7 @@ bench: $(VENV)/.installed-dev
 bench-training: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/evaluation_speed.py
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/int8_accuracy.py
 	$(BIN)/python benchmarks/ablation.py
 
 clean:
