@@ -27,6 +27,7 @@ from edgekit.core.values import (
     Quantization,
     Recipe,
     SessionOptions,
+    Size,
     UInt8,
 )
 from targets.common import (
@@ -153,6 +154,58 @@ class CoreML:
 
 
 TARGET = CoreML()
+
+
+def adopt(package: Path, class_names: tuple[str, ...] | None) -> Artifact:
+    """A package from anywhere as an artifact, so that it can be run and evaluated.
+
+    Args:
+        package: an ML Program that takes an RGB image and gives labels [1, H, W] or logits [1, classes, h, w].
+        class_names: None for those that an artifact of edgekit's names in its metadata.
+
+    Raises:
+        ArtifactError: no ML Program, or one of another form.
+        UsageError: it does not say its classes.
+    """
+    from targets.mil.executor import dtype_of, load_program, quiet
+
+    program = load_program(package)
+    with quiet():
+        ct = importlib.import_module("coremltools")
+        specification = ct.models.MLModel(str(package), skip_model_load=True).get_spec()
+    inputs, metadata = specification.description.input, specification.description.metadata.userDefined
+    shapes = list(program.inputs.values())
+    is_image = len(inputs) == 1 and inputs[0].type.WhichOneof("Type") == "imageType"
+    if not is_image or inputs[0].type.imageType.colorSpace != ct.proto.FeatureTypes_pb2.ImageFeatureType.RGB:
+        given = ", ".join(f"{one.name} ({one.type.WhichOneof('Type')})" for one in inputs)
+        raise ArtifactError(
+            f"'{package}' takes {given}, not one RGB image: convert it again with coremltools.ImageType(color_layout='RGB'), "
+            "normalization inside"
+        )
+    if class_names is None and "classes" in metadata:
+        class_names = tuple(json.loads(metadata["classes"]))
+    if class_names is None:
+        raise UsageError(f"'{package}' does not say its classes: name the dataset whose classes it has with --data")
+    output = program.function.outputs[0]
+    shape, is_float = tuple(int(side) for side in output.shape), dtype_of(output).startswith("fp")
+    if len(program.outputs) != 1 or len(shape) != (4 if is_float else 3) or (is_float and shape[1] != len(class_names)):
+        raise ArtifactError(
+            f"'{package}' gives {', '.join(program.outputs)}, first {list(shape)}: labels [1, H, W] or logits "
+            f"[1, {len(class_names)}, h, w] are understood"
+        )
+    _, _, height, width = shapes[0]
+    precision: Precision = "int8" if any(op.op_type == "quantize" for op in program.function.operations) else "fp16"
+    return Artifact(
+        folder=package.parent,
+        target="coreml",
+        precision=precision,
+        size=Size(height, width),
+        class_names=class_names,
+        output="logits" if is_float else "labels",
+        output_stride=1,
+        model=package.name,
+        manifest={"notes": {}},
+    )
 
 
 def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
@@ -375,14 +428,18 @@ class _ExecutorSession:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
         check_frame(frame, self._artifact)
         self._last = _planes(frame)
-        output = self._executor.run({"frame": self._last})[self._artifact.output].numpy()
-        return label_map(output, self._artifact, self.settings["threads"])
+        return label_map(self._outputs().numpy(), self._artifact, self.settings["threads"])
 
     def run_graph(self) -> None:
         """One forward pass on the last frame."""
         if self._last is None:
             raise UsageError("run_graph needs a frame first: call run")
-        self._executor.run({"frame": self._last})
+        self._outputs()
+
+    def _outputs(self) -> torch.Tensor:
+        (name,) = self._executor.inputs
+        assert self._last is not None
+        return self._executor.run({name: self._last})[self._executor.outputs[0]]
 
 
 class _MacSession:
@@ -406,8 +463,9 @@ class _MacSession:
     def run(self, frame: UInt8) -> UInt8:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
         check_frame(frame, self._artifact)
-        self._last = {"frame": self._image.fromarray(frame[0])}
-        return label_map(self._model.predict(self._last)[self._artifact.output], self._artifact, self._threads)
+        description = self._model.get_spec().description
+        self._last = {description.input[0].name: self._image.fromarray(frame[0])}
+        return label_map(self._model.predict(self._last)[description.output[0].name], self._artifact, self._threads)
 
     def run_graph(self) -> None:
         """One forward pass on the last frame."""

@@ -640,7 +640,7 @@ def test_what_fails_in_int8_does(target: str, rule: str, convert: Convert) -> No
 
 
 def test_what_the_executor_does_not_know(convert: Convert) -> None:
-    from targets.mil.executor import OPS
+    from targets.mil.ops import OPS
 
     kinds = {
         "core-ml-int8": {"reverse", "reduce_l2_norm", "crop", "pixel_unshuffle"}, "grid-sample": {"resample"},

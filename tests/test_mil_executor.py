@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from calibration.equalization import equalized
 from calibration.ranges import calibrate
 from edgekit.core.errors import ArtifactError, TargetError
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size, UInt8
@@ -19,7 +20,8 @@ from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.networks.checkpoint import load_checkpoint, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 from targets.coreml import TARGET
-from targets.mil.executor import OPS, Executor, Program, load_program
+from targets.mil.executor import Executor, Program, load_program
+from targets.mil.ops import OPS
 
 ct = pytest.importorskip("coremltools")
 mb = pytest.importorskip("coremltools.converters.mil").Builder
@@ -75,6 +77,7 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(graph: DeployableGraph, folder: Path, precision: Precision, recipe: Recipe | None = None) -> Artifact:
     recipe = recipe or Recipe(precision)
     quantization = calibrate(graph, lambda: frames(4, graph.size, 1), 4).quantization if precision == "int8" else None
+    graph = graph if quantization is None else equalized(graph, quantization.scales)
     result = TARGET.convert(graph, recipe, quantization, folder)
     return Artifact(
         folder=folder,
@@ -304,6 +307,146 @@ CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
 }
 
 
+def blocks_of(x: Tensor, block: int) -> Tensor:
+    """[N, C, H, W] -> [N, i, j, C, y, x], the place in a block before the channel."""
+    rows = [[x[:, :, i::block, j::block] for j in range(block)] for i in range(block)]
+    return torch.stack([torch.stack(row, 1) for row in rows], 1)
+
+
+CASES |= {
+    "cumsum, exclusive from the end": (
+        lambda x: mb.cumsum(x=x, axis=1, exclusive=True, reverse=True),
+        lambda x: torch.stack([x[:, index + 1 :].sum(1) for index in range(4)], 1),
+    ),
+    "space_to_depth": (
+        lambda x: mb.space_to_depth(x=x, block_size=3),
+        lambda x: blocks_of(x, 3).reshape(1, 36, 3, 4),
+    ),
+    "depth_to_space": (
+        lambda x: mb.depth_to_space(x=mb.space_to_depth(x=x, block_size=3), block_size=3),
+        lambda x: x,
+    ),
+    "pixel_unshuffle": (
+        lambda x: mb.pixel_unshuffle(x=x, downscale_factor=np.uint32(3)),
+        lambda x: F.pixel_unshuffle(x, 3),
+    ),
+    "space_to_batch": (
+        lambda x: mb.space_to_batch(x=x, block_shape=[3, 3], paddings=[[0, 3], [2, 1]]),
+        lambda x: blocks_of(F.pad(x, (2, 1, 0, 3)), 3).reshape(9, 4, 4, 5),
+    ),
+    "batch_to_space": (
+        lambda x: mb.batch_to_space(
+            x=mb.space_to_batch(x=x, block_shape=[3, 3], paddings=[[0, 3], [2, 1]]),
+            block_shape=[3, 3],
+            crops=[[0, 3], [2, 1]],
+        ),
+        lambda x: x,
+    ),
+    "reductions of absolute values and squares": (
+        lambda x: mb.add(
+            x=mb.reduce_l1_norm(x=x, axes=[1], keep_dims=True),
+            y=mb.sub(
+                x=mb.reduce_l2_norm(x=x, axes=[-1], keep_dims=True),
+                y=mb.reduce_sum_square(x=x, axes=[2, 3], keep_dims=True),
+            ),
+        ),
+        lambda x: x.abs().sum(1, True) + x.norm(dim=-1, keepdim=True) - x.pow(2).sum((2, 3), True),
+    ),
+    "reductions of logarithms, products": (
+        lambda x: mb.add(x=mb.reduce_log_sum_exp(x=x, axes=[1, 3]), y=mb.reduce_prod(x=x, axes=[-1, 1])),
+        lambda x: x.exp().sum((1, 3)).log() + x.prod(3).prod(1),
+    ),
+    "l2_norm": (lambda x: mb.l2_norm(x=x, epsilon=1e-6), lambda x: x / (x.norm() ** 2 + 1e-6) ** 0.5),
+    "local_response_norm": (
+        lambda x: mb.local_response_norm(x=x, size=3, alpha=0.3, beta=0.6, k=1.5),
+        lambda x: x / (1.5 + 0.3 / 3 * F.pad(x.square(), (0, 0, 0, 0, 1, 1)).unfold(1, 3, 1).sum(-1)) ** 0.6,
+    ),
+    "topk, smallest first": (
+        lambda x: mb.topk(x=x, k=3, axis=2, ascending=True)[0],
+        lambda x: torch.from_numpy(np.sort(x.numpy(), 2)[:, :, :3]),
+    ),
+    "gather along an axis by argsort": (
+        lambda x: mb.gather_along_axis(x=x, indices=mb.argsort(x=x, axis=3, ascending=False), axis=3),
+        lambda x: torch.from_numpy(np.sort(x.numpy(), 3)[..., ::-1].copy()),
+    ),
+    "gather_nd": (
+        lambda x: mb.gather_nd(x=x, indices=np.array([[0, 3, 1], [0, 0, 8]], np.int32)),
+        lambda x: torch.stack([x[0, 3, 1], x[0, 0, 8]]),
+    ),
+    "one_hot of the leading class": (
+        lambda x: mb.one_hot(
+            indices=mb.reduce_argmax(x=x, axis=1, keep_dims=False),
+            one_hot_vector_size=4,
+            axis=1,
+            on_value=2.0,
+            off_value=-1.0,
+        ),
+        lambda x: torch.where(x == x.amax(1, keepdim=True), 2.0, -1.0),
+    ),
+    "band_part, reverse, crop": (
+        lambda x: mb.crop(
+            x=mb.reverse(x=mb.band_part(x=x, lower=2, upper=1), axes=[1, 3]), crop_height=[1, 2], crop_width=[0, 5]
+        ),
+        lambda x: torch.from_numpy(np.triu(np.tril(x.numpy(), 1), -2)).flip(1, 3)[:, :, 1:7, :7],
+    ),
+    "sliding_windows": (
+        lambda x: mb.sliding_windows(x=x, axis=2, size=4, stride=2),
+        lambda x: torch.stack([x[:, :, start : start + 4] for start in (0, 2, 4)], 2),
+    ),
+    "einsum": (
+        lambda x: mb.einsum(values=(x, W_EINSUM), equation="nchw,nwhu->nchu"),
+        lambda x: torch.stack([x[:, :, h] @ torch.from_numpy(W_EINSUM)[:, :, h] for h in range(9)], 2),
+    ),
+    "threshold, softplus_parametric, exp2, atan": (
+        lambda x: mb.atan(
+            x=mb.exp2(x=mb.softplus_parametric(x=mb.threshold(x=x, alpha=-0.4), alpha=HALVES, beta=HALVES + 1))
+        ),
+        lambda x: (2 ** (F.softplus(x.clamp(min=-0.4) * (COLUMN + 1)) * COLUMN)).atan(),
+    ),
+}
+W_EINSUM = np.random.default_rng(3).normal(size=(1, 12, 9, 5)).astype(np.float32)
+HALVES = np.arange(1, 5, dtype=np.float32) / 2
+COLUMN = torch.from_numpy(HALVES)[None, :, None, None]
+
+
+@pytest.mark.parametrize("kind", ["palette", "sparse", "affine", "blocks"])
+def test_compressed_weights(kind: str, tmp_path: Path) -> None:
+    """Weights in coremltools' compressed forms are those that its own decompression gives."""
+    import coremltools.optimize.coreml as cto
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 32, 3), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 1)).eval()
+    model = ct.convert(
+        torch.jit.trace(network, X), inputs=[ct.TensorType(name="x", shape=X.shape)], minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32, skip_model_load=True,
+    )  # fmt: skip
+    if kind == "palette":
+        small = cto.palettize_weights(
+            model, cto.OptimizationConfig(cto.OpPalettizerConfig(mode="kmeans", nbits=4, weight_threshold=0))
+        )
+    elif kind == "sparse":
+        small = cto.prune_weights(
+            model, cto.OptimizationConfig(cto.OpMagnitudePrunerConfig(target_sparsity=0.6, weight_threshold=0))
+        )
+    else:
+        granularity = {
+            "affine": {"granularity": "per_channel"},
+            "blocks": {"granularity": "per_block", "block_size": 4},
+        }[kind]
+        quantizer = cto.OpLinearQuantizerConfig(
+            mode="linear", dtype="int4" if kind == "blocks" else "int8", weight_threshold=0, **granularity
+        )
+        small = cto.linear_quantize_weights(model, cto.OptimizationConfig(quantizer))
+    results = []
+    for name, form in (("small", small), ("whole", cto.decompress_weights(small)), ("float", model)):
+        form.save(str(tmp_path / f"{name}.mlpackage"))
+        program = load_program(tmp_path / f"{name}.mlpackage")
+        assert any(op.op_type.startswith("constexpr") for op in program.function.operations) == (name == "small")
+        results += execute(program, X)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(results[0], results[2], atol=1e-3)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_op_semantics(case: str, tmp_path: Path) -> None:
     body, expected = CASES[case]
@@ -343,7 +486,7 @@ def test_the_observer_sees_every_float(tmp_path: Path) -> None:
 
 
 def test_an_unknown_op_is_named_with_its_place(tmp_path: Path) -> None:
-    assert "cumsum" not in OPS
-    program = built(lambda x: mb.cumsum(x=x, axis=1), tuple(X.shape), tmp_path)
-    with pytest.raises(TargetError, match=rf"'cumsum', which makes '{program.outputs[0]}' \(operation \d+ of \d+\)"):
+    assert "l2_pool" not in OPS
+    program = built(lambda x: mb.l2_pool(x=x, kernel_sizes=[2, 2], pad_type="valid"), tuple(X.shape), tmp_path)
+    with pytest.raises(TargetError, match=rf"'l2_pool', which makes '{program.outputs[0]}' \(operation \d+ of \d+\)"):
         Executor(program)

@@ -20,7 +20,7 @@ from calibration.equalization import equalized, find_scales
 from calibration.ranges import calibrate
 from calibration.streets import draw as streets_draw
 from edgekit import check_target
-from edgekit.core.errors import UsageError
+from edgekit.core.errors import ArtifactError, UsageError
 from edgekit.core.files import path_bytes
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target, target_names
@@ -29,7 +29,7 @@ from edgekit.decoder import HEADER
 from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
 from edgekit.export.values import channel_limits, visit_values
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
-from edgekit.pipeline.artifacts import lazy_graph, make_artifact
+from edgekit.pipeline.artifacts import lazy_graph, make_artifact, open_artifact
 
 OWN = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
 SMALL = Size(192, 384)
@@ -336,6 +336,53 @@ def test_int8_of_tensors_that_are_no_nodes(name: str, tmp_path: Path, monkeypatc
     expected = reference_labels(network(normalize(torch.from_numpy(frame), graph.normalization)), graph.size).numpy()
     with target.open(artifact, SessionOptions(1)) as session:
         assert (session.run(frame) == expected).mean() > 0.9
+
+
+def test_a_core_ml_package_of_anybodys(make: Make, tmp_path: Path) -> None:
+    """Without edgekit's manifest, under other names: the same labels; of another form: a sentence."""
+    if (sentence := missing("coreml")) is not None:
+        pytest.skip(sentence)
+    import coremltools as ct
+
+    artifact = make("coreml", "fp16")
+    target = load_target("coreml")
+    frame = streets_draw("val", 1, SMALL.height, SMALL.width).image[None]
+    with target.open(artifact, SessionOptions(1)) as session:
+        expected = session.run(frame)
+    model = ct.models.MLModel(str(artifact.model_path), skip_model_load=True)
+    spec = model.get_spec()
+    for before, after in (("frame", "image"), ("labels", "classes")):
+        ct.utils.rename_feature(spec, before, after)
+    del spec.description.metadata.userDefined["classes"]
+    theirs = tmp_path / "theirs.mlpackage"
+    ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True).save(str(theirs))
+    for opened in (open_artifact(str(artifact.model_path), None), open_artifact(str(theirs), artifact.class_names)):
+        assert (opened.size, opened.class_names, opened.output) == (SMALL, artifact.class_names, "labels")
+        with target.open(opened, SessionOptions(1)) as session:
+            assert np.array_equal(session.run(frame), expected)
+            session.run_graph()
+    with pytest.raises(UsageError, match=r"does not say its classes.*--data"):
+        open_artifact(str(theirs), None)
+    with pytest.raises(ArtifactError, match=r"not an \.mlpackage"):
+        open_artifact(str(tmp_path / "none.mlpackage"), None)
+    traced = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 5, 3, 8, 1)).eval(), torch.zeros(1, 3, 64, 96))
+    for kind, names, words in (
+        (ct.TensorType(shape=(1, 3, 64, 96)), tuple("abcde"), "ImageType.*normalization inside"),
+        (ct.ImageType(shape=(1, 3, 64, 96), color_layout=ct.colorlayout.BGR), tuple("abcde"), "color_layout='RGB'"),
+        (ct.ImageType(shape=(1, 3, 64, 96), color_layout=ct.colorlayout.RGB), tuple("abcd"), r"logits \[1, 4, h, w\]"),
+    ):
+        path = tmp_path / "other.mlpackage"
+        ct.convert(traced, inputs=[kind], minimum_deployment_target=ct.target.iOS17, skip_model_load=True).save(
+            str(path)
+        )
+        with pytest.raises(ArtifactError, match=words):
+            open_artifact(str(path), names)
+    opened = open_artifact(str(path), tuple("abcde"))
+    assert (opened.output, opened.size) == ("logits", Size(64, 96))
+    with target.open(opened, SessionOptions(1)) as session:
+        labels = session.run(frame[:, :64, :96].copy())
+        assert labels.shape == (1, 64, 96)
+        assert labels.max() < 5
 
 
 def test_tflite_takes_other_weights(make: Make, checkpoint: Checkpoint) -> None:

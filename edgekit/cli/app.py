@@ -432,7 +432,7 @@ def sensitivity(
 @app.command(**_example("edgekit evaluate spssn-streets --split val"))
 def evaluate(
     subject: Annotated[
-        str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")
+        str, typer.Argument(help="A checkpoint, an artifact's folder, or an .mlpackage.", metavar="CHECKPOINT|ARTIFACT")
     ] = "spssn-streets",
     data: Annotated[str | None, typer.Option("--data", help="Dataset. The checkpoint's own by default.")] = None,
     split: Annotated[
@@ -446,14 +446,14 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """All accuracy metrics of a checkpoint (in PyTorch) or an artifact, on a dataset."""
-    from calibration.datasets import CLASS_SETS
-    from edgekit.pipeline.artifacts import is_artifact, load_artifact
+    from calibration.datasets import CLASS_SETS, class_set
+    from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import evaluate as do_evaluate
     from edgekit.pipeline.run import default_size, open_evaluation
 
     logs = Path("runs") / "logs"
     if is_artifact(subject):
-        artifact = load_artifact(Path(subject))
+        artifact = open_artifact(subject, class_set(data).names if data else None)
         if data is None:
             data = next((name for name, classes in CLASS_SETS.items() if classes.names == artifact.class_names), "")
         if not data:
@@ -569,7 +569,7 @@ def report(
 @app.command(**_example("edgekit predict spssn-streets photo.jpg --out predictions"))
 def predict(
     subject: Annotated[
-        str, typer.Argument(help="A checkpoint or an artifact's folder.", metavar="CHECKPOINT|ARTIFACT")
+        str, typer.Argument(help="A checkpoint, an artifact's folder, or an .mlpackage.", metavar="CHECKPOINT|ARTIFACT")
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.", metavar="IMAGE...")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("predictions"),
@@ -580,14 +580,15 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Label images and write overlays to look at."""
-    from edgekit.pipeline.artifacts import is_artifact, load_artifact
+    from calibration.datasets import class_set
+    from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import image_files
     from edgekit.pipeline.commands import predict as do_predict
     from edgekit.pipeline.run import default_size
 
     files = image_files(images)
     if is_artifact(subject):
-        artifact = load_artifact(Path(subject))
+        artifact = open_artifact(subject, class_set(classes).names if classes else None)
         if size is not None and _size(size) != artifact.size:
             raise UsageError(f"{subject} takes {artifact.size} only: convert again for {size}")
         rows = do_predict(None, artifact, files, artifact.size, out, threads, _progress())

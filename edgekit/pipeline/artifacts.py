@@ -224,6 +224,20 @@ def load_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"{path} lacks {error}: convert again") from error
 
 
+def open_artifact(reference: str, class_names: tuple[str, ...] | None) -> Artifact:
+    """An artifact by its folder, or a Core ML package of anybody's.
+
+    Args:
+        class_names: of a package that does not say them.
+    """
+    path = Path(reference)
+    if path.suffix == ".mlpackage":
+        from targets.coreml import adopt
+
+        return adopt(path, class_names)
+    return load_artifact(path)
+
+
 def is_artifact(reference: str) -> bool:
     """Whether a command-line argument names an artifact's folder rather than a checkpoint."""
     return os.path.isdir(reference)

@@ -1,6 +1,6 @@
 """A reference executor for Core ML's ML Programs: an .mlpackage's own bytes, executed op by op in torch on the CPU.
 
-Semantics follow the op documents of coremltools (``coremltools.converters.mil.mil.ops.defs``). Values that the program
+The operations are in :mod:`targets.mil.ops`. Values that the program
 types as fp16 are rounded to fp16 after each operation and held in float32 between: Core ML's own arithmetic may sum in
 another order, so results agree within fp16 rounding, not bit by bit.
 """
@@ -13,35 +13,17 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from edgekit.core.errors import ArtifactError, TargetError
+from targets.mil.ops import EXACT, OPS, OpFunction, as_tensor
 
 Observer = Callable[[str, Tensor], None]
 """Sees the name and the value of each float that the program computes. It must not keep or change the value."""
-
-Args = Mapping[str, Any]
-"""An op's inputs by name: values and float arrays as Tensor, all other constants as plain Python values."""
-
-OpFunction = Callable[[Args, tuple[int, ...]], Tensor | tuple[Tensor, ...]]
-"""Inputs and the first output's shape -> output(s)."""
-
-OPS: dict[str, OpFunction] = {}
-
-EXACT = frozenset(
-    {
-        "relu", "relu6", "clip", "abs", "maximum", "minimum", "reduce_max", "reduce_min", "max_pool", "identity",
-        "concat", "stack", "split", "tile", "pad", "gather", "select", "slice_by_index", "slice_by_size",
-        "reshape", "transpose", "expand_dims", "squeeze", "flatten2d", "pixel_shuffle",
-        "upsample_nearest_neighbor", "resize_nearest_neighbor",
-    }
-)  # fmt: skip
-"""Ops that only pick among their inputs' values: their fp16 results need no rounding."""
 
 
 @contextlib.contextmanager
@@ -135,7 +117,9 @@ class Executor:
         self.outputs = program.outputs
         self._constants: dict[str, Tensor] = {}
         self._steps = self._build(program, rounding)
-        self._input_rounds = {name: rounding and _dtype(var) == "fp16" for name, var in program.function.inputs.items()}
+        self._input_rounds = {
+            name: rounding and dtype_of(var) == "fp16" for name, var in program.function.inputs.items()
+        }
 
     def run(self, inputs: Mapping[str, Tensor], observe: Observer | None = None) -> dict[str, Tensor]:
         """Execute once: inputs by name -> outputs by name.
@@ -205,7 +189,7 @@ class Executor:
                     kind,
                     constants.get("output_dtype"),
                     variables.get("input"),
-                    repr([(key, _as_tensor(value).tolist()) for key, value in sorted(numbers)]),
+                    repr([(key, as_tensor(value).tolist()) for key, value in sorted(numbers)]),
                 )
                 if twin in twins and op.outputs[0].name not in program.outputs:
                     alias[op.outputs[0].name] = twins[twin]
@@ -235,7 +219,7 @@ class Executor:
             }
             frees = tuple(sorted(read - kept)) + tuple(name for name in outputs if name not in kept)
             kept |= read
-            fp16 = tuple(_dtype(var) == "fp16" for var in op.outputs)
+            fp16 = tuple(dtype_of(var) == "fp16" for var in op.outputs)
             steps.append(
                 _Step(
                     function=OPS[op.op_type],
@@ -244,7 +228,7 @@ class Executor:
                     outputs=outputs,
                     shape=tuple(int(side) for side in op.outputs[0].shape),
                     rounds=tuple(rounding and half and op.op_type not in EXACT for half in fp16),
-                    floats=tuple(half or _dtype(var) == "fp32" for half, var in zip(fp16, op.outputs, strict=True)),
+                    floats=tuple(half or dtype_of(var) == "fp32" for half, var in zip(fp16, op.outputs, strict=True)),
                     frees=frees,
                 )
             )
@@ -257,7 +241,8 @@ def _resolve(values: Mapping[str, Tensor], name: str | tuple[str | Tensor, ...])
     return tuple(values[item] if isinstance(item, str) else item for item in name)
 
 
-def _dtype(var: Any) -> str:
+def dtype_of(var: Any) -> str:
+    """The type of a program's variable: fp16, fp32, int32, bool and so on."""
     return str(var.dtype.__type_info__()) if hasattr(var.dtype, "__type_info__") else str(var.dtype)
 
 
@@ -279,521 +264,3 @@ def _plain(value: Any) -> Any:
     if array.dtype.kind == "f" and array.ndim > 0:
         return _tensor(array)
     return array.tolist()
-
-
-def _op(*names: str) -> Callable[[OpFunction], OpFunction]:
-    def register(function: OpFunction) -> OpFunction:
-        for name in names:
-            OPS[name] = function
-        return function
-
-    return register
-
-
-def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.as_tensor(value)
-
-
-# Elementwise ---------------------------------------------------------------------------------------------------------
-
-for _name, _unary in {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "silu": F.silu,
-    "softsign": F.softsign,
-    "softplus": F.softplus,
-    "abs": torch.abs,
-    "exp": torch.exp,
-    "sqrt": torch.sqrt,
-    "square": torch.square,
-    "floor": torch.floor,
-    "ceil": torch.ceil,
-    "round": torch.round,
-    "sign": torch.sign,
-    "erf": torch.erf,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "logical_not": torch.logical_not,
-    "identity": lambda x: x,
-}.items():
-    OPS[_name] = lambda a, shape, f=_unary: f(a["x"])  # type: ignore[misc]
-
-for _name, _binary in {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "real_div": torch.true_divide,
-    "floor_div": torch.floor_divide,
-    "mod": torch.remainder,
-    "maximum": torch.maximum,
-    "minimum": torch.minimum,
-    "pow": torch.pow,
-    "equal": torch.eq,
-    "not_equal": torch.ne,
-    "greater": torch.gt,
-    "greater_equal": torch.ge,
-    "less": torch.lt,
-    "less_equal": torch.le,
-    "logical_and": torch.logical_and,
-    "logical_or": torch.logical_or,
-}.items():
-    OPS[_name] = lambda a, shape, f=_binary: f(_as_tensor(a["x"]), _as_tensor(a["y"]))  # type: ignore[misc]
-
-
-@_op("clip")
-def _clip(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.clamp(a["x"], a["alpha"], a["beta"])
-
-
-@_op("clamped_relu")
-def _clamped_relu(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.clamp(F.leaky_relu(a["x"], a["alpha"]), max=a["beta"])
-
-
-@_op("leaky_relu")
-def _leaky_relu(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return F.leaky_relu(a["x"], a["alpha"])
-
-
-@_op("prelu")
-def _prelu(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return F.prelu(a["x"], a["alpha"])
-
-
-@_op("elu")
-def _elu(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return F.elu(a["x"], a["alpha"])
-
-
-@_op("gelu")
-def _gelu(a: Args, shape: tuple[int, ...]) -> Tensor:
-    mode = a.get("mode", "EXACT")
-    if mode == "SIGMOID_APPROXIMATION":
-        return cast(Tensor, a["x"] * torch.sigmoid(1.702 * a["x"]))
-    return F.gelu(a["x"], approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
-
-
-@_op("sigmoid_hard")
-def _sigmoid_hard(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.clamp(a["x"] * a["alpha"] + a["beta"], 0.0, 1.0)
-
-
-@_op("linear_activation")
-def _linear_activation(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["x"] * a["alpha"] + a["beta"])
-
-
-@_op("thresholded_relu")
-def _thresholded_relu(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.where(a["x"] >= a["alpha"], a["x"], 0.0)
-
-
-@_op("scaled_tanh")
-def _scaled_tanh(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["alpha"] * torch.tanh(a["x"] * a["beta"]))
-
-
-@_op("rsqrt")
-def _rsqrt(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.rsqrt(a["x"] + a.get("epsilon", 1e-12))
-
-
-@_op("inverse")
-def _inverse(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.reciprocal(a["x"] + a.get("epsilon", 1e-4))
-
-
-@_op("log")
-def _log(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.log(a["x"] + a.get("epsilon", 1e-45))
-
-
-@_op("softmax")
-def _softmax(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.softmax(a["x"], a.get("axis", -1))
-
-
-@_op("select")
-def _select(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.where(_as_tensor(a["cond"]).bool(), _as_tensor(a["a"]), _as_tensor(a["b"]))
-
-
-@_op("cast")
-def _cast(a: Args, shape: tuple[int, ...]) -> Tensor:
-    dtype = a["dtype"]
-    x = _as_tensor(a["x"])
-    if dtype in ("fp16", "fp32"):
-        return x.float()
-    if dtype == "bool":
-        return x.bool()
-    return x.to({"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16}.get(dtype, torch.int32))
-
-
-# Quantization --------------------------------------------------------------------------------------------------------
-
-
-def _along(value: Any, axis: int | None, rank: int) -> Any:
-    """A scalar as it is; a vector shaped so that it runs along ``axis``."""
-    if isinstance(value, int | float):
-        return value
-    return _as_tensor(value).reshape([-1 if index == cast(int, axis) % rank else 1 for index in range(rank)])
-
-
-@_op("quantize")
-def _quantize(a: Args, shape: tuple[int, ...]) -> Tensor:
-    """``clip(round(x / scale) + zero_point)``, ties to even. The integers stay in float32, which holds them exactly."""
-    rank = len(shape)
-    low, high = (-128, 127) if a["output_dtype"] == "int8" else (0, 255)
-    value = torch.div(a["input"], _along(a["scale"], a.get("axis"), rank)).round_()
-    zero_point = a.get("zero_point", 0)
-    if zero_point != 0:
-        value += _along(zero_point, a.get("axis"), rank)
-    return value.clamp_(low, high)
-
-
-@_op("dequantize")
-def _dequantize(a: Args, shape: tuple[int, ...]) -> Tensor:
-    """``scale * (x - zero_point)``."""
-    rank = len(shape)
-    value = a["input"]
-    zero_point = a.get("zero_point", 0)
-    if zero_point != 0:
-        value = value - _along(zero_point, a.get("axis"), rank)
-    return cast(Tensor, value * _along(a["scale"], a.get("axis"), rank))
-
-
-# Convolution, pooling, products --------------------------------------------------------------------------------------
-
-
-def _padding(a: Args, kernel: Sequence[int], size: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """Pixels before and after each spatial axis. ``same`` gives ceil(size / stride), the odd pixel after."""
-    kind = a["pad_type"]
-    if kind == "valid":
-        return [(0, 0)] * len(kernel)
-    if kind == "custom":
-        pad = a["pad"]
-        return [(pad[2 * axis], pad[2 * axis + 1]) for axis in range(len(kernel))]
-    pads = []
-    for side, window, stride in zip(size, kernel, strides, strict=True):
-        total = max(0, (-(-side // stride) - 1) * stride + window - side)
-        less, more = total // 2, total - total // 2
-        pads.append((more, less) if kind == "same_lower" else (less, more))
-    return pads
-
-
-def _pad(x: Tensor, pads: Sequence[tuple[int, int]], value: float) -> Tensor:
-    return F.pad(x, [side for pair in reversed(pads) for side in pair], value=value)
-
-
-@_op("conv")
-def _conv(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x, weight = a["x"], a["weight"]
-    spatial = x.ndim - 2
-    strides, dilations = a.get("strides", [1] * spatial), a.get("dilations", [1] * spatial)
-    kernel = [(side - 1) * dilation + 1 for side, dilation in zip(weight.shape[2:], dilations, strict=True)]
-    pads = _padding(a, kernel, x.shape[2:], strides)
-    if any(before != after for before, after in pads):
-        x, pads = _pad(x, pads, 0.0), [(0, 0)] * spatial
-    function = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    return function(x, weight, a.get("bias"), strides, [pad[0] for pad in pads], dilations, a.get("groups", 1))
-
-
-@_op("conv_transpose")
-def _conv_transpose(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x, weight = a["x"], a["weight"]
-    spatial = x.ndim - 2
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-    strides, dilations = a.get("strides", [1] * spatial), a.get("dilations", [1] * spatial)
-    y = function(x, weight, None, strides, 0, 0, a.get("groups", 1), dilations)
-    pads = []
-    for axis, side in enumerate(shape[2:]):
-        surplus = y.shape[2 + axis] - side
-        before = a["pad"][2 * axis] if a["pad_type"] == "custom" else max(0, surplus // 2)
-        pads.append((-before, before - surplus))
-    y = _pad(y, pads, 0.0)
-    bias = a.get("bias")
-    return y if bias is None else y + bias.reshape(-1, *[1] * spatial)
-
-
-def _pool_setup(a: Args) -> tuple[list[int], list[int], list[tuple[int, int]], bool]:
-    kernel = a["kernel_sizes"]
-    strides = a.get("strides", [1] * len(kernel))
-    return kernel, strides, _padding(a, kernel, a["x"].shape[2:], strides), a.get("ceil_mode", False)
-
-
-@_op("max_pool")
-def _max_pool(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x = a["x"]
-    kernel, strides, pads, ceil = _pool_setup(a)
-    if any(before != after or before > side // 2 for (before, after), side in zip(pads, kernel, strict=True)):
-        x, pads = _pad(x, pads, float("-inf")), [(0, 0)] * len(kernel)
-    function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
-    return function(x, kernel, strides, [pad[0] for pad in pads], 1, ceil)
-
-
-@_op("avg_pool")
-def _avg_pool(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x = a["x"]
-    kernel, strides, pads, ceil = _pool_setup(a)
-    exclude = a.get("exclude_padding_from_average", False)
-    function = cast("Callable[..., Tensor]", (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1])
-    if all(before == after <= side // 2 for (before, after), side in zip(pads, kernel, strict=True)):
-        return function(x, kernel, strides, [pad[0] for pad in pads], ceil, not exclude)
-    pooled = function(_pad(x, pads, 0.0), kernel, strides)
-    if exclude:
-        pooled = pooled / function(_pad(torch.ones_like(x[:1, :1]), pads, 0.0), kernel, strides)
-    return pooled
-
-
-@_op("matmul")
-def _matmul(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x, y = a["x"], a["y"]
-    x = x.transpose(-1, -2) if a.get("transpose_x", False) else x
-    y = y.transpose(-1, -2) if a.get("transpose_y", False) else y
-    return torch.matmul(x, y)
-
-
-@_op("linear")
-def _linear(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return F.linear(a["x"], a["weight"], a.get("bias"))
-
-
-@_op("batch_norm")
-def _batch_norm(a: Args, shape: tuple[int, ...]) -> Tensor:
-    scale = torch.rsqrt(a["variance"] + a.get("epsilon", 1e-5)) * a.get("gamma", 1.0)
-    offset: Tensor = a.get("beta", 0.0) - a["mean"] * scale
-    form = (-1, *[1] * (len(shape) - 2))
-    return cast(Tensor, a["x"] * scale.reshape(form) + offset.reshape(form))
-
-
-@_op("instance_norm")
-def _instance_norm(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return F.instance_norm(a["x"], weight=a.get("gamma"), bias=a.get("beta"), eps=a.get("epsilon", 1e-5))
-
-
-@_op("layer_norm")
-def _layer_norm(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x = a["x"]
-    axes = a.get("axes", list(range(x.ndim)))
-    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    y: Tensor = (x - mean) * torch.rsqrt(variance + a.get("epsilon", 1e-5))
-    form = [side if axis in [item % x.ndim for item in axes] else 1 for axis, side in enumerate(x.shape)]
-    gamma, beta = a.get("gamma"), a.get("beta")
-    y = y if gamma is None else y * gamma.reshape(form)
-    return y if beta is None else y + beta.reshape(form)
-
-
-# Reductions ----------------------------------------------------------------------------------------------------------
-
-
-def _axes(a: Args) -> tuple[list[int], bool]:
-    return a.get("axes") or list(range(a["x"].ndim)), a.get("keep_dims", False)
-
-
-@_op("reduce_mean")
-def _reduce_mean(a: Args, shape: tuple[int, ...]) -> Tensor:
-    axes, keep = _axes(a)
-    return cast(Tensor, a["x"].mean(axes, keepdim=keep))
-
-
-@_op("reduce_sum")
-def _reduce_sum(a: Args, shape: tuple[int, ...]) -> Tensor:
-    axes, keep = _axes(a)
-    return cast(Tensor, a["x"].sum(axes, keepdim=keep))
-
-
-@_op("reduce_max")
-def _reduce_max(a: Args, shape: tuple[int, ...]) -> Tensor:
-    axes, keep = _axes(a)
-    return torch.amax(a["x"], axes, keep)
-
-
-@_op("reduce_min")
-def _reduce_min(a: Args, shape: tuple[int, ...]) -> Tensor:
-    axes, keep = _axes(a)
-    return torch.amin(a["x"], axes, keep)
-
-
-@_op("reduce_argmax")
-def _reduce_argmax(a: Args, shape: tuple[int, ...]) -> Tensor:
-    """Ties, which Core ML leaves open, go to the lowest index."""
-    return cast(Tensor, a["x"].argmax(a.get("axis", -1), a.get("keep_dims", True)).to(torch.int32))
-
-
-@_op("reduce_argmin")
-def _reduce_argmin(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["x"].argmin(a.get("axis", -1), a.get("keep_dims", True)).to(torch.int32))
-
-
-# Resizes -------------------------------------------------------------------------------------------------------------
-
-
-def _grid(mode: str, source: int, target: int) -> Tensor:
-    """Where each of ``target`` samples lies on an axis of ``source`` pixels: the op document's formulas."""
-    index = torch.arange(target, dtype=torch.float32)
-    if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
-        if target == 1:
-            return torch.tensor([(source - 1) / 2 if mode == "ALIGN_CORNERS" else 0.0])
-        points = index * ((source - 1) / (target - 1))
-    elif mode == "DEFAULT":
-        points = index * (source / target)
-    elif mode == "OFFSET_CORNERS":
-        points = (index + 0.5) * (max(1, source - 1) / target)
-    elif mode == "UNALIGN_CORNERS":
-        points = (index + 0.5) * (source / target) - 0.5
-    else:
-        raise TargetError(f"edgekit's ML Program executor does not know the sampling mode '{mode}'")
-    return points.clamp(0, source - 1)
-
-
-def _along_axis(x: Tensor, axis: int, points: Tensor) -> Tensor:
-    low = points.floor().long()
-    high = (low + 1).clamp(max=x.shape[axis] - 1)
-    weight = (points - low).reshape([-1 if index == axis % x.ndim else 1 for index in range(x.ndim)])
-    return torch.lerp(x.index_select(axis, low), x.index_select(axis, high), weight)
-
-
-def _bilinear(x: Tensor, height: int, width: int, mode: str) -> Tensor:
-    if x.ndim == 4 and mode in ("UNALIGN_CORNERS", "STRICT_ALIGN_CORNERS"):
-        return F.interpolate(x, (height, width), mode="bilinear", align_corners=mode == "STRICT_ALIGN_CORNERS")
-    return _along_axis(_along_axis(x, -2, _grid(mode, x.shape[-2], height)), -1, _grid(mode, x.shape[-1], width))
-
-
-def _nearest(x: Tensor, height: int, width: int) -> Tensor:
-    rows = torch.arange(height) * x.shape[-2] // height
-    columns = torch.arange(width) * x.shape[-1] // width
-    return x.index_select(-2, rows).index_select(-1, columns)
-
-
-@_op("upsample_bilinear")
-def _upsample_bilinear(a: Args, shape: tuple[int, ...]) -> Tensor:
-    """The output is floor(size * factor); the grid is then set by the sizes, not by the factor."""
-    align = a.get("align_corners", True)
-    half = a.get("half_pixel_centers", not align)
-    mode = "STRICT_ALIGN_CORNERS" if align else "UNALIGN_CORNERS" if half else "DEFAULT"
-    return _bilinear(a["x"], shape[-2], shape[-1], mode)
-
-
-@_op("resize_bilinear")
-def _resize_bilinear(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return _bilinear(a["x"], shape[-2], shape[-1], a.get("sampling_mode", "DEFAULT"))
-
-
-@_op("upsample_nearest_neighbor", "resize_nearest_neighbor")
-def _resize_nearest(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return _nearest(a["x"], shape[-2], shape[-1])
-
-
-@_op("resize")
-def _resize(a: Args, shape: tuple[int, ...]) -> Tensor:
-    mode = a.get("sampling_mode", "DEFAULT")
-    if tuple(a["x"].shape[:-2]) != shape[:-2]:
-        raise TargetError("edgekit's ML Program executor resizes the last two axes only")
-    if a.get("interpolation_mode", "LINEAR") == "LINEAR":
-        return _bilinear(a["x"], shape[-2], shape[-1], mode)
-    if mode != "DEFAULT":
-        raise TargetError(f"edgekit's ML Program executor does not know the nearest sampling mode '{mode}'")
-    return _nearest(a["x"], shape[-2], shape[-1])
-
-
-# Shapes --------------------------------------------------------------------------------------------------------------
-
-
-@_op("concat")
-def _concat(a: Args, shape: tuple[int, ...]) -> Tensor:
-    values, axis = a["values"], a["axis"]
-    if not a.get("interleave", False):
-        return torch.cat(values, axis)
-    stacked = torch.stack(values, axis % len(shape) + 1)
-    return stacked.reshape(shape)
-
-
-@_op("reshape")
-def _reshape(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["x"].reshape(shape))
-
-
-@_op("expand_dims", "squeeze", "flatten2d")
-def _reshape_only(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["x"].reshape(shape))
-
-
-@_op("transpose")
-def _transpose(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["x"].permute(a["perm"]))
-
-
-@_op("slice_by_index")
-def _slice_by_index(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x = a["x"]
-    rank = x.ndim
-    none = [False] * rank
-    strides = a.get("stride", [1] * rank)
-    begin_mask, end_mask, squeeze_mask = (a.get(name, none) for name in ("begin_mask", "end_mask", "squeeze_mask"))
-    for axis in range(rank):
-        side = x.shape[axis]
-        if squeeze_mask[axis]:
-            index = range(side)[a["begin"][axis]]
-            x = x.narrow(axis, index, 1)
-            continue
-        begin = None if begin_mask[axis] else a["begin"][axis]
-        end = None if end_mask[axis] else a["end"][axis]
-        chosen = range(side)[begin : end : strides[axis]]
-        x = (
-            x.narrow(axis, chosen.start, len(chosen))
-            if strides[axis] == 1
-            else x.index_select(axis, torch.tensor(list(chosen)))
-        )
-    return cast(Tensor, x.reshape(shape))
-
-
-@_op("slice_by_size")
-def _slice_by_size(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x = a["x"]
-    for axis, (begin, side) in enumerate(zip(a["begin"], shape, strict=True)):
-        x = x.narrow(axis, begin % x.shape[axis], side)
-    return cast(Tensor, x)
-
-
-@_op("pad")
-def _pad_op(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x, pad = a["x"], a["pad"]
-    pairs = [(pad[index], pad[index + 1]) for index in range(0, len(pad), 2)]
-    mode = a.get("mode", "constant")
-    if mode == "constant":
-        return _pad(x, pairs, a.get("constant_val", 0.0))
-    # torch reflects and replicates the last axes only, and wants nothing said of the others.
-    while pairs and pairs[0] == (0, 0):
-        pairs = pairs[1:]
-    return F.pad(x, [side for pair in reversed(pairs) for side in pair], mode=mode) if pairs else cast(Tensor, x)
-
-
-@_op("tile")
-def _tile(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return cast(Tensor, a["x"].repeat(a["reps"]))
-
-
-@_op("split")
-def _split(a: Args, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-    x, axis = a["x"], a["axis"]
-    sizes = a.get("split_sizes") or [x.shape[axis] // a["num_splits"]] * a["num_splits"]
-    return torch.split(x, sizes, axis)
-
-
-@_op("stack")
-def _stack(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return torch.stack(a["values"], a.get("axis", 0))
-
-
-@_op("gather")
-def _gather(a: Args, shape: tuple[int, ...]) -> Tensor:
-    x, axis = _as_tensor(a["x"]), a.get("axis", 0)
-    indices = _as_tensor(a["indices"]).long().reshape(-1)
-    return x.index_select(axis, indices % x.shape[axis]).reshape(shape)
-
-
-@_op("pixel_shuffle")
-def _pixel_shuffle(a: Args, shape: tuple[int, ...]) -> Tensor:
-    return F.pixel_shuffle(a["x"], a["upscale_factor"])
