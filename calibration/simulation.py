@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ READERS = (
 """Operations that targets run in int8: what they read is quantized. Resizes and matrix products stay in float everywhere."""
 
 
-OUTPUT_AXIS = {aten.conv2d.default: 0, aten.linear.default: 0, aten.conv_transpose2d.input: 1}
+OUTPUT_AXIS: dict[Any, int] = {aten.conv2d.default: 0, aten.linear.default: 0, aten.conv_transpose2d.input: 1}
 """Where the weights of an operation keep their output channels."""
 
 
@@ -52,18 +53,23 @@ def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
     )
 
 
-def with_int8_weights(graph: DeployableGraph, nodes: Collection[str] | None = None) -> DeployableGraph:
-    """The graph with the weights of its layers, or of some, rounded to int8: symmetric, per output channel, as all targets do."""
+def with_int8_weights(graph: DeployableGraph) -> DeployableGraph:
+    """The graph with the weights of its layers rounded to int8: symmetric, per output channel, as all targets do."""
     module = copy.deepcopy(graph.module)
     for node in module.graph.nodes:
-        if node.target not in OUTPUT_AXIS or (nodes is not None and node.name not in nodes):
+        if node.target not in OUTPUT_AXIS:
             continue
         weight = constant_tensor(module, node.args[1])
         if weight is not None:
-            others = [axis for axis in range(weight.ndim) if axis != OUTPUT_AXIS[node.target]]
-            scale = weight.abs().amax(others, keepdim=True).clamp_min(SMALLEST_SCALE) / 127
-            weight.data = (weight / scale).round() * scale
+            weight.data = rounded_weight(node, weight)
     return replace(graph, module=module)
+
+
+def rounded_weight(node: Node, weight: Tensor) -> Tensor:
+    """The weights of a layer's operation as int8 holds them."""
+    others = [axis for axis in range(weight.ndim) if axis != OUTPUT_AXIS[node.target]]
+    scale = weight.abs().amax(others, keepdim=True).clamp_min(SMALLEST_SCALE) / 127
+    return (weight / scale).round() * scale
 
 
 def represented(value: Tensor, low: float, high: float, scheme: Scheme) -> Tensor:

@@ -271,8 +271,8 @@ CASES: dict[str, tuple[Maker, Maker]] = {
     "six-dimensions": (lambda: Fn(windows), lambda: Fn(windows_in_steps)),
     "strided-slice": (lambda: Fn(lambda s, x: x[..., ::2, ::2]), lambda: Fn(lambda s, x: x[..., 1:-1, 1:-1])),
     "core-ml-int8": (
+        lambda: Fn(lambda s, x: x * x[x > 0.1].mean()),
         lambda: nn.Sequential(Fn(lambda s, x: F.normalize(x.flip(3), dim=1)), up(3, 2, 1, output_padding=1), nn.PixelUnshuffle(2)),
-        lambda: nn.Sequential(Fn(lambda s, x: x[:, ORDER]), up(3, 2, 1), nn.MaxPool2d(2)),
     ),
     "spectral-norm": (
         lambda: nn.utils.parametrizations.spectral_norm(conv()),
@@ -642,10 +642,7 @@ def test_what_fails_in_int8_does(target: str, rule: str, convert: Convert) -> No
 def test_what_the_executor_does_not_know(convert: Convert) -> None:
     from targets.mil.ops import OPS
 
-    kinds = {
-        "core-ml-int8": {"reverse", "reduce_l2_norm", "crop", "pixel_unshuffle"}, "grid-sample": {"resample"},
-        "mask": {"non_zero", "gather_nd"}, "fold": {"gather_along_axis"},
-    }  # fmt: skip
+    kinds = {"core-ml-int8": {"non_zero"}, "grid-sample": {"resample"}}
     graph = graph_of(branches(*kinds))
     unknown = set(convert(COREML, graph).operations()) - set(OPS) - {"const"}
     for rule, expected in kinds.items():
@@ -735,6 +732,9 @@ def test_what_int8_slows_down_is_slower(target: str, rule: str, convert: Convert
 
 def test_subnormal_weights_are_slow(convert: Convert) -> None:
     """In ONNX Runtime as it comes; the same model with subnormals flushed, as edgekit's session has it, is the yardstick."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file() and "AuthenticAMD" in information.read_text():
+        pytest.skip("AMD's processors multiply subnormals at full speed")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *[nn.Conv2d(16, 16, 3, 1, 1, bias=False) for _ in range(3)])
     with torch.no_grad():

@@ -647,7 +647,11 @@ def test_a_report_is_the_same_bytes_twice(files: dict[str, bytes | str]) -> None
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.lists(st.tuples(st.floats(0.01, 5000), st.floats(0, 1), st.booleans()), min_size=1, max_size=10))
+@given(
+    st.lists(
+        st.tuples(st.floats(0.01, 5000), st.floats(0, 1, allow_subnormal=False), st.booleans()), min_size=1, max_size=10
+    )
+)
 def test_scatter_draws_any_points(values: list[tuple[float, float, bool]]) -> None:
     drawn = [
         Point(f"target {i} $x$", f"t{i % 3}", "int8", p50, miou, (miou - 0.01, miou + 0.01) if bar else None)

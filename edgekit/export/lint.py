@@ -239,10 +239,6 @@ def _unlike_tensorflow(node: Node) -> bool:
     )
 
 
-def _pads_its_output(node: Node) -> bool:
-    return max(_pair(_argument(node, "output_padding"), 0)) > 0
-
-
 def _scales_a_transposed_convolution(node: Node) -> bool:
     """A constant factor per channel straight behind one, as an unfolded batch norm leaves it."""
     operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
@@ -399,18 +395,12 @@ def _next_convolution(node: Node) -> Node | None:
 
 _XNNPACK = "which XNNPACK, LiteRT's fast path on a CPU, does not take"
 
-_NOT_EXECUTED = (
-    "col2im", "conv_transpose2d", "cumsum", "flip", "gather", "grid_sampler", "index", "index_put", "linalg_vector_norm",
-    "nonzero", "pixel_unshuffle", "sort", "topk",
-)  # fmt: skip
-"""ATen operations whose ML Program form edgekit's executor does not know, some of them in one form only."""
+_NOT_EXECUTED = ("grid_sampler", "index", "index_put", "nonzero")
+"""ATen operations whose ML Program form edgekit's executor does not know, indexing by a mask only."""
 
 
 def _is_not_executed(node: Node) -> bool:
-    operation = _operation(node)
-    if operation in ("index", "index_put"):
-        return _is_by_mask(node)
-    return _pads_its_output(node) if operation == "conv_transpose2d" else True
+    return _is_by_mask(node) if _operation(node) in ("index", "index_put") else True
 
 
 RULES: tuple[Rule, ...] = (
@@ -860,7 +850,7 @@ RULES: tuple[Rule, ...] = (
                 "int8",
             ),
         ),
-        "convert to Core ML in fp16, or replace it: a transposed convolution needs no output_padding with kernel 4, padding 1",
+        "convert to Core ML in fp16, or replace it: torch.where does without a mask's places",
         _is_not_executed,
     ),
     Rule(

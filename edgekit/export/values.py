@@ -55,6 +55,21 @@ def visit_values(graph: DeployableGraph, frame: UInt8, visit: Visitor) -> Tensor
     return logits
 
 
+def all_values(graph: DeployableGraph, frame: UInt8) -> dict[Node, Any]:
+    """What every node of the graph's channels-last twin gives for a frame, constants too: gigabytes for a large frame."""
+    values: dict[Node, Any] = {}
+
+    class Kept(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            values[n] = super().run_node(n)
+            return values[n]
+
+    planes = normalize(torch.from_numpy(frame), graph.normalization).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        Kept(_channels_last(graph), garbage_collect_values=False).run(planes)
+    return values
+
+
 @lru_cache(maxsize=4)
 def _channels_last(graph: DeployableGraph) -> GraphModule:
     module = copy.deepcopy(graph.module)

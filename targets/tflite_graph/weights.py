@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGrap
 
     Args:
         model: flatbuffer, converted from ``before``.
-        after: its nodes have the same names.
 
     Returns:
-        None where a convolution is not found again, so that it must be converted anew.
+        None where the graphs differ in more than that, or a convolution is not found again: it must be converted anew.
     """
+    if _but_for_weights(before) != _but_for_weights(after):
+        return None
     import flatbuffers
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
@@ -52,6 +54,28 @@ def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGrap
     builder = flatbuffers.Builder(len(model))
     builder.Finish(flatbuffer.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _but_for_weights(graph: DeployableGraph) -> list[Any]:
+    """All that a graph computes with, the weights of its convolutions left out."""
+    import torch
+
+    from edgekit.export.rewrites import constant_tensor, is_convolution
+
+    module = graph.module
+    parts: list[Any] = [graph.size, graph.logits_size, graph.normalization]
+
+    def plain(reader: Any, source: Any) -> Any:
+        constant = constant_tensor(module, source)
+        if constant is None:
+            return source.name
+        return tuple(constant.shape) if is_convolution(reader) else constant.detach().numpy().tobytes()
+
+    for node in module.graph.nodes:
+        if node.op != "get_attr":
+            arguments = torch.fx.node.map_arg((node.args, node.kwargs), partial(plain, node))
+            parts.append((node.name, str(node.target), arguments))
+    return parts
 
 
 def _bytes(buffer: Any) -> bytes:
