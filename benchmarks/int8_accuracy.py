@@ -79,9 +79,11 @@ def vendors(checkpoint: Checkpoint, size: Size, train: Split, folder: Path) -> I
     given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def litert(x: Float32) -> Float32:
-        interpreter.set_tensor(given["index"], x)
+        scale, zero_point = given["quantization"]
+        interpreter.set_tensor(given["index"], np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8))
         interpreter.invoke()
-        return np.asarray(interpreter.get_tensor(result["index"]))
+        scale, zero_point = result["quantization"]
+        return ((interpreter.get_tensor(result["index"]).astype(np.float32) - zero_point) * scale).astype(np.float32)
 
     yield "tflite", litert
 

@@ -1,6 +1,7 @@
 """Writes ``docs/results.md`` from stored measurements; no number on that page is typed by hand but the paper's own.
 
-Run: python benchmarks/results.py RUN_DIR, the folder of an ``edgekit run`` of the shipped checkpoint on streets.
+Run: python benchmarks/results.py [RUN_DIR], the folder of an ``edgekit run`` of the shipped checkpoint on streets; without it, of the
+run that was kept last.
 """
 
 from __future__ import annotations
@@ -292,17 +293,27 @@ def throughput() -> list[str]:
 
 
 def main() -> None:
-    """Copy the run's report.json beside the other measurements and render the page."""
-    run = Path(sys.argv[1])
+    """Copy the run's report.json beside the other measurements, where a run is named, and render the page."""
+    if len(sys.argv) > 1:
+        keep_run(Path(sys.argv[1]))
+    document = read_json(FOLDER / "run.json")
+    render(document)
+
+
+def keep_run(run: Path) -> None:
+    """What the page shows of an ``edgekit run``."""
     measured = [read_json(path) for path in sorted((run / "measurements").glob("*.local.json"))]
     environment = next(one["environment"] for one in measured if one["latency"].get("rounds_ms"))
     write_json(FOLDER / "run.json", {**read_json(run / "report" / "report.json"), "environment": environment})
-    document = read_json(FOLDER / "run.json")
-    checkpoint, dataset = document["checkpoint"], document["dataset"]
-    size = "x".join(str(side) for side in document["rows"][0]["size"])
     strip = sorted((run / "report" / "figures").glob("strip-*.png"))[0]
     (ROOT / "docs" / "figures").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(strip, ROOT / "docs" / "figures" / "streets-strip.png")
+
+
+def render(document: dict[str, Any]) -> None:
+    """The page from what is there."""
+    checkpoint, dataset = document["checkpoint"], document["dataset"]
+    size = "x".join(str(side) for side in document["rows"][0]["size"])
     scores = checkpoint["metrics"].get("streets:test", {})
     parts = [
         "# Results",
@@ -312,7 +323,7 @@ def main() -> None:
         f"{scores.get('frames')} frames of the streets test split (evaluated once, after training). It was trained by",
         f"```\n{checkpoint['recipe'].get('command')}\n```",
         f"Its artifacts on {dataset['frames']} {dataset['name']} {dataset['split']} frames at {size}, `frame-to-labels` latency on "
-        f"{machine(document)} (a shared machine: read times as order of size):",
+        f"{machine(document) if 'environment' in document else 'two x86 cores'} (a shared machine: read times as order of size):",
         artifacts(document),
         "![Image, truth and each artifact's labels](figures/streets-strip.png)",
         "The scenes are drawn; numbers on them say what quantization costs and nothing about real streets.",

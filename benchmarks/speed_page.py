@@ -179,6 +179,8 @@ def floor() -> list[str]:
     document, speed = kept("floor"), kept("paper_speed")
     if not document:
         return []
+    if speed and machine(speed) != machine(document):  # times of one machine say nothing of another's floor
+        speed = None
     result = document["result"]
     rates = result["rates"]
     parts = [
