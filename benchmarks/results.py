@@ -156,16 +156,18 @@ def int8() -> list[str]:
         "for ML Programs and by ONNX Runtime.",
     ]
     for name, sides in document["result"].items():
-        if "edgekit" not in sides or "vendors" not in sides:
+        if "edgekit" not in sides:
             continue
+        others = sides.get("vendors", {"rows": {}})["rows"]
+        missing = "not made" if others else "not measured"
         rows, worst = [], []
         for row in sides["edgekit"]:
-            proof, vendor = row["verification"], sides["vendors"]["rows"].get(row["target"])
+            proof, vendor = row["verification"], others.get(row["target"])
             kept_float = row["repair"]["steps"][-1]["kept"] if "repair" in row else []
             rows.append(
                 [
                     row["target"],
-                    *((percent(vendor["miou"]), points(*vendor["drop"])) if vendor else ("not made", "not made")),
+                    *((percent(vendor["miou"]), points(*vendor["drop"])) if vendor else (missing, missing)),
                     percent(proof["miou"]),
                     points(proof["miou_drop"], *proof["miou_drop_ci"]),
                     "holds" if row["budget"]["holds"] else "**does not hold**",
@@ -173,17 +175,18 @@ def int8() -> list[str]:
                 ]
             )
             lost = sorted(
-                ((drop, of) for of, drop in proof["per_class_drop"].items() if drop is not None), reverse=True
+                ((drop, of) for of, drop in proof.get("per_class_drop", {}).items() if drop is not None), reverse=True
             )
-            worst.append(f"{row['target']} {', '.join(f'{of} {100 * drop:+.2f}' for drop, of in lost[:3])}")
+            if lost:
+                worst.append(f"{row['target']} {', '.join(f'{of} {100 * drop:+.2f}' for drop, of in lost[:3])}")
         parts += [
-            f"`{name}` at {sides['size']}, float {percent(sides['vendors']['float'])} %:",
+            f"`{name}` at {sides['size']}, float {percent(sides['edgekit'][0]['verification']['miou_float'])} %:",
             table(
                 ["target", "vendor's default, %", "drop, points [95 %]", "edgekit, %", "drop, points [95 %]",
                  "budget of 1 point", "layers in float"],
                 rows,
             ),
-            f"The classes that edgekit's int8 costs most, points of IoU: {'; '.join(worst)}.",
+            *([f"The classes that edgekit's int8 costs most, points of IoU: {'; '.join(worst)}."] if worst else []),
         ]  # fmt: skip
     return parts if len(parts) > 2 else []
 
