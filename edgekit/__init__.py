@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgekit.core.errors import ConversionError as ConversionError
     from edgekit.core.errors import EdgekitError as EdgekitError
     from edgekit.core.errors import TargetError as TargetError
+    from edgekit.core.seam import Inspectable as Inspectable
     from edgekit.core.seam import Session as Session
     from edgekit.core.seam import Target as Target
     from edgekit.core.values import Artifact as Artifact
@@ -38,7 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "edgekit.core.errors": ("ConversionError", "EdgekitError", "TargetError"),
-    "edgekit.core.seam": ("Session", "Target"),
+    "edgekit.core.seam": ("Inspectable", "Session", "Target"),
     "edgekit.core.values": (
         "Artifact", "Batches", "Converted", "DeployableGraph", "Engine", "Normalization", "OutputKind", "Precision",
         "Quantization", "Recipe", "SessionOptions", "Size",

@@ -347,6 +347,59 @@ def layer_drops(layers: Sequence[str], drops: Mapping[str, Sequence[float]], for
         return _bytes(figure, form)
 
 
+def layer_distances(
+    layers: Sequence[str],
+    distances: Mapping[str, Sequence[float | None]],
+    parting: str | None,
+    tolerance: float,
+    form: str = "svg",
+) -> bytes:
+    """How far models are apart along a network, on a logarithmic axis, and where they part.
+
+    Args:
+        layers: names, in the network's order, at least one.
+        distances: shares by title, None where a layer has none.
+        parting: the layer to mark, if any.
+        tolerance: the share to draw a line at.
+        form: ``svg`` or ``png``.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 4.6))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0.09, 0.13, 0.89, 0.74))
+        places = np.arange(1, len(layers) + 1)
+        for colour, marker, (title, values) in zip(_PALETTE, "oDs", distances.items(), strict=False):
+            known = [(place, 100 * value) for place, value in zip(places, values, strict=True) if value]
+            axes.plot(
+                [place for place, _ in known], [value for _, value in known], marker=marker, markersize=4, color=colour,
+                linewidth=1.2, label=title,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.axhline(100 * tolerance, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"tolerated: {100 * tolerance:g} %", (0.005, 100 * tolerance), xycoords=("axes fraction", "data"),
+            xytext=(0, 3), textcoords="offset points", fontsize=8.5, color=_QUIET,
+        )  # fmt: skip
+        if parting is not None:
+            place = layers.index(parting) + 1
+            axes.axvline(place, color=_INK, linewidth=1)
+            right = place > len(layers) / 2
+            axes.annotate(
+                f"they part: {_literal(parting)}", (place, 0.02), xycoords=("data", "axes fraction"), fontsize=9,
+                xytext=(-5 if right else 5, 0), textcoords="offset points", ha="right" if right else "left",
+            )  # fmt: skip
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0.3, len(layers) + 0.7)
+        axes.grid(True, color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("layer, in the network's order (the table names them)")
+        axes.set_ylabel("distance, %")
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, fontsize=9, borderpad=0.1)
+        return _bytes(figure, form)
+
+
 def _mean(values: NDArray[np.float64]) -> float:
     valid = values[~np.isnan(values)]
     return float(valid.mean()) if len(valid) else 0.0

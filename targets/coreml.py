@@ -8,11 +8,12 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError, first_line
 from edgekit.core.registry import missing_packages, versions
@@ -151,6 +152,14 @@ class CoreML:
             yield _ExecutorSession(artifact)
         finally:
             torch.set_num_threads(before)
+
+    def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
+        """See :class:`edgekit.core.seam.Inspectable`."""
+        from targets.mil.executor import Executor, load_program
+
+        executor = Executor(load_program(artifact.model_path))
+        (name,) = executor.inputs
+        executor.run({name: _planes(frame)}, lambda name, value: look(name, value.numpy()))
 
 
 TARGET = CoreML()

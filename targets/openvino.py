@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError
 from edgekit.core.registry import missing_packages, versions
@@ -47,6 +48,9 @@ KEPT_FLOAT = ("MatMul", "Interpolate")
 
 WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 """Operations whose bias is a sum of its own."""
+
+ELEMENTS_AT_ONCE = 1 << 28
+"""Of tensors that are read together."""
 
 SMALLEST_SHARE = 1e-3
 """The least of a channel's range, as a share of the widest channel's."""
@@ -119,6 +123,22 @@ class OpenVINO:
             **output_settings(artifact),
         }
         yield OpenVINOSession(artifact, compiled.create_infer_request(), settings)
+
+    def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
+        """See :class:`edgekit.core.seam.Inspectable`."""
+        ov = _openvino()
+        model = ov.Core().read_model(artifact.model_path)
+        elements = {source: np.prod(node.get_output_shape(0)) for source, node in _float_results(model).items()}
+        left = sorted(elements, key=lambda source: -elements[source])
+        while left:  # gigabytes in all
+            together: list[tuple[str, int]] = []
+            held = 0
+            while left and (not together or held + elements[left[-1]] <= ELEMENTS_AT_ONCE):
+                together.append(left.pop())
+                held += elements[together[-1]]
+            order, values = _open(model, set(together), lambda one: one)
+            for (name, index), value in zip(order, values(frame), strict=True):
+                look(f"{name}:{index}", value)
 
 
 @dataclass
@@ -229,7 +249,7 @@ def _source(quantizer: Any) -> tuple[str, int]:
 
 
 def _open(
-    core: Any, sources: set[tuple[str, int]], to_input: Callable[[UInt8], Float32]
+    core: Any, sources: set[tuple[str, int]], to_input: Callable[[UInt8], Any]
 ) -> tuple[list[tuple[str, int]], Callable[[UInt8], list[Any]]]:
     """Parts of the float core in an order, and what gives their values for a frame."""
     ov = _openvino()
@@ -246,6 +266,16 @@ def _open(
         return [result[index] for index in range(len(order))]
 
     return order, values
+
+
+def _float_results(model: Any) -> dict[tuple[str, int], Any]:
+    """The operations that compute one float tensor of a fixed shape, by what they are known as."""
+    return {
+        (node.get_friendly_name(), 0): node
+        for node in model.get_ordered_ops()
+        if node.get_output_size() == 1 and node.get_type_name() not in ("Constant", "Parameter", "Result")
+        and node.get_output_element_type(0) == _openvino().Type.f32 and not node.get_output_partial_shape(0).is_dynamic
+    }  # fmt: skip
 
 
 def _limits(
@@ -286,12 +316,7 @@ def _kept(
     """Names of the operations that belong to layers kept in float, the convolution before a bias too."""
     if not recipe.keep_float:
         return []
-    sources = {
-        (node.get_friendly_name(), 0): node
-        for node in core.get_ordered_ops()
-        if node.get_output_size() == 1 and node.get_type_name() not in ("Constant", "Parameter", "Result")
-        and node.get_output_element_type(0) == _openvino().Type.f32 and not node.get_output_partial_shape(0).is_dynamic
-    }  # fmt: skip
+    sources = _float_results(core)
     order, values = _open(core, set(sources), to_input)
     known = ((str(position), value) for position, value in enumerate(values(quantization.probe)))
     waiting = [sources[order[int(position)]] for position in kept_tensors(graph, quantization, recipe, known)]

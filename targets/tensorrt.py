@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError
 from edgekit.core.files import write_bytes
@@ -21,6 +24,7 @@ from edgekit.core.values import (
     Quantization,
     Recipe,
     SessionOptions,
+    UInt8,
 )
 from targets.common import float_edges, native_output
 
@@ -93,6 +97,12 @@ class TensorRT:
         from targets.onnx_graph.session import open_session
 
         return open_session(artifact, options)
+
+    def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
+        """See :class:`edgekit.core.seam.Inspectable`."""
+        from targets.onnx_graph.inspect import show_tensors
+
+        show_tensors(artifact, frame, look)
 
 
 TARGET = TensorRT()

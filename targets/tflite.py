@@ -6,11 +6,14 @@ import importlib
 import importlib.util
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError, TargetError
 from edgekit.core.files import write_bytes
@@ -116,6 +119,22 @@ class TFLite:
             settings,
         )
 
+    def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
+        """See :class:`edgekit.core.seam.Inspectable`."""
+        interpreter = _open_interpreter(artifact.model_path.read_bytes())
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], frame)
+        interpreter.invoke()
+        for detail in interpreter.get_tensor_details():
+            scale, zero_point = detail["quantization"]
+            integer = np.issubdtype(detail["dtype"], np.integer)
+            if not detail["name"] or (integer and not scale):  # scratch memory, shapes and the like
+                continue
+            try:
+                value = interpreter.get_tensor(detail["index"])
+            except ValueError:  # a kernel's own memory, without an allocation outside it
+                continue
+            look(detail["name"], scale * (value.astype(np.float32) - zero_point) if integer else value)
+
 
 _last: dict[Any, tuple[DeployableGraph, bytes]] = {}
 """What was converted last: a float artifact's model, of which int8's is made."""
@@ -215,7 +234,6 @@ def _ranges(
 
     And the names of those that layers kept in float give.
     """
-    import numpy as np
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     from targets.tflite_graph.frame import CAST, PAD

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seam import MOMENT, Done, edgekit, environment
 from torch.nn import functional as F
 
 from calibration import streets
@@ -66,6 +67,22 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         normalization=Normalization(), dataset="streets", recipe={}, metrics={},
     )  # fmt: skip
     return path
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> tuple[Path, Callable[[], Done], Done]:
+    """A run of SPSSN on two runtimes in both precisions: its folder, what runs it again, and how it ended. Do not write to it."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "sitecustomize.py").write_text(MOMENT)  # as many queries as the contract asks for, in less time
+
+    def again() -> Done:
+        return edgekit(
+            "run", small_checkpoint, "--targets", "onnxruntime,openvino", "--size", "96x160", "--frames", 3,
+            "--samples", 3, "--threads", 1, "--out", "out", "--json", cwd=folder,
+            env=environment(folder),
+        )  # fmt: skip
+
+    return folder / "out", again, again()
 
 
 def _real_root(variable: str) -> Path:

@@ -37,6 +37,11 @@ def factory():
     return Network()
 '''
 
+MOMENT = """
+from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
+LATENCY_CONTRACTS["quick"] = LatencyContract(1, 0.0, 64, 0.0)
+"""
+
 
 @dataclass(frozen=True)
 class Done:

@@ -16,7 +16,7 @@ import edgekit
 ROOT = Path(__file__).parent.parent
 PUBLIC = {
     "Artifact", "Batches", "Checkpoint", "ConversionError", "Converted", "DeployableGraph", "EdgekitError", "Engine",
-    "FrameToLabels", "Normalization", "OutputKind", "Precision", "Quantization", "Recipe", "Session",
+    "FrameToLabels", "Inspectable", "Normalization", "OutputKind", "Precision", "Quantization", "Recipe", "Session",
     "SessionOptions", "Size",
     "Target", "TargetError",
     "check_target", "decode", "deployable", "load_checkpoint", "reference_labels", "__version__",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seam import Done, call, edgekit, environment, files, own_network, partials, plug_in, short_latency, start
+from seam import MOMENT, Done, call, edgekit, environment, files, own_network, partials, plug_in, short_latency, start
 
 from edgekit.core import registry
 from edgekit.core.files import sha256_path
@@ -39,10 +39,6 @@ class Without:
     find_distributions = PathFinder.find_distributions
     invalidate_caches = PathFinder.invalidate_caches
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
-"""
-MOMENT = """
-from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
-LATENCY_CONTRACTS["quick"] = LatencyContract(1, 0.0, 64, 0.0)
 """
 
 
@@ -79,21 +75,6 @@ def rows_of(run: Path) -> dict[str, dict[str, object]]:
 
 
 # The whole way, with SPSSN on two runtimes
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> tuple[Path, Callable[[], Done], Done]:
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "sitecustomize.py").write_text(MOMENT)  # as many queries as the contract asks for, in less time
-
-    def again() -> Done:
-        return edgekit(
-            "run", small_checkpoint, "--targets", "onnxruntime,openvino", "--size", "96x160", "--frames", 3,
-            "--samples", 3, "--threads", 1, "--out", "out", "--json", cwd=folder,
-            env=environment(folder),
-        )  # fmt: skip
-
-    return folder / "out", again, again()
 
 
 ARTIFACTS = tuple(

@@ -429,6 +429,68 @@ def sensitivity(
         _print(f"\nall layers: {folder / 'sensitivity' / 'index.md'}")
 
 
+@app.command(
+    **_example(
+        "edgekit compare runs/spssn-streets/artifacts/tflite-int8-512x1024 runs/spssn-streets/artifacts/openvino-int8-512x1024"
+    )
+)
+def compare(
+    first: Annotated[str, typer.Argument(help="An artifact's folder, or a checkpoint for float PyTorch.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another of the same checkpoint.", metavar="B")],
+    checkpoint: Annotated[
+        str | None, typer.Option("--checkpoint", help="What both were made from, where it is not a shipped one.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Dataset of the frames. The checkpoint's own.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "val",
+    data_root: RootOption = None,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Look at so many frames.")] = 2,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="Distance that is passed over, as a share of a layer's result: 0.01, or 0.2 with int8, by default.",
+        ),
+    ] = None,
+    network: NetworkOption = None,
+    classes: ClassesOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the page. runs/<checkpoint>/compare/A-B by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The first layer at which two artifacts of one checkpoint part, in any two runtimes that run here."""
+    from edgekit.pipeline.artifacts import is_artifact, open_artifact
+    from edgekit.pipeline.compare import Subject, checkpoint_of
+    from edgekit.pipeline.compare import compare as do_compare
+    from edgekit.pipeline.run import open_evaluation
+    from reports.compare import comparison_text, sentence
+
+    artifacts = {text: open_artifact(text, None) for text in (first, second) if is_artifact(text)}
+    if not artifacts:
+        raise UsageError("neither is an artifact's folder: compare an artifact with another, or with its checkpoint")
+    named = next((text for text in (checkpoint, first, second) if text is not None and text not in artifacts), None)
+    found = checkpoint_of(
+        list(artifacts.values()), None if named is None else _checkpoint(named, network, data or classes)
+    )
+    sizes = {artifact.size for artifact in artifacts.values()}
+    if len(sizes) > 1:
+        raise UsageError(f"they are for {' and '.join(map(str, sorted(sizes)))}: compare artifacts of one size")
+    (size,) = sizes
+    dataset = data or found.dataset
+    if not dataset:
+        raise UsageError("the checkpoint does not say which dataset it belongs to: add --data")
+    one, other = (Subject(found, artifacts.get(text)) for text in (first, second))
+    folder = out or Path("runs") / found.name / "compare" / f"{one.name}-{other.name}"
+    looked_at = open_evaluation(dataset, split, data_root, size, frames)
+    document = do_compare(one, other, size, looked_at, tolerance, folder, _progress())
+    if as_json:
+        _print_json(document | {"sentence": sentence(document)})
+    else:
+        _print(comparison_text(document))
+        _print(f"\nall layers: {folder / 'index.md'}")
+
+
 @app.command(**_example("edgekit evaluate spssn-streets --split val"))
 def evaluate(
     subject: Annotated[

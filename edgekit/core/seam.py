@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
 
 from edgekit.core.values import (
     Artifact,
@@ -81,4 +83,16 @@ class Target(Protocol):
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
         """Load the artifact for running here."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A target that shows what its artifacts compute on the way; ``edgekit compare`` asks for it, nothing else does."""
+
+    def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
+        """Run a frame, uint8 [1, H, W, 3], and show the name and the values of every tensor, int8 ones as the numbers they mean.
+
+        Maps have their channels first or last. ``look`` keeps no values.
+        """
         ...
