@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from calibration.datasets import resize_labels
 from calibration.simulation import OUTPUT_AXIS, expected_drop, quantized_places, represented, rounded_weight
-from edgekit.core.values import DeployableGraph, Quantization, Ranges, Scheme, UInt8
+from edgekit.core.values import DeployableGraph, Int64, Quantization, Ranges, Scheme, Size, UInt8
+from edgekit.decoder import decode
 from edgekit.export.layers import layers_of
 from edgekit.export.values import all_values, as_cores_read, from_cores, whole_range
+from edgekit.metrics.scores import confusion_matrix, mean_iou
 
 
 @dataclass(frozen=True)
@@ -25,33 +28,55 @@ class LayerLoss:
         layer: its name, see :class:`edgekit.export.layers.Layer`.
         output_error: of the logits, root mean square relative to theirs.
         expected_drop: of class mIoU, a fraction, see :func:`calibration.simulation.expected_drop`.
+        drop: of class mIoU on the frames' own labels, a fraction.
     """
 
     layer: str
     output_error: float
     expected_drop: float
+    drop: float
 
 
 def layer_losses(
-    graph: DeployableGraph, quantization: Quantization, scheme: Scheme, frames: Sequence[UInt8]
+    graph: DeployableGraph,
+    quantization: Quantization,
+    scheme: Scheme,
+    frames: Sequence[tuple[UInt8, UInt8]],
+    classes: int,
+    report: Callable[[int, int], None],
 ) -> tuple[LayerLoss, ...]:
     """The loss of each layer that int8 touches, in the network's order.
 
     Args:
         graph: the equalized one, which int8 is made of.
-        frames: uint8 [1, H, W, 3] each.
+        frames: uint8 [1, H, W, 3] each, and its labels as train ids, uint8 [h, w] of any size.
+        classes: their number.
+        report: layers looked at, and of how many, over all frames.
     """
     places = quantized_places(graph, scheme)
     layers = [layer for layer in layers_of(graph) if layer.weighted or places & layer.nodes]
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in layers}
-    for frame in frames:
+    found: dict[str, list[Int64]] = {layer.name: [] for layer in layers}
+    float_found: list[Int64] = []
+    for number, (frame, truth) in enumerate(frames):
         values = all_values(graph, frame)
         logits = _only(next(value for node, value in values.items() if node.op == "output"))
-        for layer in layers:
-            pairs[layer.name].append(
-                (logits, _alone(graph, values, layer.nodes, places, quantization.ranges[scheme], scheme))
-            )
-    return tuple(LayerLoss(name, _error(taken), expected_drop(taken)) for name, taken in pairs.items())
+        float_found.append(_confusion(logits, graph.size, truth, classes))
+        for index, layer in enumerate(layers):
+            alone = _alone(graph, values, layer.nodes, places, quantization.ranges[scheme], scheme)
+            pairs[layer.name].append((logits, alone))
+            found[layer.name].append(_confusion(alone, graph.size, truth, classes))
+            report(number * len(layers) + index + 1, len(frames) * len(layers))
+    before = float(mean_iou(np.sum(float_found, 0)))
+    return tuple(
+        LayerLoss(name, _error(taken), expected_drop(taken), before - float(mean_iou(np.sum(found[name], 0))))
+        for name, taken in pairs.items()
+    )
+
+
+def _confusion(logits: Tensor, size: Size, truth: UInt8, classes: int) -> Int64:
+    labels = decode(logits[0, :classes].numpy(), size)
+    return confusion_matrix(resize_labels(labels, Size(*truth.shape)), truth, classes)
 
 
 def _alone(

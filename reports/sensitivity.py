@@ -11,10 +11,13 @@ from reports.markdown import escape, table
 SHOWN = 24
 """Layers in the figure; the table has all."""
 
+TITLES = ("Expected, points", "Labels, points", "Error, %")
+
 HOW = (
     "Each layer was quantized alone, its weights and its result, in simulation, on frames of the calibration set; the rest "
-    "stayed in float. *Drop*: of class mIoU, with the float network's own probabilities as the truth, so that no label is "
-    "needed. *Error*: of the logits, root mean square, relative to theirs. Layers have the names of the PyTorch modules; "
+    "stayed in float. *Expected*: the drop of class mIoU with the float network's own probabilities as the truth, by which "
+    "layers are ranked; it is steadier than *labels*, the drop on these frames' own labels, which the network may have been "
+    "trained on. *Error*: of the logits, root mean square, relative to theirs. Layers have the names of the PyTorch modules; "
     "an operation without weights also says what it does. `edgekit quantize --keep-float NAME,...` leaves layers in float "
     "on any target, and `--max-drop` finds out how many."
 )
@@ -41,7 +44,7 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
     rows = [
         [escape(name), *(cell for scheme in schemes for cell in _cells(losses.get(scheme)))] for name, losses in layers
     ]
-    header = ["Layer", *(f"{title}, {scheme}" for scheme in schemes for title in ("Drop, points", "Error, %"))]
+    header = ["Layer", *(f"{title}, {scheme}" for scheme in schemes for title in TITLES)]
     lines = [
         f"# Which layers cost {escape(document['checkpoint']['name'])} accuracy in int8",
         "",
@@ -68,14 +71,17 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
 
 def _cells(loss: Mapping[str, Any] | None) -> Sequence[str]:
     if loss is None:  # a frame's bytes are int8 as they are
-        return "does not apply", "does not apply"
-    return f"{100 * loss['expected_drop']:.3f}", f"{100 * loss['output_error']:.2f}"
+        return ("does not apply",) * len(TITLES)
+    return f"{100 * loss['expected_drop']:.3f}", f"{100 * loss['drop']:.3f}", f"{100 * loss['output_error']:.2f}"
 
 
 def sensitivity_text(document: Mapping[str, Any], shown: int = 12) -> str:
     """What the command prints."""
     lines = []
     for name, losses in ranked(document)[:shown]:
-        drops = ", ".join(f"{100 * loss['expected_drop']:.3f} {scheme}" for scheme, loss in losses.items())
+        drops = ", ".join(
+            f"{100 * loss['expected_drop']:.3f} ({100 * loss['drop']:+.3f} on labels) {scheme}"
+            for scheme, loss in losses.items()
+        )
         lines.append(f"{name}: {drops}")
     return "\n".join(["points of mIoU that int8 is expected to cost in each layer alone:", *lines])

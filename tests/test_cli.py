@@ -21,7 +21,7 @@ HEAVY = (
     "onnxscript", "nncf", "matplotlib",
 )  # fmt: skip
 COMMANDS = (
-    "run", "lint", "convert", "quantize", "sensitivity", "evaluate", "bench", "report", "predict", "train", "targets", "doctor",
+    "run", "lint", "convert", "quantize", "sensitivity", "compare", "evaluate", "bench", "report", "predict", "train", "targets", "doctor",
 )  # fmt: skip
 OWN = {
     "coreml": "coreml",

@@ -409,6 +409,157 @@ HALVES = np.arange(1, 5, dtype=np.float32) / 2
 COLUMN = torch.from_numpy(HALVES)[None, :, None, None]
 
 
+# Places in pixels, some beyond the edges; by torch's own names of what ``resample`` does.
+PLACES = 14 * torch.rand(1, 5, 7, 2, generator=torch.Generator().manual_seed(4)) - 2
+
+
+def resampled(mode: str, padding: str, coordinates: str, align_corners: bool, value: float = 0.0) -> Any:
+    return lambda x: mb.resample(
+        x=x, coordinates=PLACES.numpy(), sampling_mode=mode, padding_mode=padding, padding_value=value,
+        coordinates_mode=coordinates, align_corners=align_corners,
+    )  # fmt: skip
+
+
+def in_pixels(x: Tensor, points: Tensor, axis: int) -> Tensor:
+    """Rows of an axis at places within it."""
+    return linear_map(x, axis, points)
+
+
+def reflected(x: Tensor, edge: bool) -> Tensor:
+    """By numpy's padding: nine pixels more on each side, and what ``PLACES`` names in them."""
+    wide = np.pad(x.numpy(), ((0, 0), (0, 0), (9, 9), (9, 9)), mode="symmetric" if edge else "reflect")
+    rows = [
+        [
+            in_pixels(in_pixels(torch.from_numpy(wide), PLACES[0, i, j, 1:] + 9, 2), PLACES[0, i, j, :1] + 9, 3)[
+                ..., 0, 0
+            ]
+            for j in range(7)
+        ]
+        for i in range(5)
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+CASES |= {
+    "resample in pixels, constant": (
+        resampled("bilinear", "constant", "unnormalized", True, 0.5),
+        lambda x: F.grid_sample(x - 0.5, (2 * PLACES + 1) / torch.tensor([12, 9]) - 1, align_corners=False) + 0.5,
+    ),
+    "resample at shares, corners at centres": (
+        resampled("bilinear", "border", "normalized_minus_one_to_one", True),
+        lambda x: F.grid_sample(x, PLACES, padding_mode="border", align_corners=True),
+    ),
+    "resample at shares, corners at edges": (
+        resampled("nearest", "border", "normalized_zero_to_one", False),
+        lambda x: F.grid_sample(x, 2 * PLACES - 1, "nearest", "border", align_corners=False),
+    ),
+    "resample, reflected at the pixels": (
+        resampled("bilinear", "reflection", "unnormalized", False),
+        lambda x: reflected(x, edge=False),
+    ),
+    "resample, reflected at the edge": (
+        resampled("bilinear", "symmetric", "unnormalized", True),
+        lambda x: reflected(x, edge=True),
+    ),
+    "affine": (
+        lambda x: mb.affine(
+            x=x,
+            transform_matrix=np.array([[0.8, 0.3, 0.1, -0.2, 1.1, 0.4]], np.float32),
+            output_height=5,
+            output_width=8,
+            sampling_mode="bilinear",
+            padding_mode="constant",
+            padding_value=0.0,
+            coordinates_mode="normalized_minus_one_to_one",
+            align_corners=True,
+        ),
+        lambda x: F.grid_sample(
+            x,
+            F.affine_grid(torch.tensor([[[0.8, 0.3, 0.1], [-0.2, 1.1, 0.4]]]), [1, 4, 5, 8], align_corners=True),
+            align_corners=True,
+        ),
+    ),
+    "scatter": (
+        lambda x: mb.scatter(data=x, indices=np.array([2, 0], np.int32), updates=ROWS, axis=1, mode="sub"),
+        lambda x: x - F.pad(torch.from_numpy(ROWS)[:, [1, 0]], (0, 0, 0, 0, 0, 2))[:, [0, 2, 1, 3]],
+    ),
+    "scatter along an axis": (
+        lambda x: mb.scatter_along_axis(
+            data=x, indices=np.argsort(ALL, axis=3).astype(np.int32), updates=ALL, axis=3, mode="update"
+        ),
+        lambda x: torch.from_numpy(np.take_along_axis(ALL, np.argsort(np.argsort(ALL, axis=3), axis=3), 3)),
+    ),
+    "scatter to named places": (
+        lambda x: mb.scatter_nd(
+            data=x, indices=np.array([[0, 3, 1], [0, 0, 8], [0, 3, 1]], np.int32), updates=ALL[0, 0, :3], mode="add"
+        ),
+        lambda x: added(x, [(3, 1), (0, 8), (3, 1)]),
+    ),
+    "scatter, larger and smaller": (
+        lambda x: mb.scatter(
+            data=mb.scatter(data=x, indices=np.array([1, 3], np.int32), updates=ROWS, axis=1, mode="max"),
+            indices=np.array([0, 3], np.int32),
+            updates=ROWS,
+            axis=1,
+            mode="min",
+        ),
+        lambda x: torch.stack(
+            [
+                x[:, 0].minimum(ROW[0]),
+                x[:, 1].maximum(ROW[0]),
+                x[:, 2],
+                x[:, 3].maximum(ROW[1]).minimum(ROW[1]),
+            ],
+            1,
+        ),
+    ),
+    "l2_pool": (
+        lambda x: mb.l2_pool(x=x, kernel_sizes=[2, 3], strides=[2, 2], pad_type="custom", pad=[0, 1, 1, 0]),
+        lambda x: F.pad(x, (1, 0, 0, 1)).square().unfold(2, 2, 2).unfold(3, 3, 2).sum((-1, -2)).sqrt(),
+    ),
+}
+ALL = np.random.default_rng(5).normal(size=X.shape).astype(np.float32)
+ROWS = ALL[:, :2]
+ROW = torch.from_numpy(ROWS[0])[:, None]
+
+
+def added(x: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    whole = x.clone()
+    for (channel, row), update in zip(places, torch.from_numpy(ALL[0, 0]), strict=False):
+        whole[0, channel, row] += update
+    return whole
+
+
+class Written(torch.nn.Module):
+    """What PyTorch code does to parts of a map, and to places that depend on it; coremltools writes it as updates of slices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, 1:3, ::2] = 2 * x[:, :2, ::2]
+        y[:, :, -1] = x[:, :, 0]
+        y = y.masked_fill(y > 0.5, -1.0)
+        return torch.where(y == y.amax((2, 3), keepdim=True), x, y)
+
+
+def test_updates_of_slices(tmp_path: Path) -> None:
+    program = torch.jit.trace(Written().eval(), X)
+    model = ct.convert(
+        program, inputs=[ct.TensorType(name="x", shape=X.shape)], minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32, skip_model_load=True,
+    )  # fmt: skip
+    model.save(str(tmp_path / "written.mlpackage"))
+    loaded = load_program(tmp_path / "written.mlpackage")
+    assert "slice_update" in {operation.op_type for operation in loaded.function.operations}
+    (result,) = execute(loaded, X)
+    torch.testing.assert_close(result, Written()(X))
+
+
+def test_places_that_depend_on_the_values(tmp_path: Path) -> None:
+    program = built(lambda x: mb.non_zero(x=mb.cast(x=mb.greater(x=x, y=0.7), dtype="int32")), X.shape, tmp_path)
+    (result,) = execute(program, X)
+    torch.testing.assert_close(result.long(), (X > 0.7).nonzero())
+
+
 @pytest.mark.parametrize("kind", ["palette", "sparse", "affine", "blocks"])
 def test_compressed_weights(kind: str, tmp_path: Path) -> None:
     """Weights in coremltools' compressed forms are those that its own decompression gives."""

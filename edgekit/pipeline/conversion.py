@@ -147,7 +147,7 @@ class _Service:
         self.workers: list[_Worker] = []
         self.exported = False
         quantized = any(self._is_int8(index) for group in groups for index in group)
-        self.prepared = not quantized or _is_prepared(order)
+        self.prepared = not quantized or is_prepared(order)
 
     def run(self) -> None:
         """``results`` receives what comes of each job."""
@@ -186,7 +186,7 @@ class _Service:
         return self.jobs[index].recipe.precision == "int8"
 
     def _stage(self, index: int) -> str:
-        return _preparing(self.order) if index == PREPARE else _stage(self.order, self.jobs[index])
+        return preparing(self.order) if index == PREPARE else _stage(self.order, self.jobs[index])
 
     def _give(self, worker: _Worker) -> None:
         """Send it what it can do now; nothing where there is none, or all that is left waits for the preparation."""
@@ -243,7 +243,7 @@ class _Service:
             log = self.order.folder / "logs" / "conversion.log"
             error = _error(answer, worker.process, "the network's values could not be looked at", log)
             if error is None:
-                self.progress.say(f"{_preparing(self.order)}: {took}")
+                self.progress.say(f"{preparing(self.order)}: {took}")
             else:
                 self._fail_int8(error)
             self.prepared = True
@@ -277,12 +277,14 @@ class _Service:
         _stop(worker)
 
 
-def _preparing(order: Order) -> str:
+def preparing(order: Order) -> str:
+    """What a stage of calibration is called."""
     frames = 0 if order.calibration is None else len(order.calibration.frames)
     return f"calibrating on {frames} frames at {order.size}"
 
 
-def _is_prepared(order: Order) -> bool:
+def is_prepared(order: Order) -> bool:
+    """Whether the quantization of an order with a calibration is there already."""
     assert order.calibration is not None
     return quantization_path(order.checkpoint, order.calibration, order.folder).is_file()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import lazy_graph, recipe_for
 from edgekit.pipeline.commands import bench
-from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.conversion import Job, Order, convert_all, is_prepared, preparing
 from edgekit.pipeline.quantization import (
     Calibration,
     equalized_graph,
@@ -367,17 +368,31 @@ def _ranking(order: Order, scheme: Scheme, progress: Progress) -> list[dict[str,
     """What each layer costs, worked out once for all targets of a scheme."""
     assert order.calibration is not None
     key = quantization_key(order.checkpoint, order.calibration)
-    path = order.folder / "cache" / f"sensitivity-{scheme}-{key[:16]}.json"
+    path = order.folder / "cache" / f"layers-{scheme}-{key[:16]}.json"
     if not path.is_file():
-        with progress.stage(f"ranking the layers by what they cost int8 ({scheme})"):
-            graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
-            write_json(path, layer_rows(graph, order.checkpoint, order.calibration, order.folder, scheme))
-    rows: list[dict[str, Any]] = read_json(path)
-    return rows
+        graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
+        if not is_prepared(order):
+            with progress.stage(preparing(order)):
+                prepare(graph(), order.checkpoint, order.calibration, order.folder)
+        stage = f"ranking the layers by what they cost int8 ({scheme})"
+        with progress.stage(stage):
+            started = time.monotonic()
+            rows = layer_rows(
+                graph, order.checkpoint, order.calibration, order.folder, scheme,
+                lambda done, total: progress.count(stage, done, total, started),
+            )  # fmt: skip
+        write_json(path, rows)
+    ranked: list[dict[str, Any]] = read_json(path)
+    return ranked
 
 
 def layer_rows(
-    graph: Callable[[], DeployableGraph], checkpoint: Checkpoint, calibration: Calibration, folder: Path, scheme: Scheme
+    graph: Callable[[], DeployableGraph],
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    folder: Path,
+    scheme: Scheme,
+    report: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     """What each layer costs when it alone is quantized, on some of the calibration frames; in the network's order."""
     from dataclasses import asdict
@@ -388,8 +403,13 @@ def layer_rows(
     pixels = calibration.size.height * calibration.size.width
     count = min(len(calibration.frames), max(2, RANKING_PIXELS // pixels))
     references = calibration.frames.first(count).references
-    frames = [resize_image(reference.load_image(), calibration.size)[None].copy() for reference in references]
-    return [asdict(loss) for loss in layer_losses(equalized_graph(graph(), quantization), quantization, scheme, frames)]
+    frames = [
+        (resize_image(reference.load_image(), calibration.size)[None].copy(), reference.load_labels())
+        for reference in references
+    ]
+    equalized, classes = equalized_graph(graph(), quantization), len(calibration.frames.classes)
+    losses = layer_losses(equalized, quantization, scheme, frames, classes, report)
+    return [asdict(loss) for loss in losses]
 
 
 def sensitivity(

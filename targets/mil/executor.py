@@ -89,7 +89,7 @@ def program_of(spec: Any, weights_dir: str) -> Program:
 
 @dataclass(frozen=True)
 class _Step:
-    """One op, ready to run."""
+    """One op, ready to run; -1 stands in its shape where only running it tells."""
 
     function: OpFunction
     constants: Mapping[str, Any]
@@ -207,6 +207,8 @@ class Executor:
     def _finish(
         drafts: Sequence[tuple[Any, dict[str, Any], dict[str, Any]]], program: Program, rounding: bool
     ) -> tuple[_Step, ...]:
+        from coremltools.converters.mil.mil.types.symbolic import is_symbolic
+
         kept = set(program.outputs)
         steps: list[_Step] = []
         for op, constants, variables in reversed(drafts):
@@ -226,7 +228,7 @@ class Executor:
                     constants=constants,
                     variables=variables,
                     outputs=outputs,
-                    shape=tuple(int(side) for side in op.outputs[0].shape),
+                    shape=tuple(-1 if is_symbolic(side) else int(side) for side in op.outputs[0].shape),
                     rounds=tuple(rounding and half and op.op_type not in EXACT for half in fp16),
                     floats=tuple(half or dtype_of(var) == "fp32" for half, var in zip(fp16, op.outputs, strict=True)),
                     frees=frees,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -762,3 +763,127 @@ def _batch_to_space(a: Args, shape: tuple[int, ...]) -> Tensor:
 def _sliding_windows(a: Args, shape: tuple[int, ...]) -> Tensor:
     x, axis = a["x"], a["axis"] % a["x"].ndim
     return cast(Tensor, x.unfold(axis, a["size"], a.get("stride", 1)).movedim(-1, axis + 1))
+
+
+# Sampling at given places, and writing to them -------------------------------------------------------------------------
+
+
+def _sampled(x: Tensor, columns: Tensor, rows: Tensor, mode: str, padding: str, value: float) -> Tensor:
+    """[B, C, H, W] at places [B, h, w] in pixels, centres at whole numbers -> [B, C, h, w]."""
+    modes = {"constant": "zeros", "border": "border", "reflection": "reflection", "symmetric": "reflection"}
+    if mode not in ("bilinear", "nearest") or padding not in modes:
+        raise TargetError(f"edgekit's ML Program executor does not know sampling '{mode}' with padding '{padding}'")
+    height, width = x.shape[-2:]
+    # What grid_sample reflects about depends on where it takes the corners to be: the pixels' centres, or their edges.
+    centres = padding == "reflection"
+    sides = [max(1, side - 1) if centres else side for side in (width, height)]
+    grid = torch.stack(
+        [(2 * place + (0 if centres else 1)) / side - 1 for place, side in zip((columns, rows), sides, strict=True)], -1
+    )
+    offset = value if padding == "constant" else 0.0
+    return F.grid_sample(x - offset, grid, mode, modes[padding], align_corners=centres) + offset
+
+
+def _pixels(coordinates: Tensor, side: int, mode: str, align_corners: bool) -> Tensor:
+    """Coordinates of ``resample`` in pixels, the first one's centre at 0."""
+    if mode == "unnormalized":
+        return coordinates
+    if mode not in ("normalized_minus_one_to_one", "normalized_zero_to_one"):
+        raise TargetError(f"edgekit's ML Program executor does not know the coordinates '{mode}'")
+    share = (coordinates + 1) / 2 if mode == "normalized_minus_one_to_one" else coordinates
+    return share * (side - 1) if align_corners else share * side - 0.5
+
+
+@_op("resample")
+def _resample(a: Args, shape: tuple[int, ...]) -> Tensor:
+    x, coordinates = a["x"], as_tensor(a["coordinates"]).float()
+    height, width = x.shape[-2:]
+    how, align = a["coordinates_mode"].lower(), a["align_corners"]
+    columns, rows = (
+        _pixels(places, side, how, align) for places, side in zip(coordinates.unbind(-1), (width, height), strict=True)
+    )
+    sampling, padding = a["sampling_mode"].lower(), a["padding_mode"].lower()
+    return _sampled(x, columns, rows, sampling, padding, float(a.get("padding_value", 0.0)))
+
+
+@_op("affine")
+def _affine(a: Args, shape: tuple[int, ...]) -> Tensor:
+    """The document allows one mode of each kind: bilinear, zeros outside, corners aligned."""
+    x = a["x"]
+    matrix = as_tensor(a["transform_matrix"]).float().reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
+    grid = F.affine_grid(matrix, [*x.shape[:2], *shape[-2:]], align_corners=True)
+    columns, rows = (
+        _pixels(places, side, "normalized_minus_one_to_one", True)
+        for places, side in zip(grid.unbind(-1), (x.shape[-1], x.shape[-2]), strict=True)
+    )
+    return _sampled(x, columns, rows, "bilinear", "constant", 0.0)
+
+
+_REDUCTIONS = {"mul": "prod", "max": "amax", "min": "amin"}
+
+
+def _scattered(data: Tensor, axis: int, indices: Tensor, updates: Tensor, mode: str) -> Tensor:
+    """``data`` with ``updates`` put in along an axis; all three have one rank."""
+    indices, updates = indices % data.shape[axis], updates.to(data.dtype)
+    if mode == "update":
+        return data.scatter(axis, indices, updates)
+    if mode in ("add", "sub"):
+        return data.scatter_add(axis, indices, updates if mode == "add" else -updates)
+    if mode == "div":
+        mode, updates = "mul", 1 / updates
+    if mode not in _REDUCTIONS:
+        raise TargetError(f"edgekit's ML Program executor does not know the scatter mode '{mode}'")
+    return data.scatter_reduce(axis, indices, updates, _REDUCTIONS[mode], include_self=True)
+
+
+@_op("scatter_along_axis")
+def _scatter_along_axis(a: Args, shape: tuple[int, ...]) -> Tensor:
+    data, indices = as_tensor(a["data"]), as_tensor(a["indices"]).long()
+    return _scattered(data, a.get("axis", 0) % data.ndim, indices, as_tensor(a["updates"]), a.get("mode", "add"))
+
+
+@_op("scatter")
+def _scatter(a: Args, shape: tuple[int, ...]) -> Tensor:
+    data, updates = as_tensor(a["data"]), as_tensor(a["updates"])
+    axis = a.get("axis", 0) % data.ndim
+    along = [-1 if index == axis else 1 for index in range(data.ndim)]
+    indices = as_tensor(a["indices"]).long().reshape(along).expand(updates.shape)
+    return _scattered(data, axis, indices, updates, a.get("mode", "add"))
+
+
+@_op("scatter_nd")
+def _scatter_nd(a: Args, shape: tuple[int, ...]) -> Tensor:
+    """The places that the last axis of the indices names, as rows of what they hold together."""
+    data, indices = as_tensor(a["data"]), as_tensor(a["indices"]).long()
+    depth = indices.shape[-1]
+    sides = data.shape[:depth]
+    place = torch.zeros(indices.shape[:-1], dtype=torch.long)
+    for index, side in zip(indices.unbind(-1), sides, strict=True):
+        place = place * side + index % side
+    rows = data.reshape(math.prod(sides), -1)
+    updates = as_tensor(a["updates"]).reshape(-1, rows.shape[1])
+    places = place.reshape(-1, 1).expand(updates.shape)
+    return _scattered(rows, 0, places, updates, a.get("mode", "add")).reshape(data.shape)
+
+
+@_op("slice_update")
+def _slice_update(a: Args, shape: tuple[int, ...]) -> Tensor:
+    x = as_tensor(a["x"]).clone()
+    places, kept = torch.arange(x.numel()).reshape(x.shape), as_tensor(a["update"]).to(x.dtype)
+    chosen = cast(Tensor, _slice_by_index({**a, "x": places}, tuple(kept.shape)))
+    x.view(-1)[chosen.reshape(-1)] = kept.reshape(-1)
+    return x
+
+
+@_op("non_zero")
+def _non_zero(a: Args, shape: tuple[int, ...]) -> Tensor:
+    return as_tensor(a["x"]).nonzero().int()
+
+
+@_op("l2_pool")
+def _l2_pool(a: Args, shape: tuple[int, ...]) -> Tensor:
+    kernel, strides, pads, ceil = _pool_setup(a)
+    function = cast("Callable[..., Tensor]", (F.avg_pool1d, F.avg_pool2d)[len(kernel) - 1])
+    if ceil:
+        raise TargetError("edgekit's ML Program executor knows l2_pool without ceil_mode only")
+    return (function(_pad(a["x"].square(), pads, 0.0), kernel, strides) * math.prod(kernel)).sqrt()
