@@ -48,6 +48,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/floor.py
 	$(BIN)/python benchmarks/time_to_artifact.py
+	$(BIN)/python benchmarks/calibration_memory.py
 	$(BIN)/edgekit run
 	$(BIN)/python benchmarks/results.py runs/spssn-streets
 	$(BIN)/python benchmarks/speed_page.py

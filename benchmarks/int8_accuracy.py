@@ -3,7 +3,8 @@
 Run: python benchmarks/int8_accuracy.py [CHECKPOINT ...]; needs CAMVID_ROOT; goes on where it was stopped. The vendors' side is
 the straight export, quantized with the tools' defaults by the same 64 calibration frames and run in the vendor's runtime.
 coremltools calibrates activations on macOS only. edgekit's side is ``edgekit quantize --max-drop 0.01``: val guides it,
-the 233 test frames prove it.
+the 233 test frames prove it. ``spssn-camvid-apart`` is ``spssn-camvid`` made to collapse: the same function, with the ranges of
+its depthwise convolutions' channels a thousandfold apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 import vendor_tools as tools
 from measured import keep, kept
+from torch import nn
 
 from calibration.choice import choose_frames
 from calibration.datasets import Split, open_split, resize_image, resize_labels
@@ -26,13 +29,14 @@ from edgekit.core.values import Float32, Size
 from edgekit.decoder import decode
 from edgekit.export.graph import Logits, normalize
 from edgekit.metrics.scores import class_iou, count_frame, mean_iou
-from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
+from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.pipeline.int8 import Budget, quantize
 from edgekit.pipeline.run import default_size
 from reports.statistics import bootstrap_drop
 
-NETWORKS = ("spssn-camvid", "spssn-stream-camvid", "fast-scnn-camvid")
+APART = "spssn-camvid-apart"
+NETWORKS = ("spssn-camvid", "spssn-stream-camvid", "fast-scnn-camvid", APART)
 TARGETS = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
 SAMPLES = 64
 Logitizer = Callable[[Float32], Float32]
@@ -118,12 +122,41 @@ def edgekit_side(checkpoint: Checkpoint, size: Size, test: Split) -> list[dict[s
     )  # fmt: skip
 
 
+def apart() -> Checkpoint:
+    """The shipped SPSSN with every depthwise channel times 10^u, u drawn from -1.5 to 1.5, and what reads it divided by that."""
+    original = load_checkpoint("spssn-camvid")
+    network = load_network(original)
+    generator = np.random.default_rng(0)
+    changed = 0
+    with torch.no_grad():
+        for parent in network.modules():
+            for first, second in pairwise(parent.children()):
+                if not all(isinstance(block, nn.Sequential) for block in (first, second)):
+                    continue
+                (depthwise, norm, *after), reader = first.children(), next(second.children())
+                if not isinstance(depthwise, nn.Conv2d) or depthwise.groups == 1 or not isinstance(reader, nn.Conv2d):
+                    continue
+                assert [type(layer) for layer in (norm, *after)] == [nn.BatchNorm2d, nn.ReLU] and reader.groups == 1
+                factors = torch.from_numpy(10 ** generator.uniform(-1.5, 1.5, depthwise.out_channels)).float()
+                norm.weight *= factors
+                norm.bias *= factors
+                reader.weight /= factors[:, None, None]
+                changed += 1
+    assert changed >= 10
+    path = Path("runs") / f"{APART}.safetensors"
+    save_checkpoint(
+        path, network, network=original.network, arguments=original.arguments, class_names=original.class_names,
+        normalization=original.normalization, dataset=original.dataset, recipe=original.recipe, metrics={},
+    )  # fmt: skip
+    return load_checkpoint(str(path))
+
+
 def main() -> None:
     """Both sides of every network, kept one by one."""
     document = (kept("int8_accuracy") or {"result": {}})["result"]
     test = open_split("camvid", "test")
     for name in sys.argv[1:] or NETWORKS:
-        checkpoint = load_checkpoint(name)
+        checkpoint = apart() if name == APART else load_checkpoint(name)
         size = default_size(checkpoint)
         sides = document.setdefault(name, {"size": str(size), "frames": len(test), "samples": SAMPLES})
         for side, measure in (("edgekit", edgekit_side), ("vendors", vendor_side)):
