@@ -21,6 +21,7 @@ from edgekit.core.values import (
     Recipe,
     SessionOptions,
 )
+from edgekit.runtimes.onnxruntime import open_session
 from targets.common import float_edges, native_output
 
 
@@ -67,8 +68,6 @@ class OnnxRuntime:
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
         """See :class:`edgekit.Target`."""
-        from targets.onnx_graph.session import open_session
-
         return open_session(artifact, options)
 
 

@@ -22,6 +22,7 @@ from edgekit.core.values import (
     Recipe,
     SessionOptions,
 )
+from edgekit.runtimes.onnxruntime import open_session
 from targets.common import float_edges, native_output
 
 TRTEXEC = (
@@ -90,8 +91,6 @@ class TensorRT:
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
         """See :class:`edgekit.Target`."""
-        from targets.onnx_graph.session import open_session
-
         return open_session(artifact, options)
 
 

@@ -32,7 +32,7 @@ from edgekit.core.values import (
     Size,
 )
 from edgekit.devices.environment import local_environment
-from edgekit.devices.local import Mode, Scope, measure
+from edgekit.devices.local import Mode, Scope, Subject, measure
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
     Frames,
@@ -366,8 +366,9 @@ def measure_latencies(
     else:
         samples = _bench_frames(frames, measurable[0][1].size, run_folder)
         taken = measure(
-            [artifact for _, artifact, _ in measurable], samples, mode, scope, threads, run_folder / "logs", progress
-        )
+            [Subject(artifact.folder, artifact.title) for _, artifact, _ in measurable], samples, mode, scope, threads,
+            run_folder / "logs", progress,
+        )  # fmt: skip
         stored = {}
         environment = local_environment()
         for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
