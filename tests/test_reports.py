@@ -24,7 +24,7 @@ from edgekit.metrics.scores import add_counts, class_iou, count_frame, counts_fr
 from reports import figures
 from reports.document import ROW_KEYS, ReportContext, Strip, analyse, build_document, validate
 from reports.figures import ClassDrops, Point, class_drops, scatter, target_colours
-from reports.markdown import escape, render, table
+from reports.markdown import render
 from reports.numbers import megabytes, milliseconds, percent, points
 from reports.statistics import (
     bootstrap_drop,
@@ -35,6 +35,7 @@ from reports.statistics import (
     summarize_latency,
 )
 from reports.summary import summary
+from reports.text import escape, table
 
 CLASSES = ClassSet(
     names=("road", "building", "sky", "car", "person"),

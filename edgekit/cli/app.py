@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edgekit import __version__
+from edgekit.cli import devices
+from edgekit.cli.devices import DeviceOption, SustainedOption
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Take a trained segmentation network to phones, boards and PCs, and see what it costs in accuracy.",
 )
+
+app.add_typer(devices.app, name="devices")
 
 INTERRUPTED = 130
 
@@ -109,7 +113,8 @@ def run(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
     data_root: RootOption = None,
-    device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    device: DeviceOption = None,
+    sustained: SustainedOption = None,
     full: Annotated[
         bool, typer.Option("--full", help="Measure latency long enough for p99 (a minute or more each).")
     ] = False,
@@ -122,11 +127,13 @@ def run(
 ) -> None:
     """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
     from edgekit.core.files import read_json
+    from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
     from edgekit.pipeline.run import run as run_plan
     from reports.summary import summary
 
-    _check_device(device)
+    measured_on = chosen_devices(devices.names_of(device))
+    seconds = devices.seconds_of(sustained)
     names = chosen_targets(_list(targets))
     chosen = _precisions(precisions)
     form = _form(output, output_stride)
@@ -151,6 +158,8 @@ def run(
         output=form[0],
         output_stride=form[1],
         command=_command_line(),
+        devices=tuple(measured_on),
+        sustained=seconds,
     )
     page = run_plan(plan, _progress())
     document = read_json(page.parent / "report.json")
@@ -490,7 +499,8 @@ def bench(
     artifacts: Annotated[
         list[Path], typer.Argument(help="Artifacts' folders; several are measured in interleaved rounds.")
     ],
-    device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    device: DeviceOption = None,
+    sustained: SustainedOption = None,
     scope: Annotated[
         str, typer.Option("--scope", help="frame-to-labels, or graph: one forward pass of the bare model.")
     ] = "frame-to-labels",
@@ -499,16 +509,20 @@ def bench(
     out: Annotated[Path, typer.Option("--out", help="Folder for samples and logs.")] = Path("runs/bench"),
     as_json: JsonOption = False,
 ) -> None:
-    """Latency of artifacts, each in a process of its own."""
+    """Latency of artifacts, each in a process of its own, here or on devices."""
+    from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.artifacts import load_artifact
     from edgekit.pipeline.commands import bench as do_bench
     from reports.statistics import summarize_latency
 
-    _check_device(device)
     if scope not in ("frame-to-labels", "graph"):
         raise UsageError(f"--scope {scope} is not known: choose frame-to-labels or graph")
+    measured_on = chosen_devices(devices.names_of(device))
+    seconds = devices.seconds_of(sustained)
     loaded = [load_artifact(path) for path in artifacts]
-    rows = do_bench(loaded, "full" if full else "quick", cast("Scope", scope), threads, out, _progress())
+    rows = do_bench(
+        loaded, measured_on, "full" if full else "quick", cast("Scope", scope), threads, seconds, out, _progress()
+    )
     for row in rows:
         latency = row["latency"]
         if "rounds_ms" in latency:
@@ -529,7 +543,12 @@ def bench(
 
 def _print_latencies(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]} ({row['artifact']})")
+        where = "" if row["device"] == "local" else f" on {row['device']}"
+        _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]}{where} ({row['artifact']})")
+        if "sustained" in row:
+            from reports.sustained import sustained_line
+
+            _print(f"  {sustained_line(row['sustained'])}")
         if "summary" not in row:
             _print(f"  not measured: {row['latency']['provenance']['why']}")
             continue
@@ -542,6 +561,8 @@ def _print_latencies(rows: list[dict[str, Any]]) -> None:
             _print(
                 f"  load {latency['load_ms']:.0f} ms, first frame {numbers['first']:.0f} ms, peak memory {latency['peak_rss_bytes'] / 1e6:.0f} MB"
             )
+        if "trtexec" in latency:
+            _print(f"  trtexec: {json.dumps(latency['trtexec'])[:300]}")
         for warning in numbers["warnings"]:
             _print(f"  warning: {warning}")
 
@@ -916,11 +937,6 @@ def _form(output: str | None, output_stride: int) -> tuple[OutputKind | None, in
     kind = cast("OutputKind | None", output)
     Recipe("fp32", kind or "labels", output_stride)  # refuses what contradicts itself, before anything is loaded
     return kind, output_stride
-
-
-def _check_device(name: str) -> None:
-    if name != "local":
-        raise UsageError(f"there is no device '{name}': this version measures on this machine only (--device local)")
 
 
 def _progress() -> Any:

@@ -42,6 +42,7 @@ class Device:
         cache: folder there for what is sent; empty means ``~/.cache/edgekit``.
         cache_megabytes: the most that the folder may hold.
         runs: targets that are meant to run there; empty means what is found.
+        emulated: what emulates the processor, as ``qemu``: its times then say nothing, and its accuracy is a reference.
         benchmark_model: adb: LiteRT's benchmark_model for the phone, on this machine.
         notes: for people.
     """
@@ -55,6 +56,7 @@ class Device:
     cache: str = ""
     cache_megabytes: int = 4096
     runs: tuple[str, ...] = ()
+    emulated: str = ""
     benchmark_model: str = ""
     notes: str = ""
 
@@ -62,7 +64,7 @@ class Device:
 THIS_MACHINE = Device(LOCAL, "local", notes="this machine")
 _KEYS: Mapping[Kind, tuple[str, ...]] = {
     "local": ("kind", "notes"),
-    "ssh": ("kind", "address", "port", "config", "python", "cache", "cache_megabytes", "runs", "notes"),
+    "ssh": ("kind", "address", "port", "config", "python", "cache", "cache_megabytes", "runs", "emulated", "notes"),
     "adb": ("kind", "address", "cache", "cache_megabytes", "runs", "benchmark_model", "notes"),
 }
 

@@ -146,6 +146,7 @@ def measure(
     logs: Path,
     progress: Progress,
     command: Sequence[str] = WORKER,
+    contract: LatencyContract | None = None,
 ) -> list[Outcome]:
     """Latency of artifacts that are to be compared, one result for each.
 
@@ -156,11 +157,12 @@ def measure(
         frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
         scope: ``frame-to-labels``, or ``graph`` for one forward pass of the bare model.
         command: what serves.
+        contract: the mode's own by default.
 
     Returns:
         Per artifact the ``latency`` object of a measurement without its provenance, or the error that stopped it.
     """
-    contract = LATENCY_CONTRACTS[mode]
+    contract = contract or LATENCY_CONTRACTS[mode]
     clocks = _Clocks()
     started: list[Worker] = []
     workers: list[Worker | None] = []

@@ -443,10 +443,7 @@ def checked_frame(device: Device, value: Any, classes: int, categories: int) -> 
     agreement = value.get("agreement")
     if agreement is not None and not (_number(agreement) and 0 <= agreement <= 1):
         raise _nonsense(device, "a frame's agreement")
-    labels = value.get("labels")
-    if labels is not None and not isinstance(labels, str):
-        raise _nonsense(device, "a frame's labels")
-    return {"counts": checked, "agreement": agreement, "labels": labels}
+    return {"counts": checked, "agreement": agreement}
 
 
 def plain_values(value: Any, depth: int = 3) -> dict[str, Any]:

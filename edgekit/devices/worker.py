@@ -10,13 +10,11 @@ Commands: ``open`` (artifact folder, threads, compute units, scope, and a frames
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -108,32 +106,35 @@ def _open(command: dict[str, Any], stack: contextlib.ExitStack, opener: Opener) 
     return run, answer
 
 
-def _evaluate(session: Session, command: dict[str, Any]) -> dict[str, Any]:
-    """Label a pack's frames and count them: per frame its counts, the share labelled as float PyTorch does, and a picture.
+def count_pack(label: Callable[[UInt8], UInt8], path: Path, classes: ClassSet) -> list[dict[str, Any]]:
+    """Label a pack's frames and count them: per frame its counts, and the share labelled as float PyTorch does.
 
-    A pack is an ``.npz`` of ``<i>.image`` uint8 [H, W, 3], ``<i>.labels`` uint8 [h, w], ``<i>.rows`` and ``<i>.columns``
-    (which row and column of the label map each of the truth's is compared with), and where there are any
-    ``<i>.instances`` int32 [h, w] and ``<i>.reference`` uint8 [H, W].
+    Args:
+        label: uint8 [1, H, W, 3] -> uint8 [1, H, W].
+        path: an ``.npz`` of ``<i>.image`` uint8 [H, W, 3], ``<i>.labels`` uint8 [h, w], ``<i>.rows`` and ``<i>.columns``
+            (which row and column of the label map each of the truth's is compared with), and where there are any
+            ``<i>.instances`` int32 [h, w] and ``<i>.reference`` uint8 [H, W].
     """
-    classes = ClassSet(**{key: _tuples(value) for key, value in command["classes"].items()})
     frames = []
-    with np.load(command["pack"], allow_pickle=False) as pack:
+    with np.load(path, allow_pickle=False) as pack:
         for index in range(sum(name.endswith(".image") for name in pack.files)):
             image = pack[f"{index}.image"][None]
-            labels = session.run(image)[0]
+            labels = label(image)[0]
             if labels.shape != image.shape[1:3]:
                 raise ArtifactError(f"labels {labels.shape} came back for a frame of {image.shape[1:3]}")
             native = labels[pack[f"{index}.rows"][:, None], pack[f"{index}.columns"]]
             instances = pack[f"{index}.instances"] if f"{index}.instances" in pack.files else None
-            frame: dict[str, Any] = {
-                "counts": counts_to_json(count_frame(native, pack[f"{index}.labels"], instances, classes))
-            }
+            counts = counts_to_json(count_frame(native, pack[f"{index}.labels"], instances, classes))
+            agreement = None
             if f"{index}.reference" in pack.files:
-                frame["agreement"] = float((labels == pack[f"{index}.reference"]).mean())
-            if index < command["pictures"]:
-                frame["labels"] = base64.b64encode(zlib.compress(labels.tobytes())).decode()
-            frames.append(frame)
-    return {"frames": frames}
+                agreement = float((labels == pack[f"{index}.reference"]).mean())
+            frames.append({"counts": counts, "agreement": agreement})
+    return frames
+
+
+def read_classes(document: dict[str, Any]) -> ClassSet:
+    """The classes that JSON carried."""
+    return ClassSet(**{key: _tuples(value) for key, value in document.items()})
 
 
 def _tuples(value: Any) -> Any:
@@ -163,7 +164,8 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack, opene
                 taken.append(run.sample())
             answer = {"samples_ms": taken}
         elif command["do"] == "evaluate":
-            answer = _evaluate(run.session, command)
+            frames = count_pack(run.session.run, Path(command["pack"]), read_classes(command["classes"]))
+            answer = {"frames": frames}
         else:
             answer = {"peak_rss_bytes": peak_rss_bytes()}
         answers.write(json.dumps(answer) + "\n")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
-from edgekit.core.errors import EdgekitError, TargetError, UsageError
+from edgekit.core.errors import DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
+from edgekit.devices.board import Board, interval_of
 from edgekit.devices.environment import local_environment
-from edgekit.devices.local import Mode, Scope
+from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
+from edgekit.devices.local import Mode, Scope, Subject, sustain
 from edgekit.metrics.scores import add_counts, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
@@ -26,7 +29,10 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.devices import check_devices, connect, side_by_side
+from edgekit.pipeline.devices import latencies as measured_latencies
 from edgekit.pipeline.run import check_classes, measure_latencies
+from edgekit.pipeline.stored import bench_frames
 
 
 def convert(
@@ -113,27 +119,112 @@ def evaluate(
 
 
 def bench(
-    artifacts: Sequence[Artifact], mode: Mode, scope: Scope, threads: int | None, folder: Path, progress: Progress
+    artifacts: Sequence[Artifact],
+    devices: Sequence[Device],
+    mode: Mode,
+    scope: Scope,
+    threads: int | None,
+    sustained: float | None,
+    folder: Path,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Latency of artifacts, interleaved, on streets frames at their size (the content does not change the work)."""
+    """Latency of artifacts, interleaved, on streets frames at their size (the content does not change the work).
+
+    Raises:
+        DeviceError: a device cannot be reached, or cannot run the only artifact.
+    """
     sizes = {artifact.size for artifact in artifacts}
     if len(sizes) > 1:
         raise UsageError("artifacts of different sizes cannot be compared: bench one size at a time")
+    check_devices(devices)
     frames = Frames(open_split("streets", "test", None, next(iter(sizes))).first(4))
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        boards = connect([device for device in devices if device != THIS_MACHINE], stack, folder, progress)
+        if THIS_MACHINE in devices:
+            rows += _bench_here(artifacts, frames, mode, scope, threads, sustained, folder, progress)
+        samples = bench_frames(frames, artifacts[0].size, folder)
+
+        def work(board: Board) -> list[dict[str, Any]]:
+            return _bench_there(board, artifacts, samples, mode, scope, threads, sustained, progress)
+
+        for found in side_by_side(boards, work):
+            rows += found
+    return rows
+
+
+def _bench_here(
+    artifacts: Sequence[Artifact],
+    frames: Frames,
+    mode: Mode,
+    scope: Scope,
+    threads: int | None,
+    sustained: float | None,
+    folder: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
     made = [(load_target(artifact.target), artifact) for artifact in artifacts]
     for target, _ in made:
         engine = target.engine()
         if engine.no_latency is not None and len(made) == 1:
             raise TargetError(f"{target.title} cannot be measured here: {engine.no_latency}")
     latencies = measure_latencies(folder, made, frames, mode, threads, progress, scope, anew=True)
-    return [
-        {
-            "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision,
-            "size": [artifact.size.height, artifact.size.width], "latency": latencies[str(artifact.folder)],
-            "environment": local_environment(),
-        }
-        for artifact in artifacts
-    ]  # fmt: skip
+    rows = []
+    for target, artifact in made:
+        row = _bench_row(artifact, LOCAL, latencies[str(artifact.folder)], local_environment())
+        if sustained is not None and target.engine().no_latency is None:
+            subject = Subject(artifact.folder, artifact.title)
+            samples = bench_frames(frames, artifact.size, folder)
+            row["sustained"] = sustain(
+                subject, samples, sustained, interval_of(sustained), threads, folder / "logs", progress
+            )
+        rows.append(row)
+    return rows
+
+
+def _bench_there(
+    board: Board,
+    artifacts: Sequence[Artifact],
+    samples: Path,
+    mode: Mode,
+    scope: Scope,
+    threads: int | None,
+    sustained: float | None,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    lacking = {artifact.folder: board.lacks(artifact.target) for artifact in artifacts}
+    able = [artifact for artifact in artifacts if lacking[artifact.folder] is None]
+    if not able:
+        raise DeviceError(next(reason for reason in lacking.values() if reason))
+    taken = dict(
+        zip(
+            [artifact.folder for artifact in able],
+            measured_latencies(board, able, samples, mode, scope, threads, progress),
+            strict=True,
+        )
+    )
+    rows = []
+    for artifact in artifacts:
+        reason = lacking[artifact.folder]
+        if reason is not None:
+            provenance = Provenance("not measured", "", reason).to_json()
+            taken[artifact.folder] = {"provenance": provenance, "failed": reason}
+        latency = dict(taken[artifact.folder])
+        environment = latency.pop("environment", None) or board.environment
+        row = _bench_row(artifact, board.device.name, latency, environment)
+        if sustained is not None and reason is None and board.can_evaluate(artifact):
+            row["sustained"] = board.sustain(artifact, samples, sustained, threads)
+        rows.append(row)
+    return rows
+
+
+def _bench_row(
+    artifact: Artifact, device: str, latency: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision, "device": device,
+        "size": [artifact.size.height, artifact.size.width], "latency": dict(latency), "environment": dict(environment),
+    }  # fmt: skip
 
 
 def image_files(arguments: Sequence[Path]) -> list[Path]:
@@ -166,8 +257,6 @@ def predict(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Label images; for each writes ``<name>.labels.png`` (train ids) and ``<name>.overlay.png`` (to look at)."""
-    from contextlib import ExitStack
-
     names = artifact.class_names if artifact is not None else checkpoint.class_names if checkpoint is not None else ()
     classes = next((entry for entry in CLASS_SETS.values() if entry.names == names), None)
     colours = classes.colours if classes is not None else tuple(_colour(index) for index in range(len(names)))

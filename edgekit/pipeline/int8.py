@@ -16,6 +16,7 @@ from edgekit.core.files import clean_partials, read_json, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size
+from edgekit.devices.inventory import THIS_MACHINE
 from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
@@ -355,7 +356,16 @@ def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, An
     if engine.no_latency is not None:
         return {"latency_ratio": None, "why": engine.no_latency}
     common.progress.say(f"{before.title}: measuring what its repair costs")
-    rows = bench([before, after], "quick", "graph", common.threads, common.order.folder, Progress(silent=True))
+    rows = bench(
+        [before, after],
+        [THIS_MACHINE],
+        "quick",
+        "graph",
+        common.threads,
+        None,
+        common.order.folder,
+        Progress(silent=True),
+    )
     latencies = [row["latency"] for row in rows]
     if any("rounds_ms" not in latency for latency in latencies):
         return {"latency_ratio": None, "why": "its latency could not be measured"}

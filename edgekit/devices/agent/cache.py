@@ -67,7 +67,7 @@ class Cache:
         return there
 
     def keep(self, key: str, path: Path) -> None:
-        """Move a pushed file to its place, when its bytes are those of its name.
+        """Put a pushed file in its place, when its bytes are those of its name; it may have several places.
 
         Raises:
             EdgekitError: they are not; the file is gone then.
@@ -77,7 +77,16 @@ class Cache:
             source.unlink(missing_ok=True)
             raise EdgekitError("a file arrived damaged: run again")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.replace(source, path)
+        path.unlink(missing_ok=True)
+        try:
+            os.link(source, path)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, path)
+
+    def empty_incoming(self) -> None:
+        """Remove what was pushed and has its place, or never got one."""
+        shutil.rmtree(self.root / "incoming", ignore_errors=True)
+        (self.root / "incoming").mkdir(mode=0o700)
 
     def keep_artifact(self, key: str, files: Mapping[str, str], manifest: Mapping[str, Any]) -> None:
         """Put an artifact together of pushed files.
@@ -103,8 +112,7 @@ class Cache:
         Raises:
             NoSpace: even without everything else that is kept here.
         """
-        shutil.rmtree(self.root / "incoming", ignore_errors=True)
-        (self.root / "incoming").mkdir(mode=0o700)
+        self.empty_incoming()
         entries = sorted((entry for kind in self.KINDS for entry in (self.root / kind).iterdir()), key=_used)
         held = {entry: path_bytes(entry) for entry in entries}
         spare = 16 << 20  # for logs, and what a runtime writes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import importlib.util
 import os
 import platform
 import shutil
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core.contract import LatencyContract
 from edgekit.core.errors import ArtifactError, EdgekitError, TargetError
 from edgekit.core.progress import Progress
 from edgekit.devices import environment
@@ -59,21 +59,23 @@ def worker_command() -> tuple[str, ...]:
 
 def hello(agent: Agent, command: Answer) -> Answer:
     """Who is there: versions to shake hands on, and what can run."""
+    return {"protocol": PROTOCOL, "edgekit": agent.version, **_who()}
+
+
+def _who() -> dict[str, Any]:
+    fitting = {target: _installed(target) for target, runtime in RUNTIMES.items() if runtime.fits()}
     return {
-        "protocol": PROTOCOL,
-        "edgekit": agent.version,
         "python": platform.python_version(),
         "system": sys.platform,
         "machine": platform.machine(),
         "host": socket.gethostname(),
         "boot": environment.boot_identity(),
-        "runtimes": {target: _installed(target) for target, runtime in RUNTIMES.items() if runtime.fits()},
+        "runtimes": fitting,
         "missing": {
             target: install_command(target)
-            for target, runtime in RUNTIMES.items()
-            if runtime.fits() and target != "tensorrt" and _installed(target) is None
+            for target, found in fitting.items()
+            if found is None and target != "tensorrt"
         },
-        "numpy": importlib.util.find_spec("numpy") is not None,
     }
 
 
@@ -86,16 +88,18 @@ def _installed(target: str) -> str | None:
 
 def probe(agent: Agent, command: Answer) -> Answer:
     """Everything that can be told of the machine."""
-    folder = agent.root
-    while not folder.is_dir():
-        folder = folder.parent
+    cache = {"folder": str(agent.root), "bytes": agent.cache.size(), "limit": agent.limit}
+    return {**describe(agent.cache.root), "cache": cache}
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The machine that this runs on, and the space where a folder is."""
     return {
-        **hello(agent, command),
+        **_who(),
         "environment": environment.device_environment(),
         "conditions": environment.conditions(),
         "compiler": next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None),
         "free_bytes": shutil.disk_usage(folder).free,
-        "cache": {"folder": str(agent.root), "bytes": agent.cache.size(), "limit": agent.limit},
         "tensorrt": {"python": RUNTIMES["tensorrt"].installed(), "gpu": tools.gpu()},
         "programs": {program: tools.find(program) for program in tools.PROGRAMS},
     }
@@ -138,6 +142,7 @@ def keep(agent: Agent, command: Answer) -> Answer:
         cache.keep(key, cache.frames(key))
     for key, parts in command.get("artifacts", {}).items():
         cache.keep_artifact(key, parts["files"], parts["manifest"])
+    cache.empty_incoming()
     return {}
 
 
@@ -146,7 +151,7 @@ def bench(agent: Agent, command: Answer) -> Answer:
     subjects = [_subject(agent, entry) for entry in command["subjects"]]
     results = measure(
         subjects, agent.cache.frames(command["frames"]), command["mode"], command["scope"], command["threads"],
-        agent.cache.root / "logs", agent.progress, worker_command(),
+        agent.cache.root / "logs", agent.progress, worker_command(), LatencyContract(**command["contract"]),
     )  # fmt: skip
     for index, result in enumerate(results):
         if isinstance(result, EdgekitError):
@@ -185,12 +190,7 @@ def evaluate(agent: Agent, command: Answer) -> Answer:
         if _evaluated is None:
             raise EdgekitError("no artifact is open")
         answer = _evaluated.ask(
-            {
-                "do": "evaluate",
-                "pack": str(agent.cache.pack(command["pack"])),
-                "classes": command["classes"],
-                "pictures": command["pictures"],
-            }
+            {"do": "evaluate", "pack": str(agent.cache.pack(command["pack"])), "classes": command["classes"]}
         )
         for frame in answer["frames"]:
             agent.talk.event(frame=frame)

@@ -1,0 +1,394 @@
+"""What is asked of a device over one connection that may be cut: accuracy, latency, sustained load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
+from edgekit.core.files import sha256_json, sha256_path
+from edgekit.core.progress import Progress
+from edgekit.core.values import Artifact, ClassSet
+from edgekit.devices import jetson
+from edgekit.devices.inventory import Device
+from edgekit.devices.local import Mode, Scope
+from edgekit.devices.remote import (
+    Agent,
+    Event,
+    checked_frame,
+    checked_interval,
+    checked_latency,
+    failure_of,
+    plain_values,
+)
+from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.coreml import COMPUTE_UNITS
+
+RECONNECT_SECONDS = 90.0
+"""How long a device that was cut off is tried again."""
+ATTEMPTS = 3
+"""How often one step is begun, when the connection goes each time."""
+Answer = TypeVar("Answer")
+
+
+class Board:
+    """One device, connected again when the connection goes; use it as a context manager.
+
+    Attributes:
+        found: what is there, as the agent's ``probe`` tells it.
+        notes: what happened to the device meanwhile and belongs into its report.
+    """
+
+    def __init__(self, device: Device, logs: Path, progress: Progress) -> None:
+        """Connect.
+
+        Raises:
+            DeviceError: it cannot be reached or used.
+        """
+        self.device = device
+        self.progress = progress
+        self._log = logs / f"{device.name}.device.log"
+        self._alone = False
+        self._agent = Agent(device, self._log)
+        self.notes: list[str] = []
+        try:
+            self.found = plain_values(self._agent.ask({"do": "probe"}), 4)
+        except BaseException:
+            self._agent.close()
+            raise
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection and what runs there."""
+        self._agent.close()
+
+    def step(self, work: Callable[[Agent], Answer]) -> Answer:
+        """Do something there; when the connection goes, connect again and do it once more.
+
+        Raises:
+            DeviceLost: it does not come back, or goes each time.
+            DeviceError: anything else that is wrong with the device.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                if not self._alone:
+                    self._agent.take(lambda holder: self._say(f"waiting for {holder}"))
+                    self._alone = True
+                return work(self._agent)
+            except DeviceLost as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                self._say(f"{error}: connecting again")
+                self._connect_again(error)
+        raise AssertionError("unreachable")
+
+    def _connect_again(self, lost: DeviceLost) -> None:
+        self._agent.close()
+        self._alone = False
+        until = time.monotonic() + RECONNECT_SECONDS
+        while True:
+            try:
+                self._agent = Agent(self.device, self._log)
+                break
+            except DeviceError as error:
+                if time.monotonic() > until:
+                    raise DeviceLost(f"{lost} ({error})") from error
+                time.sleep(2)
+        before, now = self.found.get("boot"), plain_values(self._agent.hello).get("boot")
+        self.found["boot"] = now
+        if before and now and now != before:
+            note = f"device '{self.device.name}' was started anew during the run"
+            self.notes.append(note)
+            self._say("it was started anew meanwhile")
+
+    def _say(self, text: str) -> None:
+        self.progress.say(f"{self.device.name}: {text}")
+
+    # What is there
+
+    @property
+    def runtimes(self) -> Mapping[str, str | None]:
+        """The version of what runs each target's artifacts there; None where it could be installed."""
+        return dict(self.found.get("runtimes") or {})
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, as it was when it was connected."""
+        return dict(self.found.get("environment") or {})
+
+    def lacks(self, target: str) -> str | None:
+        """Why a target's artifacts cannot run there, None when they can."""
+        name = self.device.name
+        if target not in RUNTIMES:
+            return f"device '{name}': no runtime is known for the target '{target}'; only its own package can run it"
+        title = RUNTIMES[target].title
+        if target not in self.runtimes:
+            return f"device '{name}' ({self.found.get('system')}) has no {title}: it does not exist for that system"
+        if self.runtimes[target] is None:
+            if target == "tensorrt":
+                return (
+                    f"device '{name}' has no trtexec: install TensorRT there (on a Jetson: apt install nvidia-jetpack)"
+                )
+            command = (self.found.get("missing") or {}).get(target, "")
+            return f"device '{name}' has no {title}: run there {command}"
+        return None
+
+    def title(self, target: str) -> str:
+        """What runs a target's artifacts there, and its version."""
+        if target == "coreml":  # its version is the system's
+            return f"Core ML, {self.environment.get('os', 'macOS')}"
+        version = self._tensorrt_python() if target == "tensorrt" else self.runtimes.get(target)
+        return f"{RUNTIMES[target].title} {version}" if version else RUNTIMES[target].title
+
+    @property
+    def page(self) -> str | None:
+        """The report page that stands for this kind of device where none is connected."""
+        if self.found.get("system") == "darwin":
+            return "apple"
+        return "jetson" if self.runtimes.get("tensorrt") else None
+
+    def _tensorrt_python(self) -> str | None:
+        found = (self.found.get("tensorrt") or {}).get("python")
+        return found if isinstance(found, str) else None
+
+    # Work
+
+    def send(self, artifacts: Sequence[Artifact], frames: Path | None = None) -> list[str]:
+        """Have artifacts and frames there; returns the artifacts' keys."""
+        keys = [device_key(artifact) for artifact in artifacts]
+        files = {} if frames is None else {sha256_path(frames): frames}
+
+        def work(agent: Agent) -> int:
+            whole = {key: (one.folder, dict(one.manifest)) for key, one in zip(keys, artifacts, strict=True)}
+            return agent.send(whole, None, files)
+
+        sent = self.step(work)
+        if sent:
+            self.progress.update(f"{self.device.name}: {sent / 1e6:.1f} MB sent")
+        return keys
+
+    def evaluate(
+        self, artifact: Artifact, packs: Sequence[Callable[[], Path]], classes: ClassSet, threads: int | None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Counts of each frame, and the environment; a cut connection goes on with the pack it was at.
+
+        Args:
+            packs: each makes or finds one file of frames.
+
+        Raises:
+            ArtifactError: it cannot be run there.
+        """
+        (key,) = self.send([artifact])
+        document = asdict(classes)
+        frames: list[dict[str, Any]] = []
+        done = 0
+        environment: dict[str, Any] = {}
+
+        def work(agent: Agent) -> None:
+            nonlocal done, environment
+            if artifact.target == "tensorrt":
+                jetson.build(agent, key)
+            subject = {"artifact": key, "title": artifact.title}
+            opened = agent.ask({"do": "evaluate", "step": "open", "subject": subject, "threads": threads})
+            environment = plain_values(opened.get("environment"))
+            while done < len(packs):
+                self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
+                path = packs[done]()
+                content = sha256_path(path)
+                agent.send(packs={content: path})
+                taken: list[dict[str, Any]] = []
+
+                def take(event: Event, taken: list[dict[str, Any]] = taken) -> None:
+                    if "frame" in event:
+                        taken.append(
+                            checked_frame(self.device, event["frame"], len(classes), len(classes.category_names))
+                        )
+
+                agent.ask({"do": "evaluate", "step": "pack", "pack": content, "classes": document}, take)
+                frames.extend(taken)
+                done += 1
+            agent.ask({"do": "evaluate", "step": "close"})
+
+        self._as_artifact(lambda: self.step(work))
+        return frames, environment
+
+    def measure(
+        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
+        """Latency of artifacts by the device's own clock, interleaved; per artifact the object or the error."""
+        results: list[dict[str, Any] | EdgekitError] = [
+            ArtifactError(f"device '{self.device.name}' gave no result for {one.title}") for one in artifacts
+        ]
+        by_agent = [index for index, one in enumerate(artifacts) if self._by_agent(one, scope)]
+        if by_agent:
+            chosen = [artifacts[index] for index in by_agent]
+            for index, outcome in zip(by_agent, self._interleaved(chosen, frames, mode, scope, threads), strict=True):
+                results[index] = outcome
+        for index, artifact in enumerate(artifacts):
+            if artifact.target != "tensorrt":
+                continue
+            try:
+                (key,) = self.send([artifact])
+                timed = self.step(lambda agent, key=key: jetson.measure(agent, key, mode))  # type: ignore[misc]
+            except DeviceLost:
+                raise
+            except EdgekitError as error:
+                results[index] = error
+                continue
+            outcome = results[index]
+            if index in by_agent and isinstance(outcome, dict):  # the agent's own is the headline
+                outcome["trtexec"] = {**timed["trtexec"], "graph_ms": _median(timed["rounds_ms"][0])}
+            else:
+                results[index] = timed
+        return results
+
+    def _by_agent(self, artifact: Artifact, scope: Scope) -> bool:
+        """Whether the agent itself can run it: TensorRT without its Python package is trtexec's alone."""
+        if artifact.target != "tensorrt":
+            return True
+        return scope != "graph" and self._tensorrt_python() is not None
+
+    def can_evaluate(self, artifact: Artifact) -> bool:
+        """Whether its labels can be had there."""
+        return self._by_agent(artifact, "frame-to-labels")
+
+    def _interleaved(
+        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
+        keys = self.send(artifacts, frames)
+        subjects: list[tuple[int, dict[str, Any]]] = []
+        for index, (key, artifact) in enumerate(zip(keys, artifacts, strict=True)):
+            for units in COMPUTE_UNITS if artifact.target == "coreml" else COMPUTE_UNITS[:1]:
+                subjects.append((index, {"artifact": key, "title": artifact.title, "compute_units": units}))
+        found: dict[int, dict[str, Any] | EdgekitError] = {}
+
+        def take(event: Event) -> None:
+            if isinstance(event.get("progress"), str):
+                self.progress.update(f"{self.device.name}: {plain_values(dict(event))['progress']}")
+            number = event.get("index")
+            if not isinstance(number, int) or not 0 <= number < len(subjects):
+                return
+            if "latency" in event:
+                found[number] = checked_latency(self.device, event["latency"])
+            else:
+                found[number] = failure_of(self.device, event.get("failed"))
+
+        def work(agent: Agent) -> Event:
+            for key, artifact in zip(keys, artifacts, strict=True):
+                if artifact.target == "tensorrt":
+                    jetson.build(agent, key)
+            found.clear()
+            return agent.ask(
+                {
+                    "do": "bench", "subjects": [subject for _, subject in subjects], "frames": sha256_path(frames),
+                    "mode": mode, "contract": asdict(LATENCY_CONTRACTS[mode]), "scope": scope, "threads": threads,
+                },
+                take,
+            )  # fmt: skip
+
+        environment = plain_values(self.step(work).get("environment"))
+        results: list[dict[str, Any] | EdgekitError] = []
+        for index, artifact in enumerate(artifacts):
+            own = {
+                subject["compute_units"]: found.get(
+                    number, ArtifactError(f"device '{self.device.name}' gave no result")
+                )
+                for number, (owner, subject) in enumerate(subjects)
+                if owner == index
+            }
+            headline = own[COMPUTE_UNITS[0]]
+            if isinstance(headline, dict):
+                headline["environment"] = environment
+                if artifact.target == "coreml":
+                    headline["compute_units"] = {
+                        units: {"p50": _median([s for part in one["rounds_ms"] for s in part])}
+                        if isinstance(one, dict)
+                        else {"failed": str(one)}
+                        for units, one in own.items()
+                    }
+                    headline["placement"] = self._placement(keys[index])
+            results.append(headline)
+        return results
+
+    def _placement(self, key: str) -> dict[str, Any]:
+        """Where Core ML runs each operation; what its plan does not tell is said."""
+        command = {"do": "placement", "artifact": key, "compute_units": list(COMPUTE_UNITS)}
+        try:
+            return plain_values(dict(self.step(lambda agent: agent.ask(command))), 4)
+        except DeviceLost:
+            raise
+        except DeviceError as error:
+            return {"failed": str(error)}
+
+    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
+        """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
+        (key,) = self.send([artifact], frames)
+        intervals: list[dict[str, Any]] = []
+
+        def take(event: Event) -> None:
+            if "interval" in event:
+                intervals.append(checked_interval(self.device, event["interval"]))
+                self.progress.update(
+                    f"{self.device.name}: {artifact.title}, sustained load for {intervals[-1]['end_s']:.0f} of {seconds:.0f} s"
+                )
+
+        def work(agent: Agent) -> Event:
+            intervals.clear()
+            if artifact.target == "tensorrt":
+                jetson.build(agent, key)
+            subject = {"artifact": key, "title": artifact.title}
+            return agent.ask(
+                {
+                    "do": "sustain", "subject": subject, "frames": sha256_path(frames), "seconds": seconds,
+                    "interval": interval_of(seconds), "threads": threads,
+                },
+                take,
+            )  # fmt: skip
+
+        done = self._as_artifact(lambda: self.step(work))
+        if not intervals:
+            raise ArtifactError(f"device '{self.device.name}' gave no interval for {artifact.title}")
+        return {
+            "seconds": seconds, "scope": "frame-to-labels", "settings": plain_values(done.get("settings")),
+            "before": plain_values(done.get("before")), "intervals": intervals,
+        }  # fmt: skip
+
+    def _as_artifact(self, work: Callable[[], Answer]) -> Answer:
+        """What the agent refuses for an artifact's sake is the artifact's error, not the device's."""
+        try:
+            return work()
+        except DeviceLost:
+            raise
+        except DeviceError as error:
+            if getattr(error, "kind", "") in ("missing", "artifact"):
+                raise ArtifactError(str(error)) from error
+            raise
+
+
+def interval_of(seconds: float) -> float:
+    """Length of an interval of a sustained load: sixty of them, but none shorter than a second or longer than ten."""
+    return min(10.0, max(1.0, seconds / 60))
+
+
+def device_key(artifact: Artifact) -> str:
+    """What an artifact is called on devices: a hash of all that decides how it runs."""
+    manifest = artifact.manifest
+    return sha256_json(
+        [
+            manifest["files"], artifact.target, artifact.precision, artifact.output, artifact.output_stride,
+            artifact.model, [artifact.size.height, artifact.size.width], list(artifact.class_names),
+        ]
+    )[:32]  # fmt: skip
+
+
+def _median(samples: Sequence[float]) -> float:
+    return sorted(samples)[len(samples) // 2]
