@@ -77,11 +77,7 @@ def connect(device: Device) -> AdbTransport:
         DeviceError: it is not, with what to do about it.
     """
     transport = AdbTransport(device)
-    try:
-        transport.check()
-    except BaseException:
-        transport.close()
-        raise
+    transport.check()
     return transport
 
 
@@ -91,7 +87,6 @@ class AdbTransport:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._adb = find_adb()
-        self._connected_here = False
         self._seen = False
 
     def check(self) -> None:
@@ -138,19 +133,16 @@ class AdbTransport:
         write_bytes(destination, done.out)
 
     def close(self) -> None:
-        """See :class:`edgekit.devices.transport.Transport`. A connection that was there before stays."""
-        if self._connected_here:
-            self._connected_here = False
-            self._call(("disconnect", self.device.address), b"", CONNECT_SECONDS, OUTPUT_LIMIT)
+        """See :class:`edgekit.devices.transport.Transport`.
+
+        adb's own connection to a wireless device stays: others may use it too.
+        """
 
     def _connect(self) -> None:
         done = self._call(("connect", self.device.address), b"", CONNECT_SECONDS, OUTPUT_LIMIT)
         said = " ".join(lines(done.out + b"\n" + done.err))
-        if "already connected" in said:
-            return
-        self._connected_here = True
-        if "connected to" not in said and "authenticate" not in said:  # the latter waits for the user, and is listed
-            self._connected_here = False
+        # "already connected to" too; one that fails to authenticate waits for its user, and is listed
+        if "connected to" not in said and "authenticate" not in said:
             raise self._error(
                 f"adb cannot connect to {self.device.address} ({shortened(said, 200)}): "
                 "check the address, and that wireless debugging is on"

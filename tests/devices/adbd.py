@@ -17,6 +17,7 @@ import signal
 import struct
 import subprocess
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,10 @@ class Adbd:
         finally:
             self._writers.discard(writer)
             writer.transport.abort()
+
+
+Phones = Callable[..., Adbd]
+"""Starts another device; a port of one's own may be given."""
 
 
 class Stream:

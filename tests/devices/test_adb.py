@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from adbd import Adbd
+from adbd import Adbd, Phones
 
 from edgekit.core.errors import DeviceError, DeviceLost
 from edgekit.devices import adb
@@ -21,41 +19,6 @@ from edgekit.devices.inventory import Device
 pytestmark = pytest.mark.skipif(
     shutil.which("adb") is None, reason="no adb here: make test-devices installs it (apt install adb)"
 )
-
-
-@pytest.fixture(scope="module")
-def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An adb server of the tests' own, with keys of its own: the user's stays alone."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.delenv("ADB", raising=False)
-        yield
-        subprocess.run(["adb", "kill-server"], check=False, capture_output=True, timeout=30)
-
-
-Phones = Callable[..., Adbd]
-
-
-@pytest.fixture
-def phones(adb_server: None, tmp_path: Path) -> Iterator[Phones]:
-    """``phones()`` starts another device."""
-    started: list[Adbd] = []
-
-    def start(port: int = 0) -> Adbd:
-        root = tmp_path / f"phone{len(started)}"
-        (root / "data/local/tmp").mkdir(parents=True)
-        (root / "bin").mkdir()
-        started.append(Adbd(root, port=port).start())
-        return started[-1]
-
-    yield start
-    for phone in started:
-        subprocess.run(["adb", "disconnect", phone.address], check=False, capture_output=True, timeout=30)
-        phone.stop()
-        assert phone.errors == []
 
 
 def device(phone: Adbd | str) -> Device:
