@@ -12,7 +12,7 @@ from reports import figures
 from reports.document import LOCAL, ReportContext, Result
 from reports.numbers import megabytes, milliseconds, percent
 from reports.statistics import bootstrap_drop
-from reports.sustained import SLOWER, Sustained, summarize_sustained
+from reports.sustained import SHORT, SLOWER, Sustained, summarize_sustained, throttling
 from reports.text import distinct_names, escape, interval, table
 
 SHOWN = 4
@@ -50,18 +50,18 @@ def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) ->
         clocks = [entry.clock for entry in found.intervals if entry.clock is not None]
         rows.append([
             escape(name), f"{found.seconds / 60:.3g}", milliseconds(found.first), milliseconds(found.last),
-            f"{100 * found.slowdown:+.1f}", "none" if found.throttled is None else f"minute {found.throttled}",
+            f"{100 * found.slowdown:+.1f}", throttling(found),
             f"{clocks[0]:.2f} to {clocks[-1]:.2f}" if clocks else "unavailable",
             f"{heats[0]:.0f} to {max(heats):.0f}" if heats else "unavailable",
         ])  # fmt: skip
     header = [
-        "Artifact", "Minutes", "First minute p50, ms", "Last minute p50, ms", "Slower, %", "Throttling from",
+        "Artifact", "Minutes", "First p50, ms", "Last p50, ms", "Slower, %", "Throttling",
         "Clock, GHz", "Temperature, C",
     ]  # fmt: skip
     lead = (
         "Each artifact ran without a pause, alone. Throttling begins with the minute from which every minute's p50 is more "
-        f"than {100 * SLOWER:g} % above the first one's. The clock is the fastest core's, first and last; the temperature the "
-        "hottest sensor's, first and highest."
+        f"than {100 * SLOWER:g} % above the first one's; under {SHORT / 60:g} minutes first and last are sixths of the whole. "
+        "The clock is the fastest core's, first and last; the temperature the hottest sensor's, first and highest."
     )
     lines = ["## Sustained load", "", lead, "", *table(header, rows)]
     if "sustained" in pictures:

@@ -15,6 +15,10 @@ SLOWER = 0.05
 """A device throttles from the minute on whose p50, and that of every minute after it, is this much above the first's."""
 
 
+SHORT = 120.0
+"""Seconds: a shorter load has no two minutes to compare."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """One interval of a sustained load.
@@ -43,7 +47,7 @@ class Sustained:
         intervals: in order.
         seconds: how long it was asked for.
         first, last: p50 of the first and the last minute (of the first and the last sixth where it was shorter than two).
-        throttled: the minute, from 1, in which throttling began; None when it did not.
+        throttled: the minute, from 1, in which throttling began; None when it did not, or when there were no two minutes.
         settings: of the session.
     """
 
@@ -70,7 +74,7 @@ def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
     if not raw or not all(entry["samples_ms"] for entry in raw):
         raise EdgekitError("a sustained load without samples says nothing: measure it again")
     # Minutes; shorter loads are cut into six parts, so that there is a first and a last one.
-    part = 60.0 if document["seconds"] >= 120 else document["seconds"] / 6
+    part = 60.0 if document["seconds"] >= SHORT else document["seconds"] / 6
     minutes: dict[int, list[float]] = {}
     for entry in raw:
         middle = (entry["begin_s"] + entry["end_s"]) / 2
@@ -79,6 +83,8 @@ def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
     medians = [float(np.median(minutes[minute])) for minute in order]
     slow = [median > medians[0] * (1 + SLOWER) for median in medians]
     throttled = None
+    if document["seconds"] < SHORT:
+        slow = []
     for index in range(len(slow) - 1, 0, -1):
         if not slow[index]:
             break
@@ -88,7 +94,7 @@ def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
         seconds=float(document["seconds"]),
         first=medians[0],
         last=medians[-1],
-        throttled=None if throttled is None else int(order[throttled] * part / 60) + 1,
+        throttled=None if throttled is None else order[throttled] + 1,
         settings=document.get("settings") or {},
     )
 
@@ -118,4 +124,11 @@ def sustained_line(document: Mapping[str, Any]) -> str:
     found = summarize_sustained(document)
     text = f"sustained {found.seconds / 60:.3g} min: p50 {milliseconds(found.first)} ms first, {milliseconds(found.last)} ms last"
     text += f" ({100 * found.slowdown:+.1f} %)"
-    return text + (", no throttling" if found.throttled is None else f", throttles in minute {found.throttled}")
+    return f"{text}, {throttling(found)}"
+
+
+def throttling(found: Sustained) -> str:
+    """When it throttled, in words."""
+    if found.seconds < SHORT:
+        return "too short to show throttling"
+    return "no throttling" if found.throttled is None else f"throttles from minute {found.throttled} on"

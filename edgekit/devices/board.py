@@ -52,14 +52,10 @@ class Board:
         self.device = device
         self.progress = progress
         self._log = logs / f"{device.name}.device.log"
-        self._alone = False
-        self._agent = Agent(device, self._log)
         self.notes: list[str] = []
-        try:
-            self.found = plain_values(self._agent.ask({"do": "probe"}), 4)
-        except BaseException:
-            self._agent.close()
-            raise
+        with Agent(device, self._log) as agent:
+            self.found = plain_values(agent.ask({"do": "probe"}), 4)
+        self._agent: Agent | None = None  # connected again with the first step, which may be hours away
 
     def __enter__(self) -> Board:
         return self
@@ -69,7 +65,9 @@ class Board:
 
     def close(self) -> None:
         """End the connection and what runs there."""
-        self._agent.close()
+        if self._agent is not None:
+            self._agent.close()
+            self._agent = None
 
     def step(self, work: Callable[[Agent], Answer]) -> Answer:
         """Do something there; when the connection goes, connect again and do it once more.
@@ -80,29 +78,33 @@ class Board:
         """
         for attempt in range(ATTEMPTS):
             try:
-                if not self._alone:
-                    self._agent.take(lambda holder: self._say(f"waiting for {holder}"))
-                    self._alone = True
+                if self._agent is None:
+                    self._connect()
+                assert self._agent is not None
                 return work(self._agent)
             except DeviceLost as error:
+                self.close()
                 if attempt + 1 == ATTEMPTS:
                     raise
                 self._say(f"{error}: connecting again")
-                self._connect_again(error)
+                self._wait(error)
         raise AssertionError("unreachable")
 
-    def _connect_again(self, lost: DeviceLost) -> None:
-        self._agent.close()
-        self._alone = False
+    def _wait(self, lost: DeviceLost) -> None:
+        """Until the device can be reached again."""
         until = time.monotonic() + RECONNECT_SECONDS
         while True:
             try:
-                self._agent = Agent(self.device, self._log)
-                break
+                return self._connect()
             except DeviceError as error:
                 if time.monotonic() > until:
                     raise DeviceLost(f"{lost} ({error})") from error
                 time.sleep(2)
+
+    def _connect(self) -> None:
+        """Connect and have the device alone."""
+        self._agent = Agent(self.device, self._log)
+        self._agent.take(lambda holder: self._say(f"waiting for {holder}"))
         before, now = self.found.get("boot"), plain_values(self._agent.hello).get("boot")
         self.found["boot"] = now
         if before and now and now != before:

@@ -24,4 +24,4 @@ def main() -> None:
     else:
         from edgekit.devices.agent.serve import serve
 
-        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
+        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5], *map(float, sys.argv[6:7]))
