@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
+from calibration.bias import Corrections, corrected, find_corrections
 from calibration.equalization import Scales, equalized, find_scales
 from calibration.simulation import expected_drop, quantized_places, represented, simulate, with_int8_weights
 from edgekit.core.errors import ConversionError
@@ -216,8 +217,8 @@ class Calibrated:
 
     Attributes:
         quantization: for the targets.
-        record: for manifests: equalizations and estimators with the drops in mIoU that they are expected to cost, and the
-            drop with either half of the frames alone, in plain values.
+        record: for manifests: equalizations, estimators and bias correction with the drops in mIoU that they are expected
+            to cost, and the drop with either half of the frames alone, in plain values.
     """
 
     quantization: Quantization
@@ -225,7 +226,7 @@ class Calibrated:
 
 
 def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrated:
-    """The equalization and the ranges that cost the network least: all are simulated on some of the frames, the best are taken.
+    """The equalization, ranges and biases that cost the network least: all are simulated on some frames, the best are taken.
 
     Args:
         batches: one pass is taken.
@@ -274,22 +275,34 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
         drops = {name: drop(form, scheme, candidate) for name, candidate in candidates.items()}
         best = min(drops, key=lambda name: drops[name])
         ranges[scheme] = candidates[best]
-        record[scheme] = {"estimator": best, "expected_drop": drops}
+        record[scheme] = {
+            "estimator": best,
+            "expected_drop": drops,
+            "equalization": equalization,
+            "expected_drop_by_equalization": {name: one[scheme] for name, one in first.items()},
+        }
+    uncorrected = {scheme: record[scheme]["expected_drop"][record[scheme]["estimator"]] for scheme in SCHEMES}
+    corrections = find_corrections(form.graph, frames)
+    other = _with_biases(form, corrections)
+    after = {scheme: drop(other, scheme, ranges[scheme]) for scheme in SCHEMES}
+    better = sum(after.values()) < sum(uncorrected.values())  # one graph serves all targets
+    form, corrections = (other, corrections) if better else (form, {})
+    for scheme in SCHEMES:
+        record[scheme]["bias_correction"] = {"taken": better, "expected_drop": after[scheme]}
         if count > 1:  # how much it matters which frames calibrate: two halves that share none, each alone
             halves = (form.observed.of(slice(start, None, 2)) for start in range(2))
             record[scheme]["expected_drop_of_halves"] = [
-                drop(form, scheme, estimated(form, scheme, best, half), few) for half in halves
+                drop(form, scheme, estimated(form, scheme, record[scheme]["estimator"], half), few) for half in halves
             ]
-        record[scheme]["equalization"] = equalization
-        record[scheme]["expected_drop_by_equalization"] = {name: one[scheme] for name, one in first.items()}
-    quantization = Quantization(ranges, form.scales, frames[0], batches)
+    quantization = Quantization(ranges, form.scales, frames[0], batches, corrections)
     return Calibrated(quantization, {"ranges": record, "simulated_frames": len(frames)})
 
 
 @dataclass(frozen=True)
 class _Form:
-    """A network with its channels scaled in one way."""
+    """A network with its channels scaled in one way, in float and with int8 weights."""
 
+    graph: DeployableGraph
     scales: Scales
     observed: Observed
     rounded: DeployableGraph
@@ -306,4 +319,9 @@ def _form(graph: DeployableGraph, observed: Observed, evenness: float | None) ->
         scales = find_scales(graph, reaches, evenness)
     scaled = equalized(graph, scales)
     places = {scheme: quantized_places(scaled, scheme) for scheme in SCHEMES}
-    return _Form(scales, observed.scaled(scales), with_int8_weights(scaled), places)
+    return _Form(scaled, scales, observed.scaled(scales), with_int8_weights(scaled), places)
+
+
+def _with_biases(form: _Form, corrections: Corrections) -> _Form:
+    graph = corrected(form.graph, corrections)
+    return replace(form, graph=graph, rounded=with_int8_weights(graph))

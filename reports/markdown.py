@@ -372,6 +372,9 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     drop = 100 * calibration["expected_drop"][estimator]
     equalization = calibration.get("equalization", "none")
     equalized = "" if equalization == "none" else f", channels equalized ({equalization})"
+    correction = calibration.get("bias_correction", {"taken": False})
+    if correction["taken"]:
+        drop, equalized = 100 * correction["expected_drop"], f"{equalized}, biases corrected"
     text += (
         f"; {calibration['scheme']} ranges by {estimator}{equalized}, expected to cost {drop:.2f} points of mIoU "
         f"(simulated on {calibration['simulated_frames']} of them)"

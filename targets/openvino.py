@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class OpenVINO:
             if recipe.precision == "int8":
                 core = _quantize(core, graph, recipe, require_quantization(recipe, quantization))
         model = _add_edges(core, graph, recipe)
+        _name_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
         quantized = recipe.precision == "int8"
         return Converted(
@@ -259,6 +261,14 @@ def _set_range(quantizer: Any, low: Float32, high: Float32) -> None:
         quantizer.input(position).replace_source_output(
             ov.opset13.constant(end.reshape(shape).astype(np.float32)).output(0)
         )
+
+
+def _name_by_place(model: Any) -> None:
+    """Replace names that hold the process's count of nodes, so that the same inputs give the same bytes."""
+    for position, node in enumerate(model.get_ordered_ops()):
+        kind = node.get_type_name()
+        if re.fullmatch(rf"{kind}_\d+", node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{position}")
 
 
 def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:

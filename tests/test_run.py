@@ -518,6 +518,10 @@ def test_the_same_bytes_as_in_one_process(
     progress = Progress(silent=True)
     checkpoint, size = load_checkpoint(str(small_checkpoint)), Size(96, 160)
     target = registry.load_target("openvino")
+    another = lazy_graph(checkpoint, Size(64, 96), progress)  # what a process did before must not show
+    make_artifact(
+        target, checkpoint, another, recipe_for(target, "fp32", None, 1), Size(64, 96), None, tmp_path, "", progress,
+    )  # fmt: skip
     made = make_artifact(
         target, checkpoint, lazy_graph(checkpoint, size, progress), recipe_for(target, "fp32", None, 1), size, None,
         tmp_path, "", progress,

@@ -126,6 +126,7 @@ class Quantization:
     Attributes:
         ranges: what each scheme is to represent.
         scales: what the channels of int8's graph are multiplied by, float32 [channels] by node; the float one's are not.
+        biases: what is added to the biases of int8's convolutions, float32 [channels] by node; the float graph's are not.
         probe: a calibration frame, uint8 [1, H, W, 3], by whose values a target knows its own tensors as the graph's.
         batches: passes over all calibration frames, for tensors that are no node's.
     """
@@ -134,6 +135,7 @@ class Quantization:
     scales: Mapping[str, Float32]
     probe: UInt8
     batches: Batches
+    biases: Mapping[str, Float32] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

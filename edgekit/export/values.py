@@ -49,10 +49,22 @@ def visit_values(graph: DeployableGraph, frame: UInt8, visit: Visitor) -> Tensor
 
     Maps lie in memory with their channels last, with which PyTorch's CPU kernels are three times as fast.
     """
-    planes = normalize(torch.from_numpy(frame), graph.normalization).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        logits: Tensor = _Visited(_channels_last(graph), visit).run(planes)
+        logits: Tensor = _Visited(_channels_last(graph), visit).run(_planes(graph, frame))
     return logits
+
+
+def visit_operations(graph: DeployableGraph, frame: UInt8, look: Callable[[Node, tuple[Any, ...]], None]) -> None:
+    """Run the graph on a frame, uint8 [1, H, W, 3], and show each operation with the arguments it is given. None is kept."""
+
+    class Shown(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            if n.op == "call_function":
+                look(n, self.fetch_args_kwargs_from_env(n)[0])
+            return super().run_node(n)
+
+    with torch.inference_mode():
+        Shown(_channels_last(graph)).run(_planes(graph, frame))
 
 
 def all_values(graph: DeployableGraph, frame: UInt8) -> dict[Node, Any]:
@@ -64,10 +76,13 @@ def all_values(graph: DeployableGraph, frame: UInt8) -> dict[Node, Any]:
             values[n] = super().run_node(n)
             return values[n]
 
-    planes = normalize(torch.from_numpy(frame), graph.normalization).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        Kept(_channels_last(graph), garbage_collect_values=False).run(planes)
+        Kept(_channels_last(graph), garbage_collect_values=False).run(_planes(graph, frame))
     return values
+
+
+def _planes(graph: DeployableGraph, frame: UInt8) -> Tensor:
+    return normalize(torch.from_numpy(frame), graph.normalization).contiguous(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.quantization import Calibration, calibration_record, equalized_graph, prepare, quantization_key
+from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -141,7 +141,7 @@ def make_artifact(
                 prepared = prepare(deployable, checkpoint, calibration, run_folder) if calibration else None
                 quantization = None if prepared is None else prepared.quantization
                 if quantization is not None:
-                    deployable = equalized_graph(deployable, quantization)
+                    deployable = int8_graph(deployable, quantization, recipe.keep_float)
                 converted = target.convert(deployable, recipe, quantization, temporary)
         except EdgekitError:
             raise

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from calibration.ranges import Calibrated
 
 MEMORY_FOR_CALIBRATION = 256 << 20
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,17 +131,29 @@ def _stored(path: Path, calibration: Calibration) -> Calibrated:
             scheme: {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == scheme}
             for scheme in get_args(Scheme)
         }
-        scales = {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == "scales"}
+        scales, biases = (
+            {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == kind}
+            for kind in ("scales", "biases")
+        )
         record = json.loads(str(stored["record"]))
-        return Calibrated(Quantization(ranges, scales, stored["probe"], calibration.batches()), record)
+        return Calibrated(Quantization(ranges, scales, stored["probe"], calibration.batches(), biases), record)
 
 
 @lru_cache(maxsize=2)
 def equalized_graph(graph: DeployableGraph, quantization: Quantization) -> DeployableGraph:
-    """What int8 is made of: one graph for all targets of a process, which keep what they make of it."""
+    """The float network in int8's scales: one graph for all that a process does with it."""
     from calibration.equalization import equalized
 
     return equalized(graph, quantization.scales)
+
+
+@lru_cache(maxsize=2)
+def int8_graph(graph: DeployableGraph, quantization: Quantization, keep_float: tuple[str, ...]) -> DeployableGraph:
+    """What int8 is made of: one graph for all targets of a process, which keep what they make of it."""
+    from calibration.bias import corrected
+    from edgekit.export.layers import nodes_of
+
+    return corrected(equalized_graph(graph, quantization), quantization.biases, but=nodes_of(graph, keep_float))
 
 
 def calibration_record(calibrated: Calibrated, scheme: Scheme | None) -> dict[str, Any]:
@@ -177,6 +189,7 @@ def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> N
         for name, value in ranges.items()
     }
     arrays |= {f"scales/{name}": value for name, value in calibrated.quantization.scales.items()}
+    arrays |= {f"biases/{name}": value for name, value in calibrated.quantization.biases.items()}
     buffer = io.BytesIO()
     np.savez(buffer, probe=calibrated.quantization.probe, record=np.array(json.dumps(record)), **arrays)
     write_bytes(path, buffer.getvalue())
