@@ -9,11 +9,11 @@ import numpy as np
 
 from edgekit.metrics.scores import counts_from_json
 from reports import figures
-from reports.document import LOCAL, ReportContext, Result
+from reports.document import HEADLINE_SCOPE, LOCAL, ReportContext, Result
 from reports.numbers import megabytes, milliseconds, percent
 from reports.statistics import bootstrap_drop
 from reports.sustained import SHORT, SLOWER, Sustained, summarize_sustained, throttling
-from reports.text import distinct_names, escape, interval, table
+from reports.text import Notes, distinct_names, escape, interval, table
 
 SHOWN = 4
 """Artifacts in the figure of sustained load: more lines could not be told apart."""
@@ -71,19 +71,15 @@ def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) ->
     return lines
 
 
-def core_ml_section(results: Sequence[Result]) -> list[str]:
-    """Latency on each of Core ML's compute units, and where its compute plan puts the operations."""
-    rows, plans = [], []
+def units_section(results: Sequence[Result]) -> list[str]:
+    """Latency on each unit that a runtime was told to use, and where Core ML's compute plan puts the operations."""
+    rows, plans, notes = [], [], Notes()
     chosen = [result for result in results if (result.document.get("latency") or {}).get("compute_units")]
+    units = list(dict.fromkeys(unit for result in chosen for unit in result.document["latency"]["compute_units"]))
     for name, result in zip(distinct_names(chosen), chosen, strict=True):
-        units = result.document["latency"]["compute_units"]
-        cells = [
-            milliseconds(one["p50"]) if isinstance(one, Mapping) and "p50" in one else "failed"
-            for one in units.values()
-        ]
-        rows.append([escape(name), *cells])
-        placement = result.document["latency"].get("placement") or {}
-        for unit, plan in placement.items():
+        latency = result.document["latency"]
+        rows.append([escape(name), *(_unit_cell(latency["compute_units"].get(unit), notes) for unit in units)])
+        for unit, plan in (latency.get("placement") or {}).items():
             if isinstance(plan, Mapping) and plan.get("operations"):
                 shares = [
                     f"{device} {count} ({percent((plan.get('cost') or {}).get(device, 0.0))} % of the cost)"
@@ -93,18 +89,23 @@ def core_ml_section(results: Sequence[Result]) -> list[str]:
                 plans.append([escape(name), escape(unit), escape(", ".join(shares)), escape(", ".join(rest)) or "none"])
     if not rows:
         return []
-    header = ["Artifact", *(f"{escape(unit)} p50, ms" for unit in chosen[0].document["latency"]["compute_units"])]
-    lines = [
-        "## Compute units",
-        "",
-        "Frame to labels on each choice of Core ML's compute units.",
-        "",
-        *table(header, rows),
-    ]
+    scopes = " and ".join(dict.fromkeys(str(result.scope) for result in chosen if result.scope is not None))
+    lead = f"The same artifact on each unit that it can be told to use, p50 of {scopes or HEADLINE_SCOPE}. The first is its headline."
+    header = ["Artifact", *(f"{escape(unit)}, ms" for unit in units)]
+    lines = ["## Compute units", "", lead, "", *table(header, rows), *notes.lines()]
     if plans:
         lead = "Where Core ML's compute plan puts the operations. The cost is the plan's own estimate."
         lines += [lead, "", *table(["Artifact", "Units", "Operations", "Not with the most"], plans, left=4)]
     return lines
+
+
+def _unit_cell(unit: Any, notes: Notes) -> str:
+    if not isinstance(unit, Mapping):
+        return notes.mark("not measured", "it was not asked for there")
+    if "p50" not in unit:
+        return notes.mark("not measured", str(unit.get("failed") or "it did not run"))
+    shares = [f"{name} takes {share} operations" for name, share in (unit.get("operations") or {}).items()]
+    return notes.mark(milliseconds(unit["p50"]), *shares)
 
 
 def tensorrt_section(results: Sequence[Result]) -> list[str]:
@@ -126,6 +127,7 @@ def tensorrt_section(results: Sequence[Result]) -> list[str]:
                 (watched.get("mean_watts"), lambda value: f"{value:.1f}"),
                 (heat, lambda value: f"{value:.0f}"),
             )),
+            escape(", ".join(f"{count} {kind}" for kind, count in (told.get("precisions") or {}).items())) or "unavailable",
         ])  # fmt: skip
         layers += [
             [escape(name), escape(layer["name"]), milliseconds(layer["mean_ms"]), percent(layer["share"])]
@@ -133,7 +135,15 @@ def tensorrt_section(results: Sequence[Result]) -> list[str]:
         ]
     if not rows:
         return []
-    header = ["Artifact", "Graph p50, ms", "With copies p50, ms", "GPU memory, MB", "Power, W", "Hottest sensor, C"]
+    header = [
+        "Artifact",
+        "Graph p50, ms",
+        "With copies p50, ms",
+        "GPU memory, MB",
+        "Power, W",
+        "Hottest sensor, C",
+        "Layers",
+    ]
     lines = ["## TensorRT", "", "By trtexec and tegrastats on the device.", "", *table(header, rows)]
     if layers:
         lines += ["The slowest layers.", "", *table(["Artifact", "Layer", "Mean, ms", "Share, %"], layers, left=2)]

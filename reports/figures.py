@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edgekit.core.values import IGNORE, ClassSet, UInt8
 from reports.document import Strip
-from reports.sustained import Sustained
+from reports.sustained import Interval, Sustained
 
 # Hues that stay apart for colour-blind readers and are dark enough for text on white.
 _PALETTE = ("#0b63b5", "#c2410c", "#15803d", "#9d174d", "#6d28d9", "#0e7490", "#854d0e", "#475569")
@@ -356,8 +356,8 @@ def sustained(loads: Sequence[Load], colours: Mapping[str, str], form: str = "sv
                 if panel == "latency":
                     handles += axes.plot(times, [entry.p50 for entry in parts], **style)
                     axes.fill_between(
-                        times, [entry.p50 for entry in parts], [entry.p90 for entry in parts], color=colour, alpha=0.15,
-                        linewidth=0,
+                        times, [entry.p50 for entry in parts], [_upper(entry) for entry in parts], color=colour,
+                        alpha=0.15, linewidth=0,
                     )  # fmt: skip
                     if load.found.throttled is not None:
                         axes.axvline(load.found.throttled - 1, color=colour, linewidth=0.9, linestyle=(0, (2, 2)))
@@ -366,14 +366,18 @@ def sustained(loads: Sequence[Load], colours: Mapping[str, str], form: str = "sv
                     axes.plot(times, [math.nan if value is None else value for value in values], **style)
             axes.set_xlim(0, longest)
             if panel == "latency":
-                axes.set_ylim(0, 1.08 * max(entry.p90 for load in loads for entry in load.found.intervals))
+                axes.set_ylim(0, 1.08 * max(_upper(entry) for load in loads for entry in load.found.intervals))
             axes.set_ylabel(labels[panel])
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if panel == "latency" else 3, steps=[1, 2, 5, 10]))
             axes.grid(True, color=_GRID, linewidth=0.8)
             axes.set_axisbelow(True)
             if panel == panels[-1]:
+                banded = any(entry.p90 is not None for load in loads for entry in load.found.intervals)
+                throttled = any(load.found.throttled is not None for load in loads)
                 axes.set_xlabel(
-                    "minutes under load; the line is p50, the band goes up to p90, dotted: throttling begins"
+                    "minutes under load; the line is p50"
+                    + (", the band goes up to p90" if banded else "")
+                    + (", dotted: throttling begins" if throttled else "")
                 )
             else:
                 axes.tick_params(labelbottom=False)
@@ -382,6 +386,11 @@ def sustained(loads: Sequence[Load], colours: Mapping[str, str], form: str = "sv
             fontsize=9, handlelength=2.6, columnspacing=1.4,
         )  # fmt: skip
         return _bytes(figure, form)
+
+
+def _upper(interval: Interval) -> float:
+    """Where the band of an interval ends."""
+    return interval.p50 if interval.p90 is None else interval.p90
 
 
 def layer_drops(layers: Sequence[str], drops: Mapping[str, Sequence[float]], form: str = "svg") -> bytes:

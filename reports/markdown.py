@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
 from reports import figures
-from reports.devices import against_local, core_ml_section, sustained_chart, sustained_section, tensorrt_section
+from reports.devices import against_local, sustained_chart, sustained_section, tensorrt_section, units_section
 from reports.document import (
     HEADLINE_SCOPE,
     LOCAL,
@@ -541,7 +541,7 @@ def _measured_page(
         lines += ["No chart: no artifact of this page has both a measured latency and a mIoU.", ""]
     lines += _ratio_section(page)
     lines += sustained_section(page, pictures)
-    lines += core_ml_section(page)
+    lines += units_section(page)
     lines += tensorrt_section(page)
     lines += against_local(page, everything, context)
     lines += _accuracy_section(page)

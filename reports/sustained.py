@@ -25,7 +25,8 @@ class Interval:
 
     Attributes:
         end: minutes from the beginning to its end.
-        p50, p90: milliseconds.
+        p50: milliseconds; the mean where a tool prints no median.
+        p90: milliseconds; None where a tool that keeps its samples to itself does not print it.
         n: samples.
         clock: the highest clock of any core at its end, GHz; None where the device does not say.
         temperature: of its hottest sensor, Celsius; None likewise.
@@ -33,7 +34,7 @@ class Interval:
 
     end: float
     p50: float
-    p90: float
+    p90: float | None
     n: int
     clock: float | None
     temperature: float | None
@@ -71,14 +72,14 @@ def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
         EdgekitError: it holds no samples.
     """
     raw = document["intervals"]
-    if not raw or not all(entry["samples_ms"] for entry in raw):
+    if not raw or not all(_samples(entry) for entry in raw):
         raise EdgekitError("a sustained load without samples says nothing: measure it again")
     # Minutes; shorter loads are cut into six parts, so that there is a first and a last one.
     part = 60.0 if document["seconds"] >= SHORT else document["seconds"] / 6
     minutes: dict[int, list[float]] = {}
     for entry in raw:
         middle = (entry["begin_s"] + entry["end_s"]) / 2
-        minutes.setdefault(int(middle / part), []).extend(entry["samples_ms"])
+        minutes.setdefault(int(middle / part), []).extend(_samples(entry))
     order = sorted(minutes)
     medians = [float(np.median(minutes[minute])) for minute in order]
     slow = [median > medians[0] * (1 + SLOWER) for median in medians]
@@ -99,15 +100,25 @@ def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
     )
 
 
+def _samples(entry: Mapping[str, Any]) -> Sequence[float]:
+    """Milliseconds: all of an interval, or the one that a tool prints for it (the median, or the mean without one)."""
+    if "samples_ms" in entry:
+        samples: Sequence[float] = entry["samples_ms"]
+        return samples
+    printed = entry["statistics"]
+    return [float(printed.get("p50") or printed["mean"])]
+
+
 def _interval(entry: Mapping[str, Any]) -> Interval:
-    samples = np.asarray(entry["samples_ms"], np.float64)
+    samples = np.asarray(_samples(entry), np.float64)
+    printed = entry.get("statistics")
     clocks = _numbers(entry.get("clock_khz"))
     temperatures = _numbers(entry.get("temperature_c"))
     return Interval(
         end=entry["end_s"] / 60,
         p50=float(np.median(samples)),
-        p90=float(np.percentile(samples, 90)),
-        n=len(samples),
+        p90=float(np.percentile(samples, 90)) if printed is None else printed.get("p90"),
+        n=len(samples) if printed is None else int(printed["n"]),
         clock=max(clocks) / 1e6 if clocks else None,
         temperature=max(temperatures) if temperatures else None,
     )

@@ -14,8 +14,9 @@ from edgekit.core.files import sha256_json, sha256_path
 from edgekit.core.progress import Progress
 from edgekit.core.values import Artifact, ClassSet
 from edgekit.devices import jetson
+from edgekit.devices.formats import trtexec
 from edgekit.devices.inventory import Device
-from edgekit.devices.local import Mode, Scope
+from edgekit.devices.local import Mode, Scope, interval_of
 from edgekit.devices.remote import (
     Agent,
     Event,
@@ -148,7 +149,9 @@ class Board:
         """What runs a target's artifacts there, and its version."""
         if target == "coreml":  # its version is the system's
             return f"Core ML, {self.environment.get('os', 'macOS')}"
-        version = self._tensorrt_python() if target == "tensorrt" else self.runtimes.get(target)
+        version = self.runtimes.get(target)
+        if target == "tensorrt":
+            version = self._tensorrt_python() or tensorrt_version(self.found)
         return f"{RUNTIMES[target].title} {version}" if version else RUNTIMES[target].title
 
     @property
@@ -157,6 +160,11 @@ class Board:
         if self.found.get("system") == "darwin":
             return "apple"
         return "jetson" if self.runtimes.get("tensorrt") else None
+
+    def clean(self) -> int:
+        """Remove everything that edgekit left there, when nobody measures; the bytes that it held."""
+        freed = self.step(lambda agent: agent.ask({"do": "clean"})).get("bytes")
+        return freed if isinstance(freed, int) else 0
 
     def _tensorrt_python(self) -> str | None:
         found = (self.found.get("tensorrt") or {}).get("python")
@@ -334,6 +342,9 @@ class Board:
     def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
         """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
         (key,) = self.send([artifact], frames)
+        if not self.can_evaluate(artifact):  # TensorRT without its Python package
+            length = interval_of(seconds)
+            return self._as_artifact(lambda: self.step(lambda agent: jetson.sustain(agent, key, seconds, length)))
         intervals: list[dict[str, Any]] = []
 
         def take(event: Event) -> None:
@@ -376,9 +387,13 @@ class Board:
             raise
 
 
-def interval_of(seconds: float) -> float:
-    """Length of an interval of a sustained load: sixty of them, but none shorter than a second or longer than ten."""
-    return min(10.0, max(1.0, seconds / 60))
+def tensorrt_version(found: Mapping[str, Any]) -> str | None:
+    """TensorRT's version by the trtexec of a device, as a probe found it."""
+    said = (found.get("tensorrt") or {}).get("trtexec")
+    try:
+        return ".".join(map(str, trtexec.parse_version(said))) if isinstance(said, str) else None
+    except DeviceError:
+        return None
 
 
 def device_key(artifact: Artifact) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError
-from edgekit.core.files import sha256_json
 from edgekit.devices.formats import tegrastats, trtexec
 from edgekit.devices.local import Mode
 from edgekit.devices.remote import Agent
@@ -21,6 +22,17 @@ ENGINE, TIMES, PROFILE, LAYERS, CACHE = "model.engine", "times.json", "profile.j
 FILE_LIMIT = 12 << 20
 SLOWEST = 12
 """Layers that a report shows."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What trtexec is asked for; see :func:`edgekit.devices.formats.trtexec.time_command`."""
+
+    queries: int
+    seconds: float
+    warmup_ms: int = 1000
+    transfers: bool = False
+    profiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Engine:
 
 def version_of(agent: Agent) -> trtexec.Version:
     """TensorRT's version, as trtexec says it."""
-    return trtexec.parse_version(_run(agent, ("--help",), 60)["output"])
+    return trtexec.parse_version(_run(agent, "", ("--help",), 60)["output"])
 
 
 def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
@@ -63,19 +75,20 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
         ArtifactError: TensorRT cannot build it.
     """
     version = version_of(agent)
-    place = agent.ask({"do": "engine", "artifact": artifact, "key": _key(artifact, version, "")})
-    gpu = clean_text(str(place.get("gpu", "")).encode(), 100)
-    key = _key(artifact, version, gpu)
+    wanted = {"do": "engine", "artifact": artifact, "version": list(version)}
+    place = agent.ask(wanted)
     if anew:
-        agent.ask({"do": "keep_engine", "artifact": artifact, "key": key, "good": False})
-    place = agent.ask({"do": "engine", "artifact": artifact, "key": key})
-    folder, model = str(place["folder"]), str(place["model"])
+        agent.ask({"do": "keep_engine", "artifact": artifact, "key": place["key"], "good": False})
+        place = agent.ask(wanted)
+    gpu = clean_text(str(place.get("gpu", "")).encode(), 100)
+    # They only ever go back to the device, which looks at them again.
+    key, folder, model = (str(place[name]) for name in ("key", "folder", "model"))
     seconds = None
     if not place.get("ready"):
         command = trtexec.build_command(
             version, model, f"{folder}/{ENGINE}.partial", f"{folder}/{CACHE}", f"{folder}/{LAYERS}"
         )
-        done = _run(agent, command[1:], BUILD_SECONDS)
+        done = _run(agent, key, command[1:], BUILD_SECONDS, writes=(LAYERS,))
         if done["code"] != 0:
             raise ArtifactError(f"device '{agent.device.name}' cannot build an engine: {_why(done['output'])}")
         seconds = trtexec.parse_output(done["output"]).seconds
@@ -93,18 +106,15 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
     """
     engine = build(agent, artifact)
     contract = LATENCY_CONTRACTS[mode]
-    done = _time(agent, engine, contract.queries, contract.seconds, False)
+    plain = Timing(contract.queries, contract.seconds, profiled=True)
+    done = _time(agent, engine, plain)
     if done["code"] != 0 and trtexec.built_elsewhere(done["output"]):  # kept from before a change of the board
         engine = build(agent, artifact, anew=True)
-        done = _time(agent, engine, contract.queries, contract.seconds, False)
-    if done["code"] != 0:
-        raise ArtifactError(f"device '{agent.device.name}' cannot run the engine: {_why(done['output'])}")
-    run = trtexec.parse_output(done["output"])
-    times = trtexec.parse_times(_read(agent, engine, TIMES))
-    if not times.compute or not all(0 < value < 1e9 for value in times.compute):
-        raise DeviceError(f"device '{agent.device.name}': trtexec exported no times: look at its output by hand")
+        done = _time(agent, engine, plain)
+    run, times = _timed(agent, engine, done)
     profile = trtexec.parse_profile(_read(agent, engine, PROFILE))
-    with_copies = _time(agent, engine, contract.queries, contract.seconds, True)
+    precisions = Counter(trtexec.parse_layers(_read(agent, engine, LAYERS)).values())
+    with_copies = _time(agent, engine, Timing(contract.queries, contract.seconds, transfers=True))
     copied = trtexec.parse_times(_read(agent, engine, TIMES)).latency if with_copies["code"] == 0 else ()
     return {
         "scope": "graph",
@@ -114,11 +124,7 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
         "first_ms": None,
         "load_ms": None if run.seconds is None else run.seconds * 1e3,
         "peak_rss_bytes": None,
-        "settings": {
-            "engine": f"TensorRT {'.'.join(map(str, engine.version))}",
-            "GPU": run.gpu or engine.gpu or "unavailable",
-            "flags": " ".join(_flags(engine, contract.queries, contract.seconds, False)),
-        },
+        "settings": {**_settings(engine, run), "flags": " ".join(_flags(engine, plain))},
         "conditions": [],
         "trtexec": {
             "built_seconds": engine.built_seconds,
@@ -128,32 +134,88 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
                 {"name": clean_text(layer.name.encode(), 160), "mean_ms": layer.mean_ms, "share": layer.share}
                 for layer in sorted(profile, key=lambda layer: -layer.share)[:SLOWEST]
             ],
+            "precisions": {clean_text(name.encode(), 20): count for name, count in precisions.items()},
             "warnings": [clean_text(warning.encode(), 200) for warning in run.warnings[:10]],
             **_watched(done["tegrastats"]),
         },
     }
 
 
-def _key(artifact: str, version: trtexec.Version, gpu: str) -> str:
-    return sha256_json([artifact, list(version), gpu])[:32]
+def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> dict[str, Any]:
+    """The bare graph under load for so long: each interval is a call of trtexec, its engine loaded anew.
+
+    Returns:
+        As :func:`edgekit.devices.local.sustain`, scope ``graph``; clocks are the GPU's.
+
+    Raises:
+        ArtifactError: TensorRT cannot build or run it.
+    """
+    engine = build(agent, artifact)
+    intervals: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    begin = now = time.monotonic()
+    while now - begin < seconds - 1e-3:
+        span = min(interval, seconds - (now - begin))
+        done = _time(agent, engine, Timing(1, span, warmup_ms=0))
+        run, times = _timed(agent, engine, done)
+        settings = _settings(engine, run)
+        watched = (_watched(done["tegrastats"])["tegrastats"]) or {}
+        clock = watched.get("gpu_clock_mhz")
+        end = time.monotonic()
+        intervals.append(
+            {
+                "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "samples_ms": list(times.compute),
+                "clock_khz": {"GPU": clock[0] * 1000} if clock else {}, "temperature_c": watched.get("max_celsius") or {},
+            }
+        )  # fmt: skip
+        now = end
+    return {"seconds": seconds, "scope": "graph", "settings": settings, "before": {}, "intervals": intervals}
 
 
-def _flags(engine: Engine, queries: int, seconds: float, transfers: bool) -> tuple[str, ...]:
+def _settings(engine: Engine, run: trtexec.TrtexecRun) -> dict[str, Any]:
+    return {
+        "engine": f"TensorRT {'.'.join(map(str, engine.version))}",
+        "GPU": run.gpu or engine.gpu or "unavailable",
+    }
+
+
+def _flags(engine: Engine, timing: Timing) -> tuple[str, ...]:
     command = trtexec.time_command(
-        engine.version, engine.path, f"{engine.folder}/{TIMES}", f"{engine.folder}/{PROFILE}", warmup_ms=1000,
-        seconds=max(1, round(seconds)), queries=queries, transfers=transfers,
+        engine.version, engine.path, f"{engine.folder}/{TIMES}", f"{engine.folder}/{PROFILE}" if timing.profiled else None,
+        warmup_ms=timing.warmup_ms, seconds=max(1, round(timing.seconds)), queries=timing.queries,
+        transfers=timing.transfers,
     )  # fmt: skip
     return command[1:]
 
 
-def _time(agent: Agent, engine: Engine, queries: int, seconds: float, transfers: bool) -> Mapping[str, Any]:
-    return _run(agent, _flags(engine, queries, seconds, transfers), 600 + 20 * seconds, True)
+def _time(agent: Agent, engine: Engine, timing: Timing) -> Mapping[str, Any]:
+    return _run(agent, engine.key, _flags(engine, timing), 600 + 20 * timing.seconds, True, (TIMES, PROFILE))
 
 
-def _run(agent: Agent, arguments: tuple[str, ...], seconds: float, watched: bool = False) -> Mapping[str, Any]:
+def _timed(agent: Agent, engine: Engine, done: Mapping[str, Any]) -> tuple[trtexec.TrtexecRun, trtexec.Times]:
+    """What a timing printed and exported."""
+    if done["code"] != 0:
+        raise ArtifactError(f"device '{agent.device.name}' cannot run the engine: {_why(done['output'])}")
+    times = trtexec.parse_times(_read(agent, engine, TIMES))
+    if not times.compute or not all(0 < value < 1e9 for value in times.compute):
+        raise ArtifactError(f"device '{agent.device.name}': trtexec exported no times: look at its output by hand")
+    return trtexec.parse_output(done["output"]), times
+
+
+def _run(
+    agent: Agent,
+    key: str,
+    arguments: tuple[str, ...],
+    seconds: float,
+    watched: bool = False,
+    writes: tuple[str, ...] = (),
+) -> Mapping[str, Any]:
     done = agent.ask(
-        {"do": "tool", "program": "trtexec", "arguments": list(arguments), "seconds": seconds, "watched": watched}
-    )
+        {
+            "do": "tool", "program": "trtexec", "arguments": list(arguments), "seconds": seconds, "watched": watched,
+            "key": key, "writes": list(writes),
+        }
+    )  # fmt: skip
     if not isinstance(done.get("output"), str) or not isinstance(done.get("code"), int):
         raise DeviceError(f"device '{agent.device.name}': trtexec did not end in {seconds:.0f} s: see whether it hangs")
     return done
@@ -162,7 +224,7 @@ def _run(agent: Agent, arguments: tuple[str, ...], seconds: float, watched: bool
 def _read(agent: Agent, engine: Engine, name: str) -> str:
     text = agent.ask({"do": "read", "key": engine.key, "name": name, "limit": FILE_LIMIT}).get("text")
     if not isinstance(text, str):
-        raise DeviceError(f"device '{agent.device.name}': trtexec exported no {name}: look at its output by hand")
+        raise ArtifactError(f"device '{agent.device.name}': trtexec exported no {name}: look at its output by hand")
     return text
 
 

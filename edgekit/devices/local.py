@@ -234,6 +234,11 @@ def _enough(result: Outcome, contract: LatencyContract) -> bool:
     return len(samples) >= contract.queries and sum(samples) >= 1e3 * contract.seconds
 
 
+def interval_of(seconds: float) -> float:
+    """Length of an interval of a sustained load: sixty of them, but none shorter than a second or longer than ten."""
+    return min(10.0, max(1.0, seconds / 60))
+
+
 def sustain(
     subject: Subject,
     frames: Path,

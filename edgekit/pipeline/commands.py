@@ -15,10 +15,10 @@ from edgekit.core.files import clean_partials, write_bytes
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
-from edgekit.devices.board import Board, interval_of
+from edgekit.devices.connected import Connected
 from edgekit.devices.environment import local_environment
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
-from edgekit.devices.local import Mode, Scope, Subject, sustain
+from edgekit.devices.local import Mode, Scope, Subject, interval_of, sustain
 from edgekit.metrics.scores import add_counts, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
@@ -145,7 +145,7 @@ def bench(
             rows += _bench_here(artifacts, frames, mode, scope, threads, sustained, folder, progress)
         samples = bench_frames(frames, artifacts[0].size, folder)
 
-        def work(board: Board) -> list[dict[str, Any]]:
+        def work(board: Connected) -> list[dict[str, Any]]:
             return _bench_there(board, artifacts, samples, mode, scope, threads, sustained, progress)
 
         for found in side_by_side(boards, work):
@@ -183,7 +183,7 @@ def _bench_here(
 
 
 def _bench_there(
-    board: Board,
+    board: Connected,
     artifacts: Sequence[Artifact],
     samples: Path,
     mode: Mode,
@@ -212,7 +212,7 @@ def _bench_there(
         latency = dict(taken[artifact.folder])
         environment = latency.pop("environment", None) or board.environment
         row = _bench_row(artifact, board.device.name, latency, environment)
-        if sustained is not None and reason is None and board.can_evaluate(artifact):
+        if sustained is not None and reason is None:
             row["sustained"] = board.sustain(artifact, samples, sustained, threads)
         rows.append(row)
     return rows

@@ -20,7 +20,7 @@ from edgekit.core.files import sha256_json, write_bytes, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, Int32, Provenance, ProvenanceKind, Size
-from edgekit.devices.board import Board
+from edgekit.devices.connected import Connected, connect_device
 from edgekit.devices.inventory import Device
 from edgekit.devices.local import Mode
 from edgekit.pipeline.accuracy import Frames, read_reference
@@ -66,16 +66,16 @@ class Result:
     error: EdgekitError | None
 
 
-def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress: Progress) -> list[Board]:
+def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress: Progress) -> list[Connected]:
     """All devices, connected side by side, before anything else is done.
 
     Raises:
         DeviceError: one cannot be reached or used; the others are let go.
     """
 
-    def one(device: Device) -> Board | DeviceError:
+    def one(device: Device) -> Connected | DeviceError:
         try:
-            return Board(device, folder / "logs", progress)
+            return connect_device(device, folder / "logs", progress)
         except DeviceError as error:
             return error
 
@@ -83,16 +83,15 @@ def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress:
         return []
     with ThreadPoolExecutor(len(devices)) as pool:
         boards = list(pool.map(one, devices))
-    for board in boards:
-        if isinstance(board, Board):
-            stack.callback(board.close)
-    for board in boards:
-        if isinstance(board, DeviceError):
-            raise board
-    return [board for board in boards if isinstance(board, Board)]
+    connected = [board for board in boards if not isinstance(board, DeviceError)]
+    for board in connected:
+        stack.callback(board.close)
+    if failed := [board for board in boards if isinstance(board, DeviceError)]:
+        raise failed[0]
+    return connected
 
 
-def side_by_side(boards: Sequence[Board], work: Callable[[Board], Any]) -> list[Any]:
+def side_by_side(boards: Sequence[Connected], work: Callable[[Connected], Any]) -> list[Any]:
     """The same for all devices at once; each has a thread, since it only waits here."""
     if not boards:
         return []
@@ -106,12 +105,12 @@ def side_by_side(boards: Sequence[Board], work: Callable[[Board], Any]) -> list[
             raise
 
 
-def measure_on_devices(boards: Sequence[Board], work: Work, progress: Progress) -> list[Result]:
+def measure_on_devices(boards: Sequence[Connected], work: Work, progress: Progress) -> list[Result]:
     """Accuracy, latency and sustained load on every device."""
     return side_by_side(boards, lambda board: _measure(board, work, progress))
 
 
-def _measure(board: Board, work: Work, progress: Progress) -> Result:
+def _measure(board: Connected, work: Work, progress: Progress) -> Result:
     parts: dict[str, dict[str, Any]] = {}
     chosen: list[tuple[Target, Artifact]] = []
     error: EdgekitError | None = None
@@ -140,7 +139,7 @@ def _measure(board: Board, work: Work, progress: Progress) -> Result:
     return Result(board.device, found, error)
 
 
-def why_not(board: Board, target: str) -> str | None:
+def why_not(board: Connected, target: str) -> str | None:
     """None when the device is to run a target's artifacts, else why not; empty where nobody expects it to."""
     device = board.device
     if device.runs and target not in device.runs:
@@ -149,23 +148,23 @@ def why_not(board: Board, target: str) -> str | None:
     if lacks is None or target in device.runs:
         return lacks
     # What could be installed there is a gap that a report names; TensorRT on a board without it is not.
-    return lacks if board.runtimes.get(target, "") is None and target != "tensorrt" else ""
+    return lacks if target in board.runtimes and target != "tensorrt" else ""
 
 
-def _by(board: Board, target: str) -> str:
+def _by(board: Connected, target: str) -> str:
     title = board.title(target)
     if board.device.emulated:
         return f"{title} {board.found.get('machine', '')}, {board.device.emulated}"
     return title
 
 
-def _machine(board: Board) -> list[Any]:
+def _machine(board: Connected) -> list[Any]:
     environment = board.environment
     return [board.device.name, environment.get("cpu"), environment.get("cores"), environment.get("board")]
 
 
 def _evaluate(
-    board: Board, target: Target, artifact: Artifact, work: Work, part: dict[str, Any], progress: Progress
+    board: Connected, target: Target, artifact: Artifact, work: Work, part: dict[str, Any], progress: Progress
 ) -> None:
     name = board.device.name
     if not board.can_evaluate(artifact):
@@ -218,7 +217,7 @@ def _evaluate(
 
 
 def _time(
-    board: Board,
+    board: Connected,
     chosen: Sequence[tuple[Target, Artifact]],
     work: Work,
     parts: Mapping[str, dict[str, Any]],
@@ -244,14 +243,14 @@ def _time(
     else:
         samples = bench_frames(work.frames, artifacts[0].size, work.folder)
         known = latencies(board, artifacts, samples, work.mode, "frame-to-labels", work.threads, progress)
-        if all("rounds_ms" in entry for entry in known):  # a failure is tried again the next time
+        if not any("failed" in entry for entry in known):  # a failure is tried again the next time
             write_json(path, {"key": key, "latency": known})
     for artifact, latency in zip(artifacts, known, strict=True):
         parts[artifact.folder.name]["latency"] = latency
 
 
 def latencies(
-    board: Board,
+    board: Connected,
     artifacts: Sequence[Artifact],
     samples: Path,
     mode: Mode,
@@ -267,19 +266,26 @@ def latencies(
             provenance = Provenance("not measured", _by(board, artifact.target), str(outcome))
             found.append({"provenance": provenance.to_json(), "failed": str(outcome)})
             continue
-        flat = sorted(value for part in outcome["rounds_ms"] for value in part)
-        progress.say(
-            f"{board.device.name}: {artifact.title}, {flat[len(flat) // 2]:.1f} ms (p50 of {len(flat)}, {outcome['scope']})"
-        )
+        progress.say(f"{board.device.name}: {artifact.title}, {_middle(outcome)} ({outcome['scope']})")
         by = outcome["settings"].get("engine") if artifact.target in ("tensorrt", "coreml") else None
         found.append({"provenance": Provenance("measured", by or _by(board, artifact.target)).to_json(), **outcome})
     return found
 
 
+def _middle(latency: Mapping[str, Any]) -> str:
+    """A latency in a few words."""
+    if "rounds_ms" not in latency:
+        printed = latency["statistics"]
+        name = "mean" if printed["p50"] is None else "p50"
+        return f"{printed[name]:.1f} ms, {name} of {printed['n']}"
+    samples = sorted(value for part in latency["rounds_ms"] for value in part)
+    return f"{samples[len(samples) // 2]:.1f} ms, p50 of {len(samples)}"
+
+
 def _sustain(
-    board: Board, artifact: Artifact, work: Work, seconds: float, part: dict[str, Any], progress: Progress
+    board: Connected, artifact: Artifact, work: Work, seconds: float, part: dict[str, Any], progress: Progress
 ) -> None:
-    if board.device.emulated or not board.can_evaluate(artifact):
+    if board.device.emulated:
         return
     key = sha256_json(
         [model_key(artifact), _by(board, artifact.target), _machine(board), seconds, work.threads, __version__]
@@ -300,7 +306,9 @@ def _sustain(
     part["sustained"] = stored
 
 
-def _document(board: Board, artifact: Artifact, part: Mapping[str, Any], error: EdgekitError | None) -> dict[str, Any]:
+def _document(
+    board: Connected, artifact: Artifact, part: Mapping[str, Any], error: EdgekitError | None
+) -> dict[str, Any]:
     """What a measurement document says of the device; why something is missing stands in its place."""
     missing = part.get("missing") or (str(error) if error is not None else "it was not measured there")
     latency = dict(part.get("latency") or {"provenance": Provenance("not measured", "", str(missing)).to_json()})

@@ -30,10 +30,10 @@ from edgekit.core.values import (
     Provenance,
     Size,
 )
-from edgekit.devices.board import Board, interval_of
+from edgekit.devices.connected import Connected
 from edgekit.devices.environment import local_environment
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
-from edgekit.devices.local import Mode, Scope, Subject, measure, sustain
+from edgekit.devices.local import Mode, Scope, Subject, interval_of, measure, sustain
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
     Frames,
@@ -276,7 +276,7 @@ def _describe(plan: Plan) -> dict[str, Any]:
 
 def _measurements(
     plan: Plan,
-    boards: Sequence[Board],
+    boards: Sequence[Connected],
     made: list[tuple[Target, Artifact]],
     failed: list[dict[str, Any]],
     frames: Frames,

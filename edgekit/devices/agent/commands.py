@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.core.contract import LatencyContract
 from edgekit.core.errors import ArtifactError, EdgekitError, TargetError
+from edgekit.core.files import sha256_json
 from edgekit.core.progress import Progress
 from edgekit.devices import environment
 from edgekit.devices.agent import PROTOCOL, tools
@@ -100,7 +101,8 @@ def describe(folder: Path) -> dict[str, Any]:
         "conditions": environment.conditions(),
         "compiler": next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None),
         "free_bytes": shutil.disk_usage(folder).free,
-        "tensorrt": {"python": RUNTIMES["tensorrt"].installed(), "gpu": tools.gpu()},
+        "jetpack": tools.jetpack(),
+        "tensorrt": {"python": RUNTIMES["tensorrt"].installed(), "gpu": tools.gpu(), "trtexec": tools.banner()},
         "programs": {program: tools.find(program) for program in tools.PROGRAMS},
     }
 
@@ -218,14 +220,18 @@ def placement(agent: Agent, command: Answer) -> Answer:
 
 
 def engine(agent: Agent, command: Answer) -> Answer:
-    """Where an engine of this key is, or is to be built; ``ready`` when it was."""
+    """Where the engine of an artifact is, or is to be built, by its files, TensorRT's version and the GPU."""
     cache = agent.cache
-    folder = cache.engine(command["key"])
-    ready = (folder / ENGINE).is_file()
+    artifact = read_artifact(cache.artifact(command["artifact"]))
+    gpu = tools.gpu()
+    key = sha256_json([command["artifact"], command["version"], gpu])[:32]
+    folder = cache.engine(key)
     folder.mkdir(mode=0o700, exist_ok=True)
     cache.has(folder)
-    artifact = read_artifact(cache.artifact(command["artifact"]))
-    return {"ready": ready, "folder": str(folder), "model": str(artifact.model_path), "gpu": tools.gpu()}
+    return {
+        "key": key, "ready": (folder / ENGINE).is_file(), "folder": str(folder), "model": str(artifact.model_path),
+        "gpu": gpu,
+    }  # fmt: skip
 
 
 def keep_engine(agent: Agent, command: Answer) -> Answer:
@@ -244,7 +250,9 @@ def keep_engine(agent: Agent, command: Answer) -> Answer:
 
 
 def tool(agent: Agent, command: Answer) -> Answer:
-    """Run a program of the device's."""
+    """Run a program of the device's; files that it is to write are removed first, lest those of another run are read."""
+    for name in command.get("writes", ()):
+        _export(agent, command["key"], name).unlink(missing_ok=True)
     return tools.run(
         command["program"], command["arguments"], float(command["seconds"]), bool(command["watched"]), agent.progress
     )
@@ -252,15 +260,18 @@ def tool(agent: Agent, command: Answer) -> Answer:
 
 def read(agent: Agent, command: Answer) -> Answer:
     """A small file that a program wrote into an engine's folder, None where it is not there."""
-    name = command["name"]
-    if "/" in name or name.startswith("."):
-        raise EdgekitError(f"{name!r} is no file's name")
-    path = agent.cache.engine(command["key"]) / name
+    path = _export(agent, command["key"], command["name"])
     if not path.is_file():
         return {"text": None}
     if path.stat().st_size > int(command["limit"]):
-        raise EdgekitError(f"{name} has {path.stat().st_size} bytes, which is more than is taken")
+        raise EdgekitError(f"{path.name} has {path.stat().st_size} bytes, which is more than is taken")
     return {"text": path.read_text(errors="replace")}
+
+
+def _export(agent: Agent, key: str, name: str) -> Path:
+    if "/" in name or name.startswith("."):
+        raise EdgekitError(f"{name!r} is no file's name")
+    return agent.cache.engine(key) / name
 
 
 def clean(agent: Agent, command: Answer) -> Answer:

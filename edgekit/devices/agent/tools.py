@@ -32,14 +32,42 @@ def find(program: str) -> str | None:
 def gpu() -> str:
     """What an engine is built for: the GPU's name, or the board's, whose GPU is a part of it; empty without either."""
     if tool := shutil.which("nvidia-smi"):
-        asked = (tool, "--query-gpu=name,compute_cap", "--format=csv,noheader")
-        done = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False, timeout=30)
-        if done.returncode == 0 and done.stdout.strip():
-            return " ".join(done.stdout.split("\n")[0].split())[:200]
+        said = _said((tool, "--query-gpu=name,compute_cap", "--format=csv,noheader"))
+        if said:
+            return " ".join(said.split("\n")[0].split())[:200]
     try:
         return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
     except OSError:
         return ""
+
+
+def jetpack() -> str | None:
+    """JetPack's version, as its package says it; None without it."""
+    if shutil.which("dpkg-query") is None:
+        return None
+    return _said(("dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack")) or None
+
+
+def banner() -> str | None:
+    """The first lines of trtexec, which hold TensorRT's version; None without it."""
+    path = find("trtexec")
+    return None if path is None else _said((path, "--help"))[:4096]
+
+
+def _said(command: Sequence[str]) -> str:
+    """Standard output of a program that only tells something; empty when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
 
 
 def lifeline(command: Sequence[str]) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ def time_command(
     version: Version,
     engine: str,
     times: str,
-    profile: str,
+    profile: str | None,
     *,
     warmup_ms: int,
     seconds: int,
@@ -145,7 +145,8 @@ def time_command(
     """Times an engine: one query after another, with a CUDA graph, spinning, on both versions.
 
     Args:
-        times, profile: files on the device that are written; the profile comes from a run of its own.
+        times: file on the device that is written.
+        profile: likewise, from a run of its own; None for none.
         warmup_ms: before the first timed query.
         seconds, queries: the least of each.
         transfers: copy frame and labels too, as ``latency`` shows; else ``compute`` is all there is.
@@ -154,10 +155,12 @@ def time_command(
     copies: tuple[str, ...] = ("--noDataTransfers",)
     if transfers:
         copies = ("--includeDataTransfers",) if version[0] >= 11 else ()
+    profiled: tuple[str, ...] = ()
+    if profile is not None:
+        profiled = ("--separateProfileRun", "--profilingVerbosity=detailed", f"--exportProfile={profile}")
     return (
-        program, f"--loadEngine={engine}", "--useCudaGraph", "--useSpinWait", *copies, "--separateProfileRun",
-        f"--warmUp={warmup_ms}", f"--duration={seconds}", f"--iterations={queries}", "--percentile=50,90,99",
-        "--profilingVerbosity=detailed", f"--exportTimes={times}", f"--exportProfile={profile}",
+        program, f"--loadEngine={engine}", "--useCudaGraph", "--useSpinWait", *copies, f"--warmUp={warmup_ms}",
+        f"--duration={seconds}", f"--iterations={queries}", "--percentile=50,90,99", f"--exportTimes={times}", *profiled,
     )  # fmt: skip
 
 
