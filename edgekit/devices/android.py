@@ -11,7 +11,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,13 +36,17 @@ from edgekit.runtimes.common import label_map
 CACHE = "/data/local/tmp/edgekit"
 TARGET = "tflite"
 ROUNDS = 4
-RECONNECT_SECONDS = 90.0
+RECONNECT_SECONDS = 180.0
+"""As long as a phone may take to start anew."""
 ATTEMPTS = 3
 LOCK_SECONDS = 3600.0
 RUN_SECONDS = 600.0
 """How long one call of the tool may take."""
 THREADS = 4
 """More are not used where none are asked for: a phone's other cores are small ones, which a layer would wait for."""
+_FRAME, _OUTPUT = "frame.bin", "output.bin"
+_OWN = re.compile(rf"[0-9a-f]{{64}}(\.[0-9a-f]{{8}}\.partial)?|{re.escape(_FRAME)}|{re.escape(_OUTPUT)}")
+"""Names of the files that edgekit leaves on a phone."""
 Answer = TypeVar("Answer")
 
 
@@ -113,10 +118,12 @@ class Phone:
         self._transport.close()
 
     def clean(self) -> int:
-        """Remove everything that edgekit left there; returns how many bytes that were."""
-        held = sum(size for size, _ in self._held())
-        self._checked(("rm", "-rf", self._folder), "what was sent cannot be removed")
-        return held
+        """Remove everything that edgekit left there, and nothing else; returns how many bytes that were."""
+        held = self._held()
+        if held:
+            self._checked(("rm", "-f", *(name for _, name in held)), "what was sent cannot be removed")
+        self._transport.run(("rmdir", self._folder))  # others' files may lie there too
+        return sum(size for size, _ in held)
 
     # What is there
 
@@ -174,18 +181,19 @@ class Phone:
                 f"device '{self.device.name}': this benchmark_model writes no outputs: use LiteRT's classic one, "
                 "of 2024 or newer, which has --output_filepath"
             )
-        label = self.labeller(artifact, threads)
         frames: list[dict[str, Any]] = []
-        for pack in packs:
-            self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
-            frames += count_pack(label, pack(), classes)
+        with self._alone():  # others' frames would stand in the same files
+            label = self.labeller(artifact, threads)
+            for pack in packs:
+                self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
+                frames += count_pack(label, pack(), classes)
         return frames, self.environment
 
     def labeller(self, artifact: Artifact, threads: int | None) -> Callable[[UInt8], UInt8]:
         """What labels frames there: uint8 [1, H, W, 3] -> uint8 [1, H, W]; each is a call of the tool."""
         model = self._send(artifact.model_path)
         dtype, shape = _tensor(artifact)
-        given, result = f"{self._folder}/frame.bin", f"{self._folder}/output.bin"
+        given, result = f"{self._folder}/{_FRAME}", f"{self._folder}/{_OUTPUT}"
         size = artifact.size
         command = (
             *self._command(model, threads),
@@ -207,6 +215,9 @@ class Phone:
                 expected = dtype.itemsize * math.prod(shape)
                 done = self._transport.run(("cat", result), limit=expected + 1)
                 if done.code or len(done.out) != expected:
+                    free = self._free()
+                    if free is not None and free < expected:
+                        raise self._full()
                     raise ArtifactError(
                         f"benchmark_model wrote {len(done.out)} bytes where {expected} were due ({shortened(text, 200)})"
                     )
@@ -244,7 +255,12 @@ class Phone:
             f"--max_secs={max(30.0, 2 * contract.seconds):g}", f"--warmup_runs={contract.warmup_runs}",
             f"--warmup_min_secs={contract.warmup_seconds:g}",
         )  # fmt: skip
-        self._alone()
+        with self._alone():
+            return self._measure(artifacts, mode, share, threads)
+
+    def _measure(
+        self, artifacts: Sequence[Artifact], mode: Mode, share: Sequence[str], threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
         tool = benchmark_model.tool_of(self._flags)
         work: list[tuple[int, Backend]] = []
         models: dict[int, str] = {}
@@ -271,7 +287,12 @@ class Phone:
                     if backend.delegate and (why := benchmark_model.fallback(run, backend.delegate)):
                         raise ArtifactError(f"device '{self.device.name}': {why}")
                     taken.append(run)
-                except ArtifactError as error:
+                except DeviceLost:
+                    raise
+                except (ArtifactError, DeviceError) as error:
+                    # A driver that hangs or floods is the backend's fault, unless it is the CPU's.
+                    if isinstance(error, DeviceError) and not backend.delegate:
+                        raise
                     runs[index, backend.name] = error
             conditions.append(self._again(self._conditions))
         for index, artifact in enumerate(artifacts):
@@ -288,7 +309,6 @@ class Phone:
             latency["environment"] = self.environment
             results[index] = latency
             self.progress.update(f"{self.device.name}: {artifact.title} measured")
-        self._lock.release()
         return results
 
     def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
@@ -297,8 +317,11 @@ class Phone:
         Returns:
             ``seconds``, ``scope``, ``settings``, ``before``, and ``intervals`` with ``statistics`` and conditions at their ends.
         """
+        with self._alone():
+            return self._sustain(artifact, seconds, threads)
+
+    def _sustain(self, artifact: Artifact, seconds: float, threads: int | None) -> dict[str, Any]:
         interval = min(10.0, max(1.0, seconds / 60))
-        self._alone()
         model = self._send(artifact.model_path)
         tool = benchmark_model.tool_of(self._flags)
         before = self._again(self._conditions)
@@ -324,7 +347,6 @@ class Phone:
                 }
             )  # fmt: skip
             now = time.monotonic()
-        self._lock.release()
         return {
             "seconds": seconds, "scope": "graph", "settings": settings, "before": before, "intervals": intervals,
         }  # fmt: skip
@@ -346,12 +368,15 @@ class Phone:
         }  # fmt: skip
 
     def _peak(self, model: str, threads: int | None) -> int | None:
-        """A run of its own: looking at the memory disturbs the clock."""
+        """A run of its own: looking at the memory disturbs the clock. None where it fails, which costs no measurement."""
         command = (
             *self._command(model, threads), *BACKENDS[0].flags[benchmark_model.tool_of(self._flags)], "--num_runs=3",
             "--min_secs=0.2", "--warmup_min_secs=0", "--report_peak_memory_footprint=true",
         )  # fmt: skip
-        return self._again(lambda: self._tool(command)[0]).peak_bytes
+        try:
+            return self._again(lambda: self._tool(command)[0]).peak_bytes
+        except ArtifactError:
+            return None
 
     def _command(self, model: str, threads: int | None) -> tuple[str, ...]:
         count = threads or min(THREADS, self.found["environment"]["cores"])
@@ -456,12 +481,15 @@ class Phone:
         return int(last[3]) * 1024 if len(last) >= 4 and last[3].isdigit() else None
 
     def _held(self) -> list[tuple[int, str]]:
-        """Size and path of everything that was sent, what was used least recently last."""
+        """Size and path of every file of edgekit's, what was used least recently last.
+
+        By their names: the folder may be one that the user keeps other things in.
+        """
         script = 'ls -t "$1" | while read -r f; do echo "$(stat -c %s "$1/$f") $f"; done'
         found = []
         for line in lines(self._read("sh", "-c", script, "sh", self._folder)):
             size, _, name = line.partition(" ")
-            if size.isdigit() and name and "/" not in name and name not in (".", ".."):
+            if size.isdigit() and _OWN.fullmatch(name):
                 found.append((int(size), f"{self._folder}/{name}"))
         return found
 
@@ -499,11 +527,17 @@ class Phone:
         done = self._transport.run(command, data)
         if done.code:
             said = shortened(" ".join(lines(done.err + b"\n" + done.out)), 200)
-            hint = "free some space there" if "No space left" in said else "see that its folder can be written"
-            raise DeviceError(f"device '{self.device.name}': {what} ({said}): {hint}")
+            if "No space left" in said:
+                raise self._full()
+            raise DeviceError(f"device '{self.device.name}': {what} ({said}): see that its folder can be written")
 
-    def _alone(self) -> None:
-        """This phone for this process, until it is given back or the process ends.
+    def _full(self) -> DeviceError:
+        name = self.device.name
+        return DeviceError(f"device '{name}': no space is left there: free some, or run edgekit devices clean {name}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """This phone for this process, until the block or the process ends.
 
         Raises:
             DeviceError: somebody else measures on it all the time.
@@ -512,6 +546,10 @@ class Phone:
             self._lock.take(LOCK_SECONDS, lambda holder: self.progress.say(f"{self.device.name}: waiting for {holder}"))
         except Busy as busy:
             raise DeviceError(f"device '{self.device.name}' is in use ({busy}): run again when that is done") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _again(self, work: Callable[[], Answer]) -> Answer:
         """Do something there; when the connection goes, wait for the phone and do it once more."""

@@ -17,6 +17,7 @@ import signal
 import struct
 import subprocess
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Adbd:
     errors: list[Exception] = field(default_factory=list)
 
     def start(self) -> Adbd:
+        self.reboot()
         ready = threading.Event()
         self._loop = asyncio.new_event_loop()
 
@@ -81,6 +83,10 @@ class Adbd:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def reboot(self) -> None:
+        """What tells one start of a device from another."""
+        (self.root / "boot_id").write_text(f"{uuid.uuid4()}\n")
 
     def vanish(self) -> None:
         """As a cable that is pulled."""
@@ -231,6 +237,7 @@ async def shell(device: Adbd, stream: Stream, service: str) -> None:
     second = ",v2" in kinds
     # Commands name the device's paths: the folder stands in their place.
     command = command.replace("/data/local/tmp", str(device.root / "data/local/tmp"))
+    command = command.replace("/proc/sys/kernel/random/boot_id", str(device.root / "boot_id"))
     process = subprocess.Popen(
         ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if second else subprocess.STDOUT,

@@ -197,6 +197,87 @@ def test_an_artifact_that_fails_there_fails_alone(
         phone.evaluate(artifact, packs, split.classes, None)
 
 
+def test_what_is_not_edgekits_stays_on_the_phone(
+    device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path
+) -> None:
+    """The folder may be one that the user chose, with other things in it."""
+    with connect(device, tmp_path) as phone:
+        phone.labeller(artifact, None)(np.zeros((1, SIZE.height, SIZE.width, 3), np.uint8))
+        photo = folder(handset) / "photo.jpg"
+        photo.write_bytes(b"x" * (2 << 20))
+        assert phone.clean() >= artifact.model_path.stat().st_size
+    assert [path.name for path in folder(handset).iterdir()] == ["photo.jpg"]
+    small = Device("pixel", "adb", handset.address, cache_megabytes=1, benchmark_model=device.benchmark_model)
+    with connect(small, tmp_path) as phone, pytest.raises(DeviceError):
+        phone.labeller(artifact, None)
+    assert photo.stat().st_size == 2 << 20
+
+
+def test_a_phone_without_space(device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path) -> None:
+    frame = np.zeros((1, SIZE.height, SIZE.width, 3), np.uint8)
+    text = "device 'pixel': no space is left there: free some, or run edgekit devices clean pixel"
+    with connect(device, tmp_path) as phone:
+        label = phone.labeller(artifact, None)
+        (folder(handset) / "frame.bin").symlink_to("/dev/full")
+        with pytest.raises(DeviceError, match=text):
+            label(frame)
+        (folder(handset) / "frame.bin").unlink()
+        fault(handset, "short")  # the tool does not say that it could not write everything
+        df = handset.root / "bin/df"
+        df.write_text(
+            "#!/bin/sh\necho 'Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/x 9 9 0 100% /data'\n"
+        )
+        df.chmod(0o755)
+        with pytest.raises(DeviceError, match=text):
+            label(frame)
+        df.unlink()
+        fault(handset, "")
+        assert label(frame).shape == (1, SIZE.height, SIZE.width)
+
+
+def calls(handset: Adbd) -> list[str]:
+    return (handset.root / "calls").read_text().splitlines()
+
+
+def test_a_phone_that_starts_anew_goes_on_where_it_was(
+    device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path
+) -> None:
+    """Rounds that were finished are kept, and the report says that it happened."""
+    with connect(device, tmp_path) as phone:
+        fault(handset, "slow")
+
+        def restart() -> None:
+            while len(calls(handset)) < 5:  # in the second round
+                time.sleep(0.05)
+            handset.vanish()
+            handset.reboot()
+            time.sleep(3)
+            handset.faults.gone = False
+
+        thread = threading.Thread(target=restart)
+        (handset.root / "calls").touch()
+        thread.start()
+        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+        thread.join()
+        assert isinstance(latency, dict) and len(latency["rounds"]) == 4
+        assert phone.notes == ["device 'pixel' was started anew during the run"]
+    # Four rounds of three backends, the one that was cut once more (or three times, as adb finds its way), the memory's.
+    assert 14 <= len(calls(handset)) <= 16
+
+
+def test_a_backend_that_hangs_costs_only_itself(
+    device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.devices.android.RUN_SECONDS", 15.0)
+    fault(handset, "gpu hangs")
+    with connect(device, tmp_path) as phone:
+        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+    assert isinstance(latency, dict) and latency["statistics"]["mean"] == 20.0
+    assert "took more than 15 s" in latency["compute_units"]["GPU"]["failed"]
+    assert latency["compute_units"]["NNAPI"]["p50"] == pytest.approx(6.93)
+    assert sum("--use_gpu=true" in call for call in calls(handset)) == 1
+
+
 def test_an_old_tool_times_without_percentiles_and_litert_has_its_own(
     device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path
 ) -> None:
