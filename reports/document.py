@@ -196,6 +196,19 @@ def _confusions(document: Mapping[str, Any], context: ReportContext) -> Any:
     return np.stack([counts_from_json(counts, classes).confusion for counts in document["accuracy"]["counts"]])
 
 
+def latency_summary(latency: Mapping[str, Any]) -> LatencySummary | None:
+    """Everything derived from a ``latency`` object; None where it says that nothing was measured."""
+    if latency["provenance"]["kind"] == "not measured":
+        return None
+    if "rounds_ms" in latency:
+        summary = summarize_latency(
+            latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
+        )
+    else:
+        summary = printed_latency(latency["statistics"], latency["mode"])
+    return replace(summary, warnings=(*summary.warnings, *condition_warnings(latency)))
+
+
 def _own_result(document: Mapping[str, Any], context: ReportContext, reference: Any) -> Result:
     device = str(document.get("device", LOCAL))
     if document.get("failed") is not None:
@@ -223,16 +236,8 @@ def _own_result(document: Mapping[str, Any], context: ReportContext, reference: 
         why = document.get("accuracy_why") or f"it was not evaluated; measure with: {way}"
         accuracy_provenance = Provenance("not measured", "", str(why))
     latency_provenance = _provenance(latency["provenance"])
-    summary = None
-    if latency_provenance.kind != "not measured":
-        if "rounds_ms" in latency:
-            summary = summarize_latency(
-                latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
-            )
-        else:
-            summary = printed_latency(latency["statistics"], latency["mode"])
-        summary = replace(summary, warnings=(*summary.warnings, *condition_warnings(latency)))
-    elif not latency_provenance.why:
+    summary = latency_summary(latency)
+    if summary is None and not latency_provenance.why:
         way = bench_command(document, context, device)
         latency_provenance = Provenance("not measured", "", f"it was not timed; measure with: {way}")
     return Result(document, device, scores, drop, summary, accuracy_provenance, latency_provenance, agreement)

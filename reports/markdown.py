@@ -686,6 +686,36 @@ def _key(result: Result) -> str:
     return str(document.get("artifact", f"{document['target']} {document['precision']} {document['size']}"))
 
 
+def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
+    """A page for each device of artifacts that were measured apart from a run, and its figure.
+
+    Args:
+        documents: measurement documents, without a float reference.
+        context: ``dataset`` is empty where no accuracy was taken.
+
+    Returns:
+        Path relative to the report's folder -> text or bytes.
+    """
+    everything = analyse(documents, context)
+    colours = _colours(everything)
+    files: dict[str, bytes | str] = {}
+    for device in dict.fromkeys(result.device for result in everything):
+        page = [result for result in everything if result.device == device]
+        pictures: dict[str, str] = {}
+        if (chart := sustained_chart(page, colours)) is not None:
+            pictures["sustained"] = f"figures/{_file_name(device)}-sustained.svg"
+            files[pictures["sustained"]] = chart
+        data = context.dataset
+        frames = f"{data['frames']} frames of {data['name']} {data['split']}" if data else "no frames"
+        lines = [f"# {escape(device)}", "", f"Artifacts measured apart from a run; accuracy on {escape(frames)}.", ""]
+        lines += ["## Latency", "", *_result_sections(page), *_ratio_section(page)]
+        lines += [*sustained_section(page, pictures), *units_section(page), *tensorrt_section(page)]
+        lines += [*_accuracy_section(page), *_how_section(page), *_artifact_section(page), *_environment_section(page)]
+        lines += ["## Command", "", code(context.command), ""]
+        files[f"{_file_name(device)}.md"] = "\n".join(lines + _footer(context))
+    return files
+
+
 def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
     """All files of a report.
 

@@ -23,7 +23,7 @@ from edgekit.cli.devices import DeviceOption, SustainedOption
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
-    from edgekit.core.values import OutputKind, Precision, Size
+    from edgekit.core.values import Artifact, OutputKind, Precision, Size
     from edgekit.devices.local import Scope
     from edgekit.networks.checkpoint import Checkpoint
 
@@ -451,27 +451,31 @@ def evaluate(
     frames: FramesOption = None,
     size: SizeOption = None,
     network: NetworkOption = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where an artifact runs: local is this machine; others are in devices.toml.")
+    ] = "local",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """All accuracy metrics of a checkpoint (in PyTorch) or an artifact, on a dataset."""
-    from calibration.datasets import CLASS_SETS, class_set
+    from calibration.datasets import class_set
+    from edgekit.devices.inventory import THIS_MACHINE, chosen_devices
     from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import evaluate as do_evaluate
     from edgekit.pipeline.run import default_size, open_evaluation
 
     logs = Path("runs") / "logs"
+    (place,) = chosen_devices([device])
     if is_artifact(subject):
         artifact = open_artifact(subject, class_set(data).names if data else None)
-        if data is None:
-            data = next((name for name, classes in CLASS_SETS.items() if classes.names == artifact.class_names), "")
-        if not data:
-            raise UsageError("add --data: no known dataset has this artifact's classes")
+        data = data or _dataset_of(artifact)
         if size is not None and _size(size) != artifact.size:
             raise UsageError(f"{subject} takes {artifact.size} only: convert again for {size}")
         frames_split = open_evaluation(data, split, data_root, artifact.size, frames)
-        result = do_evaluate(None, artifact, frames_split, artifact.size, threads, logs, _progress())
+        result = do_evaluate(None, artifact, frames_split, artifact.size, threads, logs, _progress(), place)
     else:
+        if place != THIS_MACHINE:
+            raise UsageError(f"a checkpoint is evaluated in PyTorch, here: give an artifact to run on '{place.name}'")
         found = _checkpoint(subject, network, data)
         dataset = data or found.dataset
         input_size = _size(size) or default_size(found)
@@ -494,6 +498,20 @@ def evaluate(
         _print(f"  {name:20}{_percent(value)}")
 
 
+def _dataset_of(artifact: Artifact) -> str:
+    """The dataset that has an artifact's classes.
+
+    Raises:
+        UsageError: none does.
+    """
+    from calibration.datasets import CLASS_SETS
+
+    found = next((name for name, classes in CLASS_SETS.items() if classes.names == artifact.class_names), None)
+    if found is None:
+        raise UsageError("add --data: no known dataset has this artifact's classes")
+    return found
+
+
 @app.command(**_example("edgekit bench runs/spssn-streets/artifacts/openvino-int8-512x1024"))
 def bench(
     artifacts: Annotated[
@@ -505,64 +523,82 @@ def bench(
         str, typer.Option("--scope", help="frame-to-labels, or graph: one forward pass of the bare model.")
     ] = "frame-to-labels",
     full: Annotated[bool, typer.Option("--full", help="At least 1024 queries and 60 s each.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Also evaluate there, on this dataset, as frames of its classes.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Of --data: test by default, val for cityscapes.")
+    ] = None,
+    data_root: RootOption = None,
+    frames: FramesOption = None,
     threads: ThreadsOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for samples and logs.")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for samples, logs and pages.")] = Path("runs/bench"),
     as_json: JsonOption = False,
 ) -> None:
-    """Latency of artifacts, each in a process of its own, here or on devices."""
+    """Latency of artifacts, each in a process of its own, here or on devices; with --data their accuracy too."""
     from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.artifacts import load_artifact
+    from edgekit.pipeline.commands import Bench
     from edgekit.pipeline.commands import bench as do_bench
-    from reports.statistics import summarize_latency
+    from edgekit.pipeline.run import open_evaluation
+    from reports.document import latency_summary
 
     if scope not in ("frame-to-labels", "graph"):
         raise UsageError(f"--scope {scope} is not known: choose frame-to-labels or graph")
+    if data is None and (split or frames or data_root):
+        raise UsageError("--split, --frames and --data-root say what to evaluate: add --data")
     measured_on = chosen_devices(devices.names_of(device))
     seconds = devices.seconds_of(sustained)
     loaded = [load_artifact(path) for path in artifacts]
-    rows = do_bench(
-        loaded, measured_on, "full" if full else "quick", cast("Scope", scope), threads, seconds, out, _progress()
-    )
+    evaluation = None if data is None else open_evaluation(data, split, data_root, loaded[0].size, frames)
+    plan = Bench(
+        loaded, measured_on, "full" if full else "quick", cast("Scope", scope), threads, seconds, evaluation,
+        _command_line(), out,
+    )  # fmt: skip
+    rows = do_bench(plan, _progress())
     for row in rows:
-        latency = row["latency"]
-        if "rounds_ms" in latency:
-            summary = summarize_latency(
-                latency["rounds_ms"], latency["mode"], latency["warmup_ms"], latency["first_ms"]
-            )
+        if (summary := latency_summary(row["latency"])) is not None:
             row["summary"] = {
                 "p50": summary.p50, "p90": summary.p90, "mean": summary.mean, "cv": summary.cv, "first": summary.first,
                 "n": summary.n, "fps": summary.fps, "warnings": list(summary.warnings),
             }  # fmt: skip
     if as_json:
-        _print_json({"rows": rows})
+        _print_json({"report": str(out / "report"), "rows": rows})
     else:
         _print_latencies(rows)
+        _print(f"\nreport: {', '.join(str(out / 'report' / f'{one.name}.md') for one in measured_on)}")
     if broken := [row["latency"]["failed"] for row in rows if "failed" in row["latency"]]:
         raise EdgekitError(f"{len(broken)} of {len(rows)} artifacts could not be measured: {broken[0]}")
 
 
 def _print_latencies(rows: list[dict[str, Any]]) -> None:
+    from reports.sustained import sustained_line
+
     for row in rows:
         where = "" if row["device"] == "local" else f" on {row['device']}"
         _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]}{where} ({row['artifact']})")
+        if "accuracy" in row:
+            taken = row["accuracy"]
+            _print(f"  mIoU {_percent(taken['miou'])} ({taken['provenance']['kind']} by {taken['provenance']['by']})")
         if "sustained" in row:
-            from reports.sustained import sustained_line
-
             _print(f"  {sustained_line(row['sustained'])}")
         if "summary" not in row:
             _print(f"  not measured: {row['latency']['provenance']['why']}")
             continue
         numbers, latency = row["summary"], row["latency"]
+        p90 = "" if numbers["p90"] is None else f"p90 {numbers['p90']:.1f} ms, "
         _print(
-            f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, p90 {numbers['p90']:.1f} ms, {numbers['fps']:.1f} frames/s "
+            f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, {p90}{numbers['fps']:.1f} frames/s "
             f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
         )
-        if latency["peak_rss_bytes"] is not None:
-            _print(
-                f"  load {latency['load_ms']:.0f} ms, first frame {numbers['first']:.0f} ms, peak memory {latency['peak_rss_bytes'] / 1e6:.0f} MB"
-            )
-        if "trtexec" in latency:
-            _print(f"  trtexec: {json.dumps(latency['trtexec'])[:300]}")
+        told = (
+            ("load", latency.get("load_ms"), "ms", 1.0), ("first frame", numbers["first"], "ms", 1.0),
+            ("peak memory", latency.get("peak_rss_bytes"), "MB", 1e-6),
+        )  # fmt: skip
+        if parts := [f"{name} {value * factor:.0f} {unit}" for name, value, unit, factor in told if value is not None]:
+            _print(f"  {', '.join(parts)}")
+        for name, unit in (latency.get("compute_units") or {}).items():
+            _print(f"  on {name}: {unit['p50']:.1f} ms" if "p50" in unit else f"  on {name}: {unit['failed']}")
         for warning in numbers["warnings"]:
             _print(f"  warning: {warning}")
 

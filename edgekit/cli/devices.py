@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,75 +100,85 @@ def clean(name: NameArgument, as_json: JsonOption = False) -> None:
     device = _device(name)
     if device.kind == "local":
         raise UsageError("local is this machine, which keeps nothing but its run's folders: remove those by hand")
-    from edgekit.devices.remote import Agent, plain_values
+    from edgekit.core.progress import Progress
+    from edgekit.devices.connected import connect_device
 
-    with tempfile.TemporaryDirectory() as folder, Agent(device, Path(folder) / "log") as agent:
-        result = plain_values(dict(agent.ask({"do": "clean"})))
+    with tempfile.TemporaryDirectory() as folder:
+        connected = connect_device(device, Path(folder), Progress())
+        with closing(connected):
+            freed = connected.clean()
     if as_json:
-        _print_json({"device": name, **result})
+        _print_json({"device": name, "bytes": freed})
     else:
-        _print(f"{name}: {int(result.get('bytes', 0)) / 1e6:.1f} MB removed")
+        _print(f"{name}: {freed / 1e6:.1f} MB removed")
 
 
 def probe_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A probe in words: a title and a text each."""
+    """A probe in words: a title and a text each; what a kind of device cannot tell has no line."""
     environment = found.get("environment") or {}
     conditions = found.get("conditions") or {}
-    memory = environment.get("memory_bytes")
-    lines = [
-        ("CPU", f"{environment.get('cpu')}, {environment.get('cores')} cores, {found.get('machine')}"),
-        ("flags", ", ".join(environment.get("cpu_flags") or ()) or "none of those that matter"),
-        ("clusters", _listed(environment.get("clusters"))),
-        ("governor", str(environment.get("governor"))),
-        (
-            "clocks",
-            ", ".join(f"cores {k}: {v / 1e6:.2f} GHz" for k, v in (conditions.get("clock_khz") or {}).items())
-            or "unavailable",
-        ),
-        (
-            "temperatures",
-            ", ".join(f"{k} {v:.0f} C" for k, v in (conditions.get("temperature_c") or {}).items()) or "unavailable",
-        ),
-        ("memory", "unavailable" if not memory else f"{memory / 1e9:.1f} GB"),
-        ("system", str(environment.get("os"))),
-    ]
-    lines += [(key, str(environment[key])) for key in ("board", "jetson_linux") if key in environment]
-    lines.append(("Python", str(found.get("python"))))
-    for target, version in (found.get("runtimes") or {}).items():
-        lines.append((f"target {target}", str(version) if version else _missing(found, target)))
-    if (found.get("tensorrt") or {}).get("python"):
-        lines.append(("TensorRT Python", str(found["tensorrt"]["python"])))
+    clocks = [f"cores {cores}: {clock / 1e6:.2f} GHz" for cores, clock in (conditions.get("clock_khz") or {}).items()]
+    heats = [f"{sensor} {celsius:.0f} C" for sensor, celsius in (conditions.get("temperature_c") or {}).items()]
+    memory, free, cache = environment.get("memory_bytes"), found.get("free_bytes"), found.get("cache")
+    flags = environment.get("cpu_flags")
+    told = {
+        "board": environment.get("board"),
+        "CPU": f"{environment.get('cpu')}, {environment.get('cores')} cores, {found.get('machine')}",
+        "flags": None if flags is None else ", ".join(flags) or "none of those that matter",
+        "clusters": _listed(environment.get("clusters")),
+        "governor": environment.get("governor"),
+        "clocks": ", ".join(clocks) or "unavailable",
+        "temperatures": ", ".join(heats) or "unavailable",
+        "thermal status": conditions.get("thermal_status"),
+        "battery": _listed(conditions.get("battery")),
+        "memory": f"{memory / 1e9:.1f} GB" if memory else "unavailable",
+        "system": environment.get("os"),
+        "Jetson Linux": environment.get("jetson_linux"),
+        "JetPack": found.get("jetpack"),
+        "Python": found.get("python"),
+        "backends": ", ".join(found.get("backends") or ()) or None,
+    }
+    lines = [(title, str(text)) for title, text in told.items() if text is not None]
+    lines += [("runs", f"{title} ({target})") for target, title in (found.get("runs") or {}).items()]
+    lines += [("missing", str(why)) for why in (found.get("lacks") or {}).values()]
     if "compiler" in found:
         lines.append(("C compiler", str(found["compiler"] or "none: logits are decoded in numpy; apt install gcc")))
-    if "free_bytes" in found:
-        lines.append(("free space", f"{found['free_bytes'] / 1e9:.1f} GB"))
-    if cache := found.get("cache"):
+    if free is not None:
+        lines.append(("free space", f"{free / 1e9:.1f} GB"))
+    if cache:
         lines.append(
             ("cache", f"{cache['folder']}, {cache['bytes'] / 1e6:.1f} MB of at most {cache['limit'] / 1e6:.0f}")
         )
     return lines
 
 
-def _missing(found: Mapping[str, Any], target: str) -> str:
-    if target == "tensorrt":
-        return "no trtexec: apt install nvidia-jetpack, on a Jetson"
-    return f"missing: {(found.get('missing') or {}).get(target, 'it does not exist for this system')}"
-
-
-def _listed(value: Any) -> str:
-    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _listed(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {part}" for key, part in value.items() if part is not None)
+    return "; ".join(map(str, value)) if isinstance(value, list) else None if value is None else str(value)
 
 
 def _probe(device: Device) -> dict[str, Any]:
     if device.kind == "local":
         from edgekit.devices.agent.commands import describe
+        from edgekit.runtimes import RUNTIMES
 
-        return describe(Path())
-    from edgekit.devices.remote import Agent as Remote
-    from edgekit.devices.remote import plain_values
+        found = describe(Path())
+        there = {target: version for target, version in found["runtimes"].items() if version}
+        return {
+            **found,
+            "runs": {target: f"{RUNTIMES[target].title} {version}" for target, version in there.items()},
+            "lacks": {target: f"{RUNTIMES[target].title}: {how}" for target, how in found["missing"].items()},
+        }
+    from edgekit.core.progress import Progress
+    from edgekit.devices.connected import connect_device
 
-    with tempfile.TemporaryDirectory() as folder, Remote(device, Path(folder) / "log") as agent:
-        return plain_values(dict(agent.ask({"do": "probe"})), 4)
+    with tempfile.TemporaryDirectory() as folder:
+        connected = connect_device(device, Path(folder), Progress())
+        connected.close()
+        lacking = {target: connected.lacks(target) for target in connected.runtimes}
+        titles = {target: connected.title(target) for target, lacks in lacking.items() if lacks is None}
+        return {**connected.found, "runs": titles, "lacks": {key: why for key, why in lacking.items() if why}}
 
 
 def _device(name: str) -> Device:

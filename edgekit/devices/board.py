@@ -172,18 +172,16 @@ class Board:
 
     # Work
 
-    def send(self, artifacts: Sequence[Artifact], frames: Path | None = None) -> list[str]:
-        """Have artifacts and frames there; returns the artifacts' keys."""
+    def _have(self, agent: Agent, artifacts: Sequence[Artifact], frames: Path | None = None) -> list[str]:
+        """Have artifacts and frames there, also when the device lost them meanwhile; the artifacts' keys."""
         keys = [device_key(artifact) for artifact in artifacts]
-        files = {} if frames is None else {sha256_path(frames): frames}
-
-        def work(agent: Agent) -> int:
-            whole = {key: (one.folder, dict(one.manifest)) for key, one in zip(keys, artifacts, strict=True)}
-            return agent.send(whole, None, files)
-
-        sent = self.step(work)
+        whole = {key: (one.folder, dict(one.manifest)) for key, one in zip(keys, artifacts, strict=True)}
+        sent = agent.send(whole, None, {} if frames is None else {sha256_path(frames): frames})
         if sent:
             self.progress.update(f"{self.device.name}: {sent / 1e6:.1f} MB sent")
+        for key, artifact in zip(keys, artifacts, strict=True):
+            if artifact.target == "tensorrt":
+                jetson.build(agent, key)
         return keys
 
     def evaluate(
@@ -197,7 +195,6 @@ class Board:
         Raises:
             ArtifactError: it cannot be run there.
         """
-        (key,) = self.send([artifact])
         document = asdict(classes)
         frames: list[dict[str, Any]] = []
         done = 0
@@ -205,8 +202,7 @@ class Board:
 
         def work(agent: Agent) -> None:
             nonlocal done, environment
-            if artifact.target == "tensorrt":
-                jetson.build(agent, key)
+            (key,) = self._have(agent, [artifact])
             subject = {"artifact": key, "title": artifact.title}
             opened = agent.ask({"do": "evaluate", "step": "open", "subject": subject, "threads": threads})
             environment = plain_values(opened.get("environment"))
@@ -238,17 +234,25 @@ class Board:
         results: list[dict[str, Any] | EdgekitError] = [
             ArtifactError(f"device '{self.device.name}' gave no result for {one.title}") for one in artifacts
         ]
-        by_agent = [index for index, one in enumerate(artifacts) if self._by_agent(one, scope)]
+        broken: dict[int, EdgekitError] = {}
+        for index, artifact in enumerate(artifacts):
+            if artifact.target == "tensorrt":  # one that cannot be built fails alone
+                try:
+                    self.step(lambda agent, one=artifact: self._have(agent, [one]))  # type: ignore[misc]
+                except ArtifactError as error:
+                    results[index] = broken[index] = error
+        by_agent = [index for index, one in enumerate(artifacts) if index not in broken and self._by_agent(one, scope)]
         if by_agent:
             chosen = [artifacts[index] for index in by_agent]
             for index, outcome in zip(by_agent, self._interleaved(chosen, frames, mode, scope, threads), strict=True):
                 results[index] = outcome
         for index, artifact in enumerate(artifacts):
-            if artifact.target != "tensorrt":
+            if artifact.target != "tensorrt" or index in broken:
                 continue
             try:
-                (key,) = self.send([artifact])
-                timed = self.step(lambda agent, key=key: jetson.measure(agent, key, mode))  # type: ignore[misc]
+                timed = self.step(
+                    lambda agent, one=artifact: jetson.measure(agent, self._have(agent, [one])[0], mode)  # type: ignore[misc]
+                )
             except DeviceLost:
                 raise
             except EdgekitError as error:
@@ -274,9 +278,9 @@ class Board:
     def _interleaved(
         self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
     ) -> list[dict[str, Any] | EdgekitError]:
-        keys = self.send(artifacts, frames)
         subjects: list[tuple[int, dict[str, Any]]] = []
-        for index, (key, artifact) in enumerate(zip(keys, artifacts, strict=True)):
+        for index, artifact in enumerate(artifacts):
+            key = device_key(artifact)
             for units in COMPUTE_UNITS if artifact.target == "coreml" else COMPUTE_UNITS[:1]:
                 subjects.append((index, {"artifact": key, "title": artifact.title, "compute_units": units}))
         found: dict[int, dict[str, Any] | EdgekitError] = {}
@@ -293,9 +297,7 @@ class Board:
                 found[number] = failure_of(self.device, event.get("failed"))
 
         def work(agent: Agent) -> Event:
-            for key, artifact in zip(keys, artifacts, strict=True):
-                if artifact.target == "tensorrt":
-                    jetson.build(agent, key)
+            self._have(agent, artifacts, frames)
             found.clear()
             return agent.ask(
                 {
@@ -325,15 +327,19 @@ class Board:
                         else {"failed": str(one)}
                         for units, one in own.items()
                     }
-                    headline["placement"] = self._placement(keys[index])
+                    headline["placement"] = self._placement(artifact)
             results.append(headline)
         return results
 
-    def _placement(self, key: str) -> dict[str, Any]:
+    def _placement(self, artifact: Artifact) -> dict[str, Any]:
         """Where Core ML runs each operation; what its plan does not tell is said."""
-        command = {"do": "placement", "artifact": key, "compute_units": list(COMPUTE_UNITS)}
+
+        def work(agent: Agent) -> Event:
+            (key,) = self._have(agent, [artifact])
+            return agent.ask({"do": "placement", "artifact": key, "compute_units": list(COMPUTE_UNITS)})
+
         try:
-            return plain_values(dict(self.step(lambda agent: agent.ask(command))), 4)
+            return plain_values(dict(self.step(work)), 4)
         except DeviceLost:
             raise
         except DeviceError as error:
@@ -341,10 +347,12 @@ class Board:
 
     def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
         """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
-        (key,) = self.send([artifact], frames)
         if not self.can_evaluate(artifact):  # TensorRT without its Python package
-            length = interval_of(seconds)
-            return self._as_artifact(lambda: self.step(lambda agent: jetson.sustain(agent, key, seconds, length)))
+            return self._as_artifact(
+                lambda: self.step(
+                    lambda agent: jetson.sustain(agent, self._have(agent, [artifact])[0], seconds, interval_of(seconds))
+                )
+            )
         intervals: list[dict[str, Any]] = []
 
         def take(event: Event) -> None:
@@ -356,8 +364,7 @@ class Board:
 
         def work(agent: Agent) -> Event:
             intervals.clear()
-            if artifact.target == "tensorrt":
-                jetson.build(agent, key)
+            (key,) = self._have(agent, [artifact], frames)
             subject = {"artifact": key, "title": artifact.title}
             return agent.ask(
                 {

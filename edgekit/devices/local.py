@@ -10,17 +10,20 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
 from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
-from edgekit.core.errors import ArtifactError, EdgekitError
+from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
 from edgekit.core.progress import Progress
 from edgekit.devices.environment import conditions
 
 ROUNDS = 8
+LOCK_SECONDS = 3600.0
+"""How long a device that somebody else measures on is waited for."""
 CLOCK_SLACK = 2.0
 """Seconds by which the time of day may run apart from the clock that measures before it is said."""
 Mode = Literal["quick", "full"]
@@ -123,6 +126,29 @@ class Worker:
                     stream.close()
                 except BrokenPipeError:
                     continue
+
+
+@contextmanager
+def alone(progress: Progress) -> Iterator[None]:
+    """This machine for one measurement: another one of any process is waited for.
+
+    Raises:
+        DeviceError: it did not end in an hour.
+    """
+    if sys.platform == "win32":  # has no such lock
+        yield
+        return
+    from edgekit.devices.agent.lock import Busy, DeviceLock
+
+    lock = DeviceLock("a measurement on this machine")
+    try:
+        lock.take(LOCK_SECONDS, lambda holder: progress.say(f"waiting for {holder}"))
+    except Busy as holder:
+        raise DeviceError(f"this machine is in use by {holder}: wait until that measurement is done") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Clocks:

@@ -13,6 +13,7 @@ import secrets
 import selectors
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from typing import Any
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices.agent import MARK, PROTOCOL
+from edgekit.devices.agent import SILENCE as AGENT_SILENCE
 from edgekit.devices.inventory import Device
+from edgekit.devices.local import LOCK_SECONDS
 from edgekit.devices.pack import pack_agent
 from edgekit.devices.ssh import ERRORS, SshTransport, clean_text, end
 
@@ -33,8 +36,6 @@ ALIVE = 10.0
 """Seconds between the lines that tell the agent that somebody is there."""
 SILENCE = 120.0
 """Seconds without a line from the agent, which answers those, after which it counts as gone."""
-LOCK_SECONDS = 3600.0
-"""How long a device that somebody else measures on is waited for."""
 OLDEST = (3, 9)
 
 LOOK = """
@@ -92,6 +93,7 @@ class Agent:
         self.device = device
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._writing = threading.Lock()
         self._transport = SshTransport(device)
         try:
             root = self._prepare()
@@ -110,6 +112,7 @@ class Agent:
     def close(self) -> None:
         """End the talk; the agent and all it started end with it."""
         if self._process is not None:
+            self._ended.set()
             with contextlib.suppress(OSError):
                 assert self._process.stdin is not None
                 self._process.stdin.close()
@@ -159,17 +162,35 @@ class Agent:
         self._mark = f"{MARK}{secrets.token_hex(8)}:"
         token = self._mark[len(MARK) : -1]
         limit = str(self.device.cache_megabytes << 20)
-        command = (self.device.python, f"{root}/{pack_agent().name}", "serve", token, root, limit, __version__)
+        command = (
+            self.device.python, f"{root}/{pack_agent().name}", "serve", token, root, limit, __version__, str(AGENT_SILENCE),
+        )  # fmt: skip
         self._process = self._transport.open(command)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._buffer = bytearray()
         self._noise = bytearray()
         self._number = 0
-        self._spoke = self._heard = time.monotonic()
+        self._heard = time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep_alive, args=(self._process, self._ended), daemon=True).start()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._process.stdout, selectors.EVENT_READ)
         self._selector.register(self._process.stderr, selectors.EVENT_READ)
+
+    def _keep_alive(self, process: subprocess.Popen[bytes], ended: threading.Event) -> None:
+        """Tell the agent that somebody is there, also while files are sent beside the talk."""
+        while not ended.wait(ALIVE):
+            try:
+                self._write(process, {"do": "alive"})
+            except (OSError, ValueError):  # it is gone, or being closed: whoever asks next is told
+                return
+
+    def _write(self, process: subprocess.Popen[bytes], command: Event) -> None:
+        assert process.stdin is not None
+        with self._writing:
+            process.stdin.write(json.dumps(command).encode() + b"\n")
+            process.stdin.flush()
 
     def _greet(self) -> Event:
         hello = self.ask({"do": "hello"})
@@ -237,13 +258,10 @@ class Agent:
 
     def _send(self, command: Event) -> None:
         assert self._process is not None
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(command).encode() + b"\n")
-            self._process.stdin.flush()
+            self._write(self._process, command)
         except OSError:
             raise self._lost() from None
-        self._spoke = time.monotonic()
 
     def _line(self) -> tuple[str | None, int]:
         """The next line that is of the talk, without its mark, and the bytes read for it; None when none came in a while."""
@@ -261,10 +279,7 @@ class Agent:
                     return line[place + len(self._mark) :].decode(errors="replace").rstrip("\r"), size
                 self._noise += line[: max(0, ERRORS - len(self._noise))] + b"\n"
                 continue
-            now = time.monotonic()
-            if now - self._spoke > ALIVE:
-                self._send({"do": "alive"})
-            if now - self._heard > SILENCE:
+            if time.monotonic() - self._heard > SILENCE:
                 raise DeviceLost(
                     f"device '{self.device.name}' has not answered for {SILENCE:.0f} s: see whether it hangs, then run again"
                 )
@@ -352,7 +367,7 @@ class Agent:
             raise _nonsense(self.device, "a folder's name")
         for key, path in wanted.items():
             self._transport.push(path, f"{place}/{key}")
-            self._send({"do": "alive"})
+        self._heard = time.monotonic()  # nobody listened meanwhile
         self.ask({"do": "keep", "artifacts": whole, "packs": lost_packs, "frames": lost_frames})
         return size
 

@@ -184,36 +184,52 @@ def _evaluate(
     stored = stored_part(path, key)
     if stored is None:
         started = time.monotonic()
-        packs = frame_packs(work.frames, artifact.size, work.reference, work.folder / "cache" / "packs")
         try:
-            frames, environment = board.evaluate(artifact, packs, work.frames.split.classes, work.threads)
+            stored = accuracy_there(board, artifact, work.frames, work.reference, work.folder, work.threads)
         except DeviceError:
             raise
         except EdgekitError as error:  # this artifact only
             part["accuracy_why"] = str(error)
             progress.say(f"{name}: {artifact.title} not evaluated, {error}")
             return
-        if len(frames) != len(work.frames):
-            raise DeviceError(f"device '{name}' counted {len(frames)} of {len(work.frames)} frames: run again")
-        split = work.frames.split
-        kind: ProvenanceKind = "reference" if board.device.emulated else "measured"
-        why = f"the device's processor is emulated by {board.device.emulated}" if board.device.emulated else ""
-        stored = {
-            "dataset": split.dataset,
-            "split": split.split,
-            "frames": [entry.name for entry in split.references],
-            "counts": [frame["counts"] for frame in frames],
-            "agreement": [frame["agreement"] for frame in frames],
-            "provenance": Provenance(kind, _by(board, artifact.target), why).to_json(),
-            "environment": environment,
-        }
         write_json(path, {"key": key, "accuracy": stored})
         progress.say(
-            f"{name}: {artifact.title} evaluated on {len(frames)} frames in {time.monotonic() - started:.0f} s"
+            f"{name}: {artifact.title} evaluated on {len(work.frames)} frames in {time.monotonic() - started:.0f} s"
         )
     else:
         progress.say(f"{name}: {artifact.title} already evaluated")
     part["accuracy"] = stored
+
+
+def accuracy_there(
+    board: Connected, artifact: Artifact, frames: Frames, reference: Path | None, folder: Path, threads: int | None
+) -> dict[str, Any]:
+    """Evaluate an artifact on a device: the ``accuracy`` object of a measurement.
+
+    Args:
+        reference: folder of float PyTorch's labels, None where the agreement with them is not asked for.
+        folder: keeps the frames as devices take them.
+
+    Raises:
+        ArtifactError: it cannot be run there.
+        DeviceError: the device's own faults.
+    """
+    split, emulated = frames.split, board.device.emulated
+    packs = frame_packs(frames, artifact.size, reference, folder / "cache" / "packs")
+    counted, environment = board.evaluate(artifact, packs, split.classes, threads)
+    if len(counted) != len(frames):
+        raise DeviceError(f"device '{board.device.name}' counted {len(counted)} of {len(frames)} frames: run again")
+    kind: ProvenanceKind = "reference" if emulated else "measured"
+    why = f"the device's processor is emulated by {emulated}" if emulated else ""
+    return {
+        "dataset": split.dataset,
+        "split": split.split,
+        "frames": [entry.name for entry in split.references],
+        "counts": [frame["counts"] for frame in counted],
+        "agreement": None if reference is None else [frame["agreement"] for frame in counted],
+        "provenance": Provenance(kind, _by(board, artifact.target), why).to_json(),
+        "environment": environment,
+    }
 
 
 def _time(
@@ -242,14 +258,14 @@ def _time(
         progress.say(f"{name}: latency of {len(artifacts)} artifacts already measured")
     else:
         samples = bench_frames(work.frames, artifacts[0].size, work.folder)
-        known = latencies(board, artifacts, samples, work.mode, "frame-to-labels", work.threads, progress)
+        known = latencies_there(board, artifacts, samples, work.mode, "frame-to-labels", work.threads, progress)
         if not any("failed" in entry for entry in known):  # a failure is tried again the next time
             write_json(path, {"key": key, "latency": known})
     for artifact, latency in zip(artifacts, known, strict=True):
         parts[artifact.folder.name]["latency"] = latency
 
 
-def latencies(
+def latencies_there(
     board: Connected,
     artifacts: Sequence[Artifact],
     samples: Path,

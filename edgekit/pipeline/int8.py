@@ -16,7 +16,6 @@ from edgekit.core.files import clean_partials, read_json, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size
-from edgekit.devices.inventory import THIS_MACHINE
 from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
@@ -29,7 +28,7 @@ from edgekit.pipeline.accuracy import (
     stored_labeller,
 )
 from edgekit.pipeline.artifacts import lazy_graph, recipe_for
-from edgekit.pipeline.commands import bench
+from edgekit.pipeline.commands import bench_frames_of, latencies_here
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.quantization import (
     Calibration,
@@ -356,17 +355,16 @@ def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, An
     if engine.no_latency is not None:
         return {"latency_ratio": None, "why": engine.no_latency}
     common.progress.say(f"{before.title}: measuring what its repair costs")
-    rows = bench(
+    taken = latencies_here(
         [before, after],
-        [THIS_MACHINE],
+        bench_frames_of(before),
         "quick",
         "graph",
         common.threads,
-        None,
         common.order.folder,
         Progress(silent=True),
     )
-    latencies = [row["latency"] for row in rows]
+    latencies = [taken[str(artifact.folder)] for artifact in (before, after)]
     if any("rounds_ms" not in latency for latency in latencies):
         return {"latency_ratio": None, "why": "its latency could not be measured"}
     ratio = bootstrap_ratio(latencies[1]["rounds_ms"], latencies[0]["rounds_ms"])

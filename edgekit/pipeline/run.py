@@ -33,7 +33,7 @@ from edgekit.core.values import (
 from edgekit.devices.connected import Connected
 from edgekit.devices.environment import local_environment
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
-from edgekit.devices.local import Mode, Scope, Subject, interval_of, measure, sustain
+from edgekit.devices.local import Mode, Scope, Subject, alone, interval_of, measure, sustain
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
     Frames,
@@ -356,12 +356,18 @@ def _sustained(plan: Plan, artifact: Artifact, frames: Frames, progress: Progres
     stored: dict[str, Any] | None = stored_part(path, key, "sustained")
     if stored is None:
         samples = bench_frames(frames, artifact.size, plan.folder)
-        stored = sustain(
-            Subject(artifact.folder, artifact.title), samples, plan.sustained, interval_of(plan.sustained), plan.threads,
-            plan.folder / "logs", progress,
-        )  # fmt: skip
+        stored = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.folder / "logs", progress)
         write_json(path, {"key": key, "sustained": stored})
     return stored
+
+
+def sustain_here(
+    artifact: Artifact, samples: Path, seconds: float, threads: int | None, logs: Path, progress: Progress
+) -> dict[str, Any]:
+    """Sustained load on this machine, which nobody else measures on meanwhile."""
+    subject = Subject(artifact.folder, artifact.title)
+    with alone(progress):
+        return sustain(subject, samples, seconds, interval_of(seconds), threads, logs, progress)
 
 
 def measurement_document(
@@ -433,10 +439,9 @@ def measure_latencies(
         stored = {str(artifact.folder): taken for (_, artifact, _), taken in zip(measurable, known, strict=True)}
     else:
         samples = bench_frames(frames, measurable[0][1].size, run_folder)
-        taken = measure(
-            [Subject(artifact.folder, artifact.title) for _, artifact, _ in measurable], samples, mode, scope, threads,
-            run_folder / "logs", progress,
-        )  # fmt: skip
+        subjects = [Subject(artifact.folder, artifact.title) for _, artifact, _ in measurable]
+        with alone(progress):
+            taken = measure(subjects, samples, mode, scope, threads, run_folder / "logs", progress)
         stored = {}
         environment = local_environment()
         for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable
@@ -56,7 +55,7 @@ class DeviceLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                holder = os.pread(file, 512, 0).decode(errors="replace").strip()
+                holder = os.pread(file, 512, 0).decode(errors="replace").strip() or "another process"
                 if not told:
                     waiting(holder)
                     told = True
@@ -65,7 +64,7 @@ class DeviceLock:
                     raise Busy(holder) from None
                 time.sleep(0.2)
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps({"holder": self._holder, "process": os.getpid()}).encode(), 0)
+        os.pwrite(file, f"{self._holder} (process {os.getpid()})".encode(), 0)
         self._file = file
 
     def release(self) -> None:
