@@ -26,6 +26,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.values import Artifact, ClassSet, UInt8
 from edgekit.devices import adb
 from edgekit.devices.agent.lock import Busy, DeviceLock
+from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
 from edgekit.devices.formats import battery, benchmark_model, thermalservice
 from edgekit.devices.formats.text import lines, shortened
 from edgekit.devices.inventory import Device
@@ -47,6 +48,16 @@ THREADS = 4
 _FRAME, _OUTPUT = "frame.bin", "output.bin"
 _OWN = re.compile(rf"[0-9a-f]{{64}}(\.[0-9a-f]{{8}}\.partial)?|{re.escape(_FRAME)}|{re.escape(_OUTPUT)}")
 """Names of the files that edgekit leaves on a phone."""
+_POLICIES = (
+    "for p in /sys/devices/system/cpu/cpufreq/policy*; do "
+    'r() { cat "$p/$1" 2>/dev/null; }; '
+    'echo "$(r related_cpus):$(r scaling_governor):$(r cpuinfo_max_freq):$(r scaling_max_freq)"; done'
+)
+_POLICY = re.compile(r"([0-9 ]{1,160}):([^:]*):([^:]*):([^:]*)")
+"""Cores that share a clock, their governor, and the highest kHz that they can have and may have now, where they can be read.
+
+Heat lowers what they may have. What they have would be that of an idle phone: it is asked between calls of the tool.
+"""
 Answer = TypeVar("Answer")
 
 
@@ -93,6 +104,7 @@ class Phone:
         self.device = device
         self.progress = progress
         self.notes: list[str] = []
+        self.found: dict[str, Any] = {}
         self._log = logs / f"{device.name}.device.log"
         self._folder = device.cache or CACHE
         self._flags: frozenset[str] = frozenset()
@@ -119,10 +131,11 @@ class Phone:
 
     def clean(self) -> int:
         """Remove everything that edgekit left there, and nothing else; returns how many bytes that were."""
-        held = self._held()
-        if held:
-            self._checked(("rm", "-f", *(name for _, name in held)), "what was sent cannot be removed")
-        self._transport.run(("rmdir", self._folder))  # others' files may lie there too
+        with self._alone():
+            held = self._held()
+            if held:
+                self._checked(("rm", "-f", *(name for _, name in held)), "what was sent cannot be removed")
+            self._transport.run(("rmdir", self._folder))  # others' files may lie there too
         return sum(size for size, _ in held)
 
     # What is there
@@ -407,15 +420,28 @@ class Phone:
     def _probe(self) -> dict[str, Any]:
         properties = dict(re.findall(r"\[([\w.]+)\]: \[([^\]]*)\]", "\n".join(lines(self._read("getprop")))))
         memory = re.search(r"MemTotal:\s*(\d+) kB", "\n".join(lines(self._read("cat", "/proc/meminfo"))))
-        processors = [line for line in lines(self._read("cat", "/proc/cpuinfo")) if line.startswith("processor")]
+        cpuinfo = "\n".join(lines(self._read("cat", "/proc/cpuinfo")))
+        clusters = [
+            (shortened(row[1], 80), shortened(row[2], 40), row[3].strip())
+            for row in map(_POLICY.fullmatch, lines(self._read("sh", "-c", _POLICIES)))
+            if row is not None
+        ]
 
         def of(*names: str) -> str:
-            return next((shortened(properties[name], 100) for name in names if properties.get(name)), "unavailable")
+            return next((shortened(properties[name], 100) for name in names if properties.get(name)), UNAVAILABLE)
 
         environment = {
             "board": f"{of('ro.product.manufacturer')} {of('ro.product.model')}",
-            "cpu": of("ro.soc.model", "ro.board.platform", "ro.hardware"),
-            "cores": max(1, len(processors)),
+            "cpu": ", ".join(
+                filter(None, (of("ro.soc.model", "ro.board.platform", "ro.hardware"), shortened(arm_cores(cpuinfo))))
+            ),
+            "cpu_flags": cpu_flags(cpuinfo),
+            # cpuinfo lists those that are awake
+            "cores": max(
+                1, sum(len(cores.split()) for cores, _, _ in clusters), len(re.findall(r"(?m)^processor", cpuinfo))
+            ),
+            "clusters": [cluster(*row) for row in clusters] or UNAVAILABLE,
+            "governor": ", ".join(dict.fromkeys(governor for _, governor, _ in clusters)) or UNAVAILABLE,
             "architecture": of("ro.product.cpu.abi"),
             "memory_bytes": int(memory[1]) * 1024 if memory else None,
             "os": f"Android {of('ro.build.version.release')} (API {of('ro.build.version.sdk')})",
@@ -450,15 +476,11 @@ class Phone:
         return f"benchmark_model {sha256_path(path)[:8]}"
 
     def _conditions(self) -> dict[str, Any]:
-        """Heat, clocks and battery now; what the phone does not tell is left out."""
+        """Heat, the clocks that are allowed, and battery now; what the phone does not tell is left out."""
         found: dict[str, Any] = {"clock_khz": {}, "temperature_c": {}}
-        script = (
-            "for p in /sys/devices/system/cpu/cpufreq/policy*; do "
-            'echo "$(cat $p/related_cpus 2>/dev/null):$(cat $p/scaling_cur_freq 2>/dev/null)"; done'
-        )
-        for line in lines(self._read("sh", "-c", script)):
-            if match := re.fullmatch(r"([\d ]{1,80}):(\d{4,8})", line.strip()):
-                found["clock_khz"][match[1].strip().replace(" ", "-")] = int(match[2])
+        for row in map(_POLICY.fullmatch, lines(self._read("sh", "-c", _POLICIES))):
+            if row is not None and re.fullmatch(r"[0-9]{4,8}", row[4]):
+                found["clock_khz"]["-".join(row[1].split())] = int(row[4])
         try:
             heat = thermalservice.parse(self._read("dumpsys", "thermalservice"))
             found["temperature_c"] = dict(heat.celsius)
@@ -575,7 +597,7 @@ class Phone:
                     raise DeviceLost(f"{lost} ({error})") from error
                 time.sleep(2)
         before, now = (
-            self.found["boot"],
+            self.found.get("boot", ""),
             self._read("cat", "/proc/sys/kernel/random/boot_id").decode(errors="replace").strip()[:64],
         )
         if before and now and before != now:

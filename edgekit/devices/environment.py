@@ -25,7 +25,8 @@ ARM_PARTS = {
     "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd0d": "Cortex-A77",
     "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78", "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510",
     "0xd47": "Cortex-A710", "0xd48": "Cortex-X2", "0xd49": "Neoverse-N2", "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3",
-    "0xd4f": "Neoverse-V2",
+    "0xd4f": "Neoverse-V2", "0xd80": "Cortex-A520", "0xd81": "Cortex-A720", "0xd82": "Cortex-X4", "0xd84": "Neoverse-V3",
+    "0xd85": "Cortex-X925", "0xd87": "Cortex-A725",
 }  # fmt: skip
 """Arm's own cores by the part number of MIDR_EL1, which is all that Linux says of them."""
 
@@ -38,39 +39,34 @@ def _read(path: str) -> str:
 
 
 def _processor() -> str:
-    parts: list[str] = []
-    for line in _read("/proc/cpuinfo").splitlines():
+    text = _read("/proc/cpuinfo")
+    for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "hardware"):
             return value.strip()
-        if key.strip().lower() == "cpu part":
-            parts.append(ARM_PARTS.get(value.strip(), f"Arm part {value.strip()}"))
-    if parts:
-        return ", ".join(f"{parts.count(name)} x {name}" for name in dict.fromkeys(parts))
-    return platform.processor() or platform.machine() or UNAVAILABLE
+    return arm_cores(text) or platform.processor() or platform.machine() or UNAVAILABLE
 
 
-def _flags() -> list[str]:
+def arm_cores(cpuinfo: str) -> str:
+    """The cores that a Linux on Arm lists, as ``4 x Cortex-A55, 4 x Cortex-A76``; empty elsewhere."""
+    parts = [
+        ARM_PARTS.get(part, f"Arm part {part}") for part in re.findall(r"(?im)^CPU part\s*:\s*(\w{1,20})", cpuinfo)
+    ]
+    return ", ".join(f"{parts.count(name)} x {name}" for name in dict.fromkeys(parts))
+
+
+_FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimdhp", "asimddp",
+    "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+def cpu_flags(cpuinfo: str) -> list[str]:
     """The processor's features that decide how fast and in which precision networks run."""
-    interesting = (
-        "avx2",
-        "avx512f",
-        "avx512_vnni",
-        "avx_vnni",
-        "avx512_bf16",
-        "avx512_fp16",
-        "amx_int8",
-        "amx_bf16",
-        "asimdhp",
-        "asimddp",
-        "i8mm",
-        "bf16",
-        "sve",
-    )
-    for line in _read("/proc/cpuinfo").splitlines():
+    for line in cpuinfo.splitlines():
         if line.lower().startswith(("flags", "features")):
             present = set(line.partition(":")[2].split())
-            return [flag for flag in interesting if flag in present]
+            return [flag for flag in _FLAGS if flag in present]
     return []
 
 
@@ -108,14 +104,16 @@ def clocks() -> dict[str, int]:
 
 def _clusters() -> list[str]:
     """Groups of cores with their governor and highest clock, as people read them."""
-    groups = []
-    for policy in sorted(Path(PROCESSOR_FOLDERS, "cpufreq").glob("policy*")):
-        highest = _read(str(policy / "cpuinfo_max_freq"))
-        limit = f"{int(highest) / 1e6:.2f} GHz" if highest.isdigit() else UNAVAILABLE
-        groups.append(
-            f"cores {_read(str(policy / 'related_cpus'))}: {_read(str(policy / 'scaling_governor'))}, to {limit}"
-        )
-    return groups
+    return [
+        cluster(*(_read(str(policy / name)) for name in ("related_cpus", "scaling_governor", "cpuinfo_max_freq")))
+        for policy in sorted(Path(PROCESSOR_FOLDERS, "cpufreq").glob("policy*"))
+    ]
+
+
+def cluster(cores: str, governor: str, highest: str) -> str:
+    """One group in words; ``highest`` in kHz, as Linux says it."""
+    limit = f"{int(highest) / 1e6:.2f} GHz" if re.fullmatch(r"[0-9]{1,9}", highest) else UNAVAILABLE
+    return f"cores {cores}: {governor}, to {limit}"
 
 
 def conditions() -> dict[str, Any]:
@@ -138,7 +136,7 @@ def local_environment() -> dict[str, Any]:
     """CPU, memory, system, clocks, temperature and package versions, as plain values."""
     return {
         "cpu": _processor(),
-        "cpu_flags": _flags(),
+        "cpu_flags": cpu_flags(_read("/proc/cpuinfo")),
         "cores": available_cores(),
         "memory_bytes": memory_bytes(),
         "os": f"{platform.system()} {platform.release()}",

@@ -30,6 +30,8 @@ A_CNXN, A_AUTH, A_OPEN, A_OKAY, A_WRTE, A_CLSE = (
 VERSION, MAXIMUM = 0x01000001, 1 << 18
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = 0, 1, 2, 3, 4
 SYNC_CHUNK = 64 << 10
+PLACES = ("/data/local/tmp", "/proc/sys/kernel/random/boot_id", "/proc/cpuinfo", "/sys/devices/system/cpu")
+"""What commands see of a device's own; the rest is this machine's."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Faults:
 
 @dataclass
 class Adbd:
-    """A device in a folder: ``/data/...`` of its commands and files is ``root/data/...``; ``PATH`` begins with ``root/bin``."""
+    """A device in a folder: its :data:`PLACES` lie below ``root``; ``PATH`` begins with ``root/bin``."""
 
     root: Path
     faults: Faults = field(default_factory=Faults)
@@ -86,7 +88,9 @@ class Adbd:
 
     def reboot(self) -> None:
         """What tells one start of a device from another."""
-        (self.root / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        path = self.root / "proc/sys/kernel/random/boot_id"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{uuid.uuid4()}\n")
 
     def vanish(self) -> None:
         """As a cable that is pulled."""
@@ -236,8 +240,8 @@ async def shell(device: Adbd, stream: Stream, service: str) -> None:
     kinds, _, command = service.partition(":")
     second = ",v2" in kinds
     # Commands name the device's paths: the folder stands in their place.
-    command = command.replace("/data/local/tmp", str(device.root / "data/local/tmp"))
-    command = command.replace("/proc/sys/kernel/random/boot_id", str(device.root / "boot_id"))
+    for place in PLACES:
+        command = command.replace(place, str(device.root) + place)
     process = subprocess.Popen(
         ["/bin/sh", "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if second else subprocess.STDOUT,

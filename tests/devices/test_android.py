@@ -39,6 +39,10 @@ GETPROP = """[ro.build.version.release]: [15]
 [ro.product.model]: [No phone]
 [ro.soc.model]: [none]
 """
+CPUINFO = "".join(
+    f"processor\t: {core}\nFeatures\t: fp asimd asimdhp asimddp i8mm\nCPU implementer\t: 0x41\nCPU part\t: {part}\n\n"
+    for core, part in enumerate(["0xd05"] * 4 + ["0xd41"] * 3)  # the eighth is asleep
+)
 DUMPSYS = """case "$1" in
 thermalservice) cat <<'EOF'
 IsStatusOverride: false
@@ -78,6 +82,17 @@ def handset(phones: Phones) -> Adbd:
     for name, text in (("getprop", f"cat <<'EOF'\n{GETPROP}EOF\n"), ("dumpsys", DUMPSYS)):
         (phone.root / "bin" / name).write_text(f"#!/bin/sh\n{text}")
         (phone.root / "bin" / name).chmod(0o755)
+    (phone.root / "proc/cpuinfo").write_text(CPUINFO)
+    for first, part in (
+        (0, ("0 1 2 3", "schedutil", "1785600", "1785600")),
+        (4, ("4 5 6 7", "walt", "2419200", "2400000")),
+    ):
+        policy = phone.root / f"sys/devices/system/cpu/cpufreq/policy{first}"
+        policy.mkdir(parents=True)
+        for name, text in zip(
+            ("related_cpus", "scaling_governor", "cpuinfo_max_freq", "scaling_max_freq"), part, strict=True
+        ):
+            (policy / name).write_text(f"{text}\n")
     return phone
 
 
@@ -103,7 +118,14 @@ def folder(handset: Adbd) -> Path:
 def test_what_is_there(device: Device, handset: Adbd, tmp_path: Path) -> None:
     with connect(device, tmp_path) as phone:
         assert phone.environment["board"] == "Stand-in No phone" and phone.environment["os"] == "Android 15 (API 35)"
-        assert phone.environment["cores"] >= 1 and phone.environment["memory_bytes"] > 1 << 20
+        assert phone.environment["cores"] == 8 and phone.environment["memory_bytes"] > 1 << 20
+        assert phone.environment["cpu"] == "none, 4 x Cortex-A55, 3 x Cortex-A78"
+        assert phone.environment["cpu_flags"] == ["asimdhp", "asimddp", "i8mm"]
+        assert phone.environment["clusters"] == [
+            "cores 0 1 2 3: schedutil, to 1.79 GHz", "cores 4 5 6 7: walt, to 2.42 GHz",
+        ]  # fmt: skip
+        assert phone.environment["governor"] == "schedutil, walt"
+        assert phone.found["conditions"]["clock_khz"] == {"0-1-2-3": 1785600, "4-5-6-7": 2400000}
         assert phone.found["backends"] == ["CPU", "GPU", "NNAPI"] and phone.found["free_bytes"] > 0
         assert phone.found["conditions"]["thermal_status"] == "light"
         assert phone.found["conditions"]["battery"]["plugged"] == ("USB",)
