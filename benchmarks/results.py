@@ -112,7 +112,7 @@ def arm64() -> list[str]:
         "## int8 on ARM's kernels",
         f"`{result['checkpoint']}` at {result['size']}, the same int8 artifacts on the same {result['frames']} "
         f"{result['dataset']['name']} {result['dataset']['split']} frames: here, and by the agent over ssh in a Debian arm64 "
-        f"userland ({', '.join(result['packages'])}) that {result['emulator']} executes as a {result['processor']} "
+        f"userland ({', '.join(result['packages'])}) that {result['emulator'].partition(' (')[0]} executes as a {result['processor']} "
         f"(`make test-arm64`). Float PyTorch {percent(result['float'])} %. An emulated processor's times say nothing, and "
         "none was taken; its arithmetic is ARM's, by the instructions that the kernels choose on such a core.",
         table(
