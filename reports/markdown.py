@@ -25,6 +25,7 @@ from reports.document import (
     build,
 )
 from reports.numbers import megabytes, milliseconds, percent, points
+from reports.phones import phone_section
 from reports.statistics import bootstrap_ratio
 from reports.text import Notes, code, distinct_names, escape, interval, size_of, table
 
@@ -542,6 +543,7 @@ def _measured_page(
     lines += _ratio_section(page)
     lines += sustained_section(page, pictures)
     lines += units_section(page)
+    lines += phone_section(page)
     lines += tensorrt_section(page)
     lines += against_local(page, everything, context)
     lines += _accuracy_section(page)
@@ -709,7 +711,12 @@ def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext)
         frames = f"{data['frames']} frames of {data['name']} {data['split']}" if data else "no frames"
         lines = [f"# {escape(device)}", "", f"Artifacts measured apart from a run; accuracy on {escape(frames)}.", ""]
         lines += ["## Latency", "", *_result_sections(page), *_ratio_section(page)]
-        lines += [*sustained_section(page, pictures), *units_section(page), *tensorrt_section(page)]
+        lines += [
+            *sustained_section(page, pictures),
+            *units_section(page),
+            *phone_section(page),
+            *tensorrt_section(page),
+        ]
         lines += [*_accuracy_section(page), *_how_section(page), *_artifact_section(page), *_environment_section(page)]
         lines += ["## Command", "", code(context.command), ""]
         files[f"{_file_name(device)}.md"] = "\n".join(lines + _footer(context))

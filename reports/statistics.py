@@ -228,10 +228,17 @@ THROTTLED = 0.9
 """A clock that falls below this share of its highest during a measurement is worth a warning."""
 
 
+_HOT = ("moderate", "severe", "critical", "emergency", "shutdown")
+"""Android's thermal statuses from which on it throttles, the least first; ``light`` does not touch what a user sees."""
+
+
 def condition_warnings(latency: Mapping[str, Any]) -> list[str]:
-    """What the conditions beside the samples say against a number: a clock that fell, a time of day that was set."""
+    """What the conditions beside the samples say against a number: heat, a clock that fell, a time of day that was set."""
     warnings = []
     highest = []
+    said = [str(entry.get("thermal_status")) for entry in latency.get("conditions") or ()]
+    if hot := [status for status in _HOT if status in said]:
+        warnings.append(f"throttled: the phone's thermal status was {hot[-1]}")
     for entry in latency.get("conditions") or ():
         clocks = [value for value in (entry.get("clock_khz") or {}).values() if isinstance(value, (int, float))]
         if clocks:

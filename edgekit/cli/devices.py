@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,8 @@ def clean(name: NameArgument, as_json: JsonOption = False) -> None:
     from edgekit.devices.connected import connect_device
 
     with tempfile.TemporaryDirectory() as folder:
-        connected = connect_device(device, Path(folder), Progress())
+        # Without the tool: a phone that is full must not have to take one to be cleaned.
+        connected = connect_device(replace(device, benchmark_model=""), Path(folder), Progress())
         with closing(connected):
             freed = connected.clean()
     if as_json:

@@ -645,4 +645,5 @@ def _unit(runs: list[benchmark_model.BenchmarkRun] | EdgekitError) -> dict[str, 
         return {"failed": str(runs)}
     taken = _statistics(runs)
     shares = {one.name: f"{one.nodes} of {one.of}" for one in runs[0].delegates if one.of}
-    return {"p50": taken["p50"] or taken["mean"], **({"operations": shares} if shares else {})}
+    middle = {"mean": taken["mean"]} if taken["p50"] is None else {"p50": taken["p50"]}  # old tools print no median
+    return {**middle, **({"operations": shares} if shares else {})}

@@ -75,10 +75,8 @@ def artifact(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     )  # fmt: skip
 
 
-@pytest.fixture
-def handset(phones: Phones) -> Adbd:
-    """A phone with what Android has that this machine has not."""
-    phone = phones()
+def furnish(phone: Adbd) -> Adbd:
+    """Gives a phone what Android has that this machine has not."""
     for name, text in (("getprop", f"cat <<'EOF'\n{GETPROP}EOF\n"), ("dumpsys", DUMPSYS)):
         (phone.root / "bin" / name).write_text(f"#!/bin/sh\n{text}")
         (phone.root / "bin" / name).chmod(0o755)
@@ -94,6 +92,12 @@ def handset(phones: Phones) -> Adbd:
         ):
             (policy / name).write_text(f"{text}\n")
     return phone
+
+
+@pytest.fixture
+def handset(phones: Phones) -> Adbd:
+    """A phone."""
+    return furnish(phones())
 
 
 @pytest.fixture
@@ -309,6 +313,7 @@ def test_an_old_tool_times_without_percentiles_and_litert_has_its_own(
         assert (
             isinstance(latency, dict) and latency["statistics"]["p50"] is None and latency["statistics"]["mean"] == 20.0
         )
+        assert latency["compute_units"]["GPU"] == {"mean": 9.0, "operations": {"GPU": "60 of 60"}}
     fault(handset, "litert")
     with connect(device, tmp_path) as phone:
         assert phone.found["backends"] == ["CPU", "GPU", "NPU"] and not phone.can_evaluate(artifact)
