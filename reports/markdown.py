@@ -415,8 +415,16 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
+def _page_scope(page: Sequence[Result]) -> str:
+    """What the page's latencies are compared by: frame to labels, unless the device's own tool times something else."""
+    scopes = {result.scope for result in page} - {None, HEADLINE_SCOPE}
+    only = len(scopes) == 1 and all(result.scope != HEADLINE_SCOPE for result in page)
+    return str(scopes.pop()) if only else HEADLINE_SCOPE
+
+
 def _scatter(page: Sequence[Result], everything: Sequence[Result], form: str = "svg") -> bytes | None:
-    chosen = [r for r in page if r.scope == HEADLINE_SCOPE and r.scores is not None and not math.isnan(r.scores.miou)]
+    scope = _page_scope(page)
+    chosen = [r for r in page if r.scope == scope and r.scores is not None and not math.isnan(r.scores.miou)]
     if not chosen:
         return None
     sizes = {size_of(result) for result in chosen}
@@ -474,7 +482,8 @@ def _verdicts(results: Sequence[Result], device: str) -> list[str]:
     artifacts = [result for result in results if not result.is_float and result.failed is None]
     names = dict(zip(map(id, artifacts), distinct_names(artifacts), strict=True))
     good = [r for r in artifacts if r.drop is not None and round(100 * r.drop.high, 9) <= VERDICT_POINTS]
-    timed = [result for result in good if result.scope == HEADLINE_SCOPE and result.latency is not None]
+    scope = _page_scope(results)
+    timed = [result for result in good if result.scope == scope and result.latency is not None]
     where = f"on {escape(device)}"
 
     def describe(result: Result) -> str:
@@ -485,12 +494,13 @@ def _verdicts(results: Sequence[Result], device: str) -> list[str]:
         best = min(timed, key=lambda result: result.latency.p50 if result.latency else math.inf)
         assert best.latency is not None
         text = f"Fastest {where} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
-        text += f"p50 {milliseconds(best.latency.p50)} ms ({best.latency_provenance.kind}), mIoU "
+        of = "" if scope == HEADLINE_SCOPE else f" of `{scope}`"
+        text += f"p50{of} {milliseconds(best.latency.p50)} ms ({best.latency_provenance.kind}), mIoU "
         text += f"{best.accuracy_provenance.kind}."
         if best.latency.warnings:
             text += f" Warning, {escape('; '.join(best.latency.warnings))}."
         return [text]
-    if any(result.scope == HEADLINE_SCOPE for result in artifacts):
+    if any(result.scope == scope for result in artifacts):
         return [f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."]
     if good:
         best = min(good, key=lambda result: (result.document.get("model_bytes") or math.inf, names[id(result)]))

@@ -598,7 +598,8 @@ def _print_latencies(rows: list[dict[str, Any]]) -> None:
         if parts := [f"{name} {value * factor:.0f} {unit}" for name, value, unit, factor in told if value is not None]:
             _print(f"  {', '.join(parts)}")
         for name, unit in (latency.get("compute_units") or {}).items():
-            _print(f"  on {name}: {unit['p50']:.1f} ms" if "p50" in unit else f"  on {name}: {unit['failed']}")
+            middle = unit.get("p50", unit.get("mean"))
+            _print(f"  on {name}: {unit['failed']}" if middle is None else f"  on {name}: {middle:.1f} ms")
         for warning in numbers["warnings"]:
             _print(f"  warning: {warning}")
 
