@@ -72,9 +72,13 @@ def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) ->
 
 
 def units_section(results: Sequence[Result]) -> list[str]:
-    """Latency on each unit that a runtime was told to use, and where Core ML's compute plan puts the operations."""
+    """Latency on each choice of Core ML's compute units, and where its compute plan puts the operations."""
     rows, plans, notes = [], [], Notes()
-    chosen = [result for result in results if (result.document.get("latency") or {}).get("compute_units")]
+    chosen = [
+        result
+        for result in results
+        if result.document["target"] == "coreml" and (result.document.get("latency") or {}).get("compute_units")
+    ]
     units = list(dict.fromkeys(unit for result in chosen for unit in result.document["latency"]["compute_units"]))
     for name, result in zip(distinct_names(chosen), chosen, strict=True):
         latency = result.document["latency"]
@@ -89,8 +93,9 @@ def units_section(results: Sequence[Result]) -> list[str]:
                 plans.append([escape(name), escape(unit), escape(", ".join(shares)), escape(", ".join(rest)) or "none"])
     if not rows:
         return []
-    scopes = " and ".join(dict.fromkeys(str(result.scope) for result in chosen if result.scope is not None))
-    lead = f"The same artifact on each unit that it can be told to use, p50 of {scopes or HEADLINE_SCOPE}. The first is its headline."
+    lead = (
+        f"p50 on each choice of Core ML's compute units, {HEADLINE_SCOPE}. The first is the headline: what an app gets."
+    )
     header = ["Artifact", *(f"{escape(unit)}, ms" for unit in units)]
     lines = ["## Compute units", "", lead, "", *table(header, rows), *notes.lines()]
     if plans:
@@ -104,8 +109,7 @@ def _unit_cell(unit: Any, notes: Notes) -> str:
         return notes.mark("not measured", "it was not asked for there")
     if "p50" not in unit:
         return notes.mark("not measured", str(unit.get("failed") or "it did not run"))
-    shares = [f"{name} takes {share} operations" for name, share in (unit.get("operations") or {}).items()]
-    return notes.mark(milliseconds(unit["p50"]), *shares)
+    return milliseconds(unit["p50"])
 
 
 def tensorrt_section(results: Sequence[Result]) -> list[str]:

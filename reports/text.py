@@ -51,7 +51,7 @@ class Notes:
         return [f"- [{number}] {escape(text)}" for number, text in enumerate(self._texts, 1)] + [""]
 
 
-_WORDS = frozenset({"How obtained", "Scope", "Pair", "Reading", "Mode"})
+_WORDS = frozenset({"How obtained", "Scope", "Pair", "Reading", "Mode", "By", "By, there", "Layers", "Throttling"})
 """Headers of columns that hold words."""
 
 

@@ -31,6 +31,7 @@ from edgekit.runtimes.coreml import COMPUTE_UNITS
 
 RECONNECT_SECONDS = 90.0
 """How long a device that was cut off is tried again."""
+RETRY_SECONDS = 2.0
 ATTEMPTS = 3
 """How often one step is begun, when the connection goes each time."""
 Answer = TypeVar("Answer")
@@ -56,6 +57,7 @@ class Board:
         self.notes: list[str] = []
         with Agent(device, self._log) as agent:
             self.found = plain_values(agent.ask({"do": "probe"}), 4)
+        self._closed = False
         self._agent: Agent | None = None  # connected again with the first step, which may be hours away
 
     def __enter__(self) -> Board:
@@ -65,10 +67,14 @@ class Board:
         self.close()
 
     def close(self) -> None:
-        """End the connection and what runs there."""
-        if self._agent is not None:
-            self._agent.close()
-            self._agent = None
+        """End the connection and what runs there, for good; also from another thread, whose step then ends."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.close()
 
     def step(self, work: Callable[[Agent], Answer]) -> Answer:
         """Do something there; when the connection goes, connect again and do it once more.
@@ -79,13 +85,10 @@ class Board:
         """
         for attempt in range(ATTEMPTS):
             try:
-                if self._agent is None:
-                    self._connect()
-                assert self._agent is not None
-                return work(self._agent)
+                return work(self._agent or self._connect())
             except DeviceLost as error:
-                self.close()
-                if attempt + 1 == ATTEMPTS:
+                self._drop()
+                if self._closed or attempt + 1 == ATTEMPTS:
                     raise
                 self._say(f"{error}: connecting again")
                 self._wait(error)
@@ -96,22 +99,23 @@ class Board:
         until = time.monotonic() + RECONNECT_SECONDS
         while True:
             try:
-                return self._connect()
+                self._connect()
+                return
             except DeviceError as error:
-                if time.monotonic() > until:
+                if self._closed or time.monotonic() > until:
                     raise DeviceLost(f"{lost} ({error})") from error
-                time.sleep(2)
+                time.sleep(RETRY_SECONDS)
 
-    def _connect(self) -> None:
+    def _connect(self) -> Agent:
         """Connect and have the device alone."""
-        self._agent = Agent(self.device, self._log)
-        self._agent.take(lambda holder: self._say(f"waiting for {holder}"))
-        before, now = self.found.get("boot"), plain_values(self._agent.hello).get("boot")
+        agent = self._agent = Agent(self.device, self._log)
+        agent.take(lambda holder: self._say(f"waiting for {holder}"))
+        before, now = self.found.get("boot"), plain_values(agent.hello).get("boot")
         self.found["boot"] = now
         if before and now and now != before:
-            note = f"device '{self.device.name}' was started anew during the run"
-            self.notes.append(note)
+            self.notes.append(f"device '{self.device.name}' was started anew during the run")
             self._say("it was started anew meanwhile")
+        return agent
 
     def _say(self, text: str) -> None:
         self.progress.say(f"{self.device.name}: {text}")

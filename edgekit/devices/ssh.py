@@ -114,7 +114,7 @@ class SshTransport:
         """The ssh command line that runs ``command`` on the device, each argument quoted for its shell."""
         options = [f"-o{option}" for option in OPTIONS]
         if not self._shared:
-            options += ["-oControlMaster=auto", f"-oControlPath={self._folder}/%C", "-oControlPersist=60"]
+            options += ["-oControlMaster=auto", f"-oControlPath={self._folder}/%C", "-oControlPersist=10"]
         return [self._program, *options, *self._destination(), shlex.join(command)]
 
     def run(self, command: Sequence[str], data: bytes = b"", seconds: float = 60.0, limit: int = OUTPUT_LIMIT) -> Done:

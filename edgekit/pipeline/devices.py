@@ -92,11 +92,18 @@ def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress:
 
 
 def side_by_side(boards: Sequence[Connected], work: Callable[[Connected], Any]) -> list[Any]:
-    """The same for all devices at once; each has a thread, since it only waits here."""
+    """The same for all devices at once; each has a thread, since it only waits here, and is let go when it is done."""
+
+    def one(board: Connected) -> Any:
+        try:
+            return work(board)
+        finally:
+            board.close()
+
     if not boards:
         return []
     with ThreadPoolExecutor(len(boards), "edgekit-device") as pool:
-        waiting = [pool.submit(work, board) for board in boards]
+        waiting = [pool.submit(one, board) for board in boards]
         try:
             return [future.result() for future in waiting]
         except BaseException:  # Ctrl-C: the connections' ends wake the threads

@@ -1,14 +1,19 @@
-"""Fixtures of the device tests: phones that a real adb client talks to."""
+"""Fixtures of the device tests: boards behind a real sshd, and phones that a real adb client talks to."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sshd
 from adbd import Adbd, Phones
+from boards import Made, Project, make_run
+from seam import short_latency
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +46,33 @@ def phones(adb_server: None, tmp_path: Path) -> Iterator[Phones]:
         subprocess.run(["adb", "disconnect", phone.address], check=False, capture_output=True, timeout=30)
         phone.stop()
         assert phone.errors == []
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Made:
+    """A whole run here and on the device ``board``, every target in float. Copy its folder ``out``; do not write to it."""
+    if sshd.MISSING:
+        pytest.skip(sshd.MISSING)
+    return make_run(tmp_path_factory.mktemp("made"), small_checkpoint)
+
+
+@pytest.fixture
+def project(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Project]:
+    """Its sshd is running. Afterwards nothing may be left of it on either side, and nothing outside the project."""
+    folder = tmp_path / "project"
+    shutil.copytree(made.folder / "out", folder / "out")
+    monkeypatch.chdir(folder)
+    short_latency(monkeypatch)
+    server = sshd.make_server(tmp_path / "sshd")
+    server.start()
+    sockets = set(Path("/tmp").glob("edgekit-ssh-*"))
+    yield Project(folder, server, made, monkeypatch, capfd)
+    until = time.monotonic() + 15
+    while left := [*server.sessions(), *server.others_with(str(tmp_path))]:
+        assert time.monotonic() < until, [Path(f"/proc/{process}/cmdline").read_bytes() for process in left]
+        time.sleep(0.05)
+    server.stop()
+    assert set(Path("/tmp").glob("edgekit-ssh-*")) <= sockets, "a connection's socket was left"
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"project", "sshd", "device"}, "written outside the project"

@@ -57,8 +57,14 @@ class Server:
 
     def sessions(self) -> list[int]:
         """Processes of connections that are open."""
-        assert self.process is not None
+        if self.process is None:
+            return []
         return [process for process in descendants(self.process.pid) if process != self.process.pid]
+
+    def others_with(self, text: str) -> list[int]:
+        """Processes in whose command line a text stands, the server's own left out."""
+        own = None if self.process is None else self.process.pid
+        return [process for process in processes_with(text) if process != own]
 
     def cut(self) -> None:
         """Drop every connection, as a network that goes does: the server's half is gone without a word."""
@@ -108,7 +114,7 @@ def descendants(process: int) -> list[int]:
 
 
 def processes_with(text: str) -> list[int]:
-    """Running processes in whose command line or environment a text stands, this one left out."""
+    """Running processes in whose command line a text stands, this one left out."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -151,18 +157,18 @@ def write_config(server: Server, path: Path, **more: str) -> None:
         "UserKnownHostsFile": str(server.folder / "known_hosts"), "GlobalKnownHostsFile": "/dev/null",
         "StrictHostKeyChecking": "yes", **more,
     }  # fmt: skip
-    path.write_text("Host board\n" + "".join(f"  {key} {value}\n" for key, value in options.items()))
+    path.write_text("Host board left right\n" + "".join(f"  {key} {value}\n" for key, value in options.items()))
 
 
-def inventory(folder: Path, server: Server, name: str = "board", **more: str | int) -> Path:
+def inventory(folder: Path, server: Server, name: str = "board", **more: str | int | list[str]) -> Path:
     """``devices.toml`` with the server as a device; the device's Python is this one."""
-    values: dict[str, str | int] = {
+    values: dict[str, str | int | list[str]] = {
         "kind": "ssh", "address": "board", "config": str(server.config), "python": sys.executable,
         "cache": str(folder / f"cache-{name}"), **more,
     }  # fmt: skip
     lines = [f"[{name}]"]
     for key, value in values.items():
-        lines.append(f"{key} = {value}" if isinstance(value, int) else f"{key} = {toml_text(value)}")
+        lines.append(f"{key} = {toml_text(value) if isinstance(value, str) else value}")
     path = folder / "devices.toml"
     with path.open("a") as file:
         file.write("\n".join(lines) + "\n\n")

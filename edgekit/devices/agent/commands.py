@@ -108,14 +108,8 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def take(agent: Agent, command: Answer) -> Answer:
-    """The device for this host alone, until it is given back or the talk ends."""
+    """The device for this host alone, until the talk ends."""
     agent.lock.take(float(command["seconds"]), lambda holder: agent.talk.event(busy=holder))
-    return {}
-
-
-def give(agent: Agent, command: Answer) -> Answer:
-    """Let others measure."""
-    agent.lock.release()
     return {}
 
 
@@ -313,7 +307,6 @@ COMMANDS: Mapping[str, Callable[[Agent, Answer], Answer]] = {
     "hello": hello,
     "probe": probe,
     "take": take,
-    "give": give,
     "have": have,
     "room": room,
     "keep": keep,
