@@ -321,6 +321,7 @@ def test_an_old_tool_times_without_percentiles_and_litert_has_its_own(
         assert isinstance(latency, dict) and latency["statistics"]["p50"] == pytest.approx(19.8)
         assert latency["settings"]["tool"] == "LiteRT benchmark_model"
         assert latency["compute_units"]["NPU"]["operations"] == {"NPU": "58 of 60"}
+        assert latency["compute_units"]["GPU"]["operations"] == {"GPU": "60 of 60"}
 
 
 def test_sustained_load(device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path) -> None:

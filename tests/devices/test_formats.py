@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit.core.errors import DeviceError
@@ -183,6 +187,35 @@ def test_what_a_delegate_got_of_the_graph(line: str, share: str) -> None:
     assert (benchmark_model.fallback(run, "GPU") is None) == (share != "none")
 
 
+def test_old_and_logged_forms_of_the_classic_tool() -> None:
+    """TensorFlow 2.2 to 2.4 on Android: no share of how many, another memory line, and a start in the profile."""
+    text = TFLITE_24.replace("Memory footprint delta from the start of the tool (MB)", "Peak memory footprint (MB)")
+    text = "INFO: Replacing 1 node(s) with delegate (TfLiteGpuDelegateV2) node, yielding 1 partitions.\n" + text
+    text += """Operator-wise Profiling Info for Regular Benchmark Runs:
+============================== Run Order ==============================
+\t             [node type]\t          [start]\t  [first]\t [avg ms]\t     [%]\t  [cdf%]\t  [mem KB]\t[times called]\t[Name]
+\t                 CONV_2D\t            0.000\t    4.269\t    4.269\t  0.107%\t  0.107%\t     0.000\t        1\t[conv]:0
+"""
+    run = benchmark_model.parse(text)
+    assert run.delegates == (benchmark_model.Delegated("GPU", "part", 1, None),)
+    assert run.footprint_bytes == int(46.0859 * (1 << 20))
+    assert run.operations == (benchmark_model.Operation("CONV_2D", "[conv]:0", 4.269, 0.00107),)
+    logged = "".join(f"I tflite  : {line}\n" for line in TFLITE_24.splitlines())
+    assert benchmark_model.parse(logged) == benchmark_model.parse(TFLITE_24)
+
+
+@pytest.mark.parametrize(
+    ("delegate", "name"),
+    [
+        ("LITERT_CL", "GPU"), ("TfLiteGpuDelegateV2", "GPU"), ("DispatchDelegate", "NPU"), ("TfLiteNnapiDelegate", "NNAPI"),
+        ("TfLiteXNNPackDelegate", "XNNPACK"), ("TfLiteQnnDelegate", "TfLiteQnnDelegate"),
+    ],
+)  # fmt: skip
+def test_delegates_have_one_name_whatever_the_runtime_calls_them(delegate: str, name: str) -> None:
+    run = benchmark_model.parse(LITERT_OWN.replace("DispatchDelegate", delegate))
+    assert [one.name for one in run.delegates] == [name] and benchmark_model.fallback(run, name) is None
+
+
 def test_litert_has_a_tool_of_its_own() -> None:
     run = benchmark_model.parse(LITERT_OWN)
     assert run.tool == "litert"
@@ -219,6 +252,7 @@ def test_help_tells_the_two_tools_apart_and_what_a_version_can_do() -> None:
         ("ERROR: Failed to apply GPU delegate.\nERROR: Benchmarking failed.", "Failed to apply GPU delegate"),
         ("E tflite  : The size of f.bin is 3 bytes. It should be 393216 bytes.", "It should be 393216 bytes"),
         ("CANNOT LINK EXECUTABLE \"./benchmark_model\": library \"libOpenCL.so\" not found", "CANNOT LINK EXECUTABLE"),
+        (TFLITE_24.replace("2.95034e+06", "-2.95034e+06"), "which is no time"),
         ("INFO: count=0\nInference timings in us: Init: 1, First inference: 0, Warmup (avg): 0, Inference (avg): 0", "without a result"),
         ("", "nothing"),
     ],
@@ -293,6 +327,15 @@ def test_a_timing_run_of_tensorrt_10() -> None:
     assert trtexec.unstable(run) == pytest.approx(0.0421)
 
 
+def test_tensorrt_8_prints_another_latency_too() -> None:
+    """8.0 to 8.2: the end to end one overlaps queries, and is not the latency."""
+    latency = next(line for line in TRT_10.splitlines() if "] Latency:" in line)
+    other = latency.replace("Latency:", "End-to-End Host Latency:").replace("3.1", "9.9")
+    old = TRT_10.replace(latency, f"{latency}\n{other}").replace("v100300", "v8201").replace("10.3.0", "8.2.1")
+    run = trtexec.parse_output(old)
+    assert run.version == (8, 2, 1) and run.metrics == trtexec.parse_output(TRT_10).metrics
+
+
 def test_a_build_of_tensorrt_11() -> None:
     run = trtexec.parse_output(TRT_11_BUILD)
     assert (run.version, run.seconds, run.queries, run.metrics) == ((11, 4, 1), 9.87, None, {})
@@ -305,6 +348,7 @@ def test_a_build_of_tensorrt_11() -> None:
     [
         ("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec --help", (8, 5, 2)),
         ("&&&& RUNNING TensorRT.trtexec [TensorRT v8.6.1]", (8, 6, 1)),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v11.1.0.106] [b48] # trtexec --help", (11, 1, 0)),
         ("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --help", (10, 3, 0)),
         ("&&&& RUNNING TensorRT.trtexec [TensorRT v101303] [b9]", (10, 13, 3)),
         ("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b106] # trtexec --help", (11, 1, 0)),
@@ -447,6 +491,27 @@ def test_tegrastats_of_every_jetpack() -> None:
     assert (old.gpu_load, old.watts, old.rails["POM_5V_GPU"]) == (99, 2.532, tegrastats.Rail(83, 107))
 
 
+XAVIER_JP4 = (
+    "RAM 1545/31919MB (lfb 7400x4MB) SWAP 2/15959MB (cached 1MB) CPU [0%@1190,1%@1190] EMC_FREQ 1%@408 GR3D_FREQ 12%@318 AO@38C "
+    "GPU@39.5C CPU@40C thermal@38.8C GPU 120/100 CPU 468/450 SOC 937/900 CV 5/0 VDDRQ 312/234 SYS5V 1458/1400"
+)
+AGX_ORIN_JP5 = (
+    "04-24-2023 00:01:24 RAM 1282/62795MB (lfb 15152x4MB) SWAP 0/31398MB (cached 0MB) CPU [0%@729,0%@729] EMC_FREQ 0%@2133 GR3D_FREQ "
+    "0%@0 GR3D2_FREQ 0%@0 VIC_FREQ 729 APE 174 CV0@-256C CPU@42.593C Tboard@32C GPU@-256C tj@42.593C VDD_GPU_SOC 2399mW/2399mW "
+    "VDD_CPU_CV 400mW/400mW VIN_SYS_5V0 4032mW/4032mW NC 0mW/0mW VDDQ_VDD2_1V8AO 301mW/301mW NC 0mW/0mW"
+)
+
+
+def test_rails_whose_names_are_short_and_those_that_are_not_connected() -> None:
+    xavier, orin = tegrastats.parse(f"{XAVIER_JP4}\n{AGX_ORIN_JP5}")
+    assert {name: rail.milliwatts for name, rail in xavier.rails.items()} == {
+        "GPU": 120, "CPU": 468, "SOC": 937, "CV": 5, "VDDRQ": 312, "SYS5V": 1458,
+    }  # fmt: skip
+    assert xavier.watts == pytest.approx(3.3) and xavier.gpu_load == 12
+    assert list(orin.rails) == ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"]
+    assert orin.celsius == {"CPU": 42.593, "Tboard": 32.0, "tj": 42.593} and orin.gpu_clock == 0
+
+
 def test_tegrastats_without_root_prints_no_power_and_cut_lines_are_left_out() -> None:
     (sample,) = tegrastats.parse(
         "EMC_FREQ 0%@2133 tj@46C\n" + ORIN_NANO_JP6.partition(" VDD_IN")[0] + "\n05-13-2026 10:00:02 RAM 31"
@@ -515,6 +580,14 @@ BATTERY = """Current Battery Service state:
 """
 
 
+def test_batteries_of_other_makers_and_versions() -> None:
+    """Android 9 has no dock; others append what they like."""
+    old = BATTERY.replace("  Dock powered: false\n", "").replace("USB powered: true", "USB powered: false")
+    assert battery.parse(old).plugged == ()
+    more = BATTERY + "  Charging state: 0\n  Charging policy: 0\n  mSavedBatteryAsoc: 100\n  level: 3\n  status: 5\n"
+    assert battery.parse(more) == battery.parse(BATTERY)
+
+
 def test_battery() -> None:
     assert battery.parse(BATTERY) == battery.Battery(85.0, 28.5, "charging", ("USB",), False)
     faked = BATTERY.replace("  AC", "  (UPDATES STOPPED -- use 'reset' to restart)\n  AC").replace(
@@ -572,3 +645,64 @@ def test_anything_else_is_one_clear_error(text: str | bytes) -> None:
         with pytest.raises(DeviceError) as error:
             reader(text)
         assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+
+
+NUMBERS = st.one_of(
+    st.integers().map(str), st.floats().map(str), st.sampled_from(["1e999", "-1e999", "1e-999", "nan", "inf", "-", "0", ""]),
+    st.sampled_from([19, 400, 4301]).map(lambda digits: "9" * digits),  # than a float holds, and than int() takes
+)  # fmt: skip
+JUNK = st.text(max_size=20) | st.sampled_from(["\x1b[31m", "\r", "\u2028", "%s", "mName=", "count=", "{", "]", " = ms"])
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: str) -> str:
+    """A tool's text with numbers exchanged, pieces cut out, doubled or replaced."""
+    for _ in range(draw(st.integers(1, 4))):
+        found = list(re.finditer(r"-?\d+(?:\.\d+)?", text))
+        if found and draw(st.booleans()):
+            match = found[draw(st.integers(0, len(found) - 1))]
+            text = text[: match.start()] + draw(NUMBERS) + text[match.end() :]
+        else:
+            first, last = sorted(draw(st.integers(0, len(text))) for _ in range(2))
+            text = text[:first] + draw(JUNK) + text[last if draw(st.booleans()) else first :]
+    return text
+
+
+def numbers_in(value: object) -> Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from numbers_in(part)
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from numbers_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from numbers_in(getattr(value, field.name))
+
+
+TIMES = '[{"startComputeMs": 1.5, "computeMs": 3.14, "latencyMs": 3.2, "h2dMs": 0.03, "d2hMs": 0.02}]'
+PROFILE = '[{"count": 100}, {"name": "conv", "timeMs": 31.4, "averageMs": 0.31, "medianMs": 0.3, "percentage": 100.0}]'
+LAYERS = (
+    '{"Layers": [{"Name": "conv", "Outputs": [{"Name": "y", "Format/Datatype": "Int8 NC/32HW32"}]}], "Bindings": ["x"]}'
+)
+DAMAGED = [
+    *READERS, (benchmark_model.parse, LITERT_OWN), (benchmark_model.parse, TFLITE_24), (tegrastats.parse, XAVIER_JP4),
+    (tegrastats.parse, THOR_R38), (trtexec.parse_output, TRT_11_BUILD), (trtexec.parse_version, TRT_10),
+    (trtexec.parse_times, TIMES), (trtexec.parse_profile, PROFILE), (trtexec.parse_layers, LAYERS),
+    (benchmark_model.flags_of, CLASSIC_HELP),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reader", "text"), DAMAGED)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_damaged_output_is_read_or_refused(reader, text: str, data: st.DataObject) -> None:  # type: ignore[no-untyped-def]
+    """No number that comes of it is endless or undefined: reports are JSON."""
+    try:
+        found = reader(data.draw(damaged(text)))
+    except DeviceError as error:
+        assert len(str(error)) < 1000 and "\n" not in str(error) and "\x1b" not in str(error)
+    else:
+        assert all(math.isfinite(number) for number in numbers_in(found))

@@ -17,7 +17,7 @@ from edgekit.devices.formats.text import lines, shortened
 Tool = Literal["tflite", "litert"]
 Share = Literal["all", "part", "none"]
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?"
 _FLAG = re.compile(r"^\s*--([A-Za-z0-9_]+)=")
 _COUNT = re.compile(rf"\bcount=(\d+)((?: \w+={_NUMBER}(?:\(all same\))?)*)\s*$")
 _FIELD = re.compile(rf"(\w+)=({_NUMBER})")
@@ -160,6 +160,10 @@ def parse(text: str | bytes) -> BenchmarkRun:
         reading.named.get("Model initialization"), reading.named.get("Warmup (first)"),
         reading.named.get("Warmup (avg)", 0.0), reading.named.get("Inference (avg)", 0.0),
     )  # fmt: skip
+    if inference.mean_ms <= 0:
+        raise DeviceError(
+            f"benchmark_model says {inference.mean_ms:g} ms, which is no time: run it there by hand and look"
+        )
     if abs(inference.mean_ms - mean) > max(0.02 * mean, 0.02):  # the one prints two decimals of a millisecond
         raise DeviceError(
             f"benchmark_model contradicts itself: {inference.mean_ms:g} ms in its statistics, {mean:g} ms in its summary"
@@ -167,7 +171,7 @@ def parse(text: str | bytes) -> BenchmarkRun:
     before = next((one for one in reading.series[:-1] if abs(one.mean_ms - warmup) <= max(0.02 * warmup, 0.02)), None)
     footprint = reading.named.get("Overall footprint", reading.footprint)
     return BenchmarkRun(
-        "tflite" if reading.summary is not None else "litert", inference, before, init, first,
+        "litert" if reading.named else "tflite", inference, before, init, first,
         _megabytes(footprint), _megabytes(reading.named.get("Peak memory", reading.peak)),
         tuple(reading.delegates.values()), tuple(reading.operations), tuple(reading.ignored),
         (*reading.remarks, *reading.errors),
@@ -249,7 +253,11 @@ def fallback(run: BenchmarkRun, name: str) -> str | None:
     return next((remark for remark in run.remarks if name in remark), f"the tool does not say that {name} ran anything")
 
 
-_NAMES = (("gpu", "GPU"), ("nnapi", "NNAPI"), ("xnnpack", "XNNPACK"), ("dispatch", "NPU"), ("hexagon", "Hexagon"))
+# LITERT_CL is LiteRT's own delegate for the GPU by OpenCL.
+_NAMES = (
+    ("gpu", "GPU"), ("litert_cl", "GPU"), ("litert_gl", "GPU"), ("nnapi", "NNAPI"), ("xnnpack", "XNNPACK"),
+    ("dispatch", "NPU"), ("hexagon", "Hexagon"),
+)  # fmt: skip
 
 
 def _short_name(delegate: str) -> str:

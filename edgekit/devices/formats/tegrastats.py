@@ -22,8 +22,8 @@ _CPU = re.compile(r"\bCPU \[([^\]]{1,2000})\]")
 _CORE = re.compile(r"^(\d+)%(?:@(\d+))?$")
 _GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@\[?([\d,]+)\]?)?")
 _TEMPERATURE = re.compile(r"\b([A-Za-z][\w.-]{0,30})@(-?\d+(?:\.\d+)?)C\b")
-_POWER = re.compile(r"\b([A-Z][A-Z0-9_]{2,40}) (-?\d+)mW(?:/(-?\d+)mW)?")
-_OLD_POWER = re.compile(r"\b((?:POM|VDD|VIN)_[A-Z0-9_]{1,40}) (\d+)/(\d+)(?=\s|$)")
+_POWER = re.compile(r"\b([A-Z][A-Z0-9_]{1,40}) (-?\d+)mW(?:/(-?\d+)mW)?")
+_OLD_POWER = re.compile(r"\b((?:POM|VDD|VIN)_[A-Z0-9_]{1,40}|GPU|CPU|SOC|CV|VDDRQ|SYS5V) (\d+)/(\d+)(?=\s|$)")
 _UNITS = {"kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
@@ -108,6 +108,7 @@ def _sample(line: str) -> TegraSample | None:
     rails = {
         match[1]: Rail(int(match[2]), int(match[3]) if match[3] else None)
         for match in (*_OLD_POWER.finditer(line), *_POWER.finditer(line))
+        if match[1] != "NC"  # not connected
     }
     temperatures = {match[1]: float(match[2]) for match in _TEMPERATURE.finditer(line)}
     return TegraSample(

@@ -13,8 +13,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
 _ENDS = re.compile(r"[\r\n]+")
 
 
+_ENDLESS_NUMBER = re.compile(r"\d{19,}")
+"""More digits than any tool's number has, and than Python may be willing to read."""
+
+
 def lines(text: str | bytes) -> Iterator[str]:
-    """The lines of ``text`` without colours, control characters and what is beyond the limit; a carriage return ends one."""
+    """The lines of ``text`` without colours, control characters, endless numbers and what is beyond the limit.
+
+    A carriage return ends one too.
+    """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     start = 0
@@ -26,7 +33,7 @@ def lines(text: str | bytes) -> Iterator[str]:
 
 
 def _clean(line: str) -> str:
-    return _CONTROL.sub("", _ANSI.sub("", line)).rstrip()
+    return _ENDLESS_NUMBER.sub("?", _CONTROL.sub("", _ANSI.sub("", line))).rstrip()
 
 
 def shortened(line: str, limit: int = 300) -> str:

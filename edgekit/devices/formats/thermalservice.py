@@ -18,7 +18,7 @@ _NOT_HEAT = (6, 7, 8)
 
 _STATUS = re.compile(r"^\s*Thermal Status: (\d)\s*$")
 _READING = re.compile(
-    r"Temperature\{mValue=(-?[\d.]+(?:E-?\d+)?|NaN), mType=(-?\d+), mName=([^,}]{1,80}), mStatus=(\d)\}"
+    r"Temperature\{mValue=(-?\d+(?:\.\d+)?(?:E-?\d{1,3})?|NaN), mType=(-?\d+), mName=([^,}]{1,80}), mStatus=(\d)\}"
 )
 _COLDEST = -40.0
 """Below it no phone works: such values (-99.9, -273.15) stand for a sensor that reads nothing."""

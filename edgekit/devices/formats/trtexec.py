@@ -21,10 +21,11 @@ OLDEST: Version = (10, 0, 0)
 """Before it there is no ``--stronglyTyped`` that is to be relied on."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|-?inf|-?nan"
-_BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v(\d{4,6}|\d+\.\d+\.\d+)\](?: \[b\d+\])?")
+_BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v(\d{4,6}|\d+\.\d+\.\d+)(?:\.\d+)?\](?: \[b\d+\])?")
 _VERSION = re.compile(r"TensorRT version: (\d+)\.(\d+)\.(\d+)")
-_METRIC = re.compile(r"(GPU Compute Time|Latency|Enqueue Time|H2D Latency|D2H Latency): (min = .*)$")
-_STATISTIC = re.compile(rf"(min|max|mean|median|percentile\((?P<at>[\d.]+)%\)) = (?P<value>{_NUMBER}) ms")
+# To TensorRT 8.2 there is an "End-to-End Host Latency" too, which is another thing.
+_METRIC = re.compile(r"(?:^|\] ?)(GPU Compute Time|Latency|Enqueue Time|H2D Latency|D2H Latency): (min = .*)$")
+_STATISTIC = re.compile(rf"(min|max|mean|median|percentile\((?P<at>\d+(?:\.\d+)?)%\)) = (?P<value>{_NUMBER}) ms")
 _THROUGHPUT = re.compile(rf"Throughput: ({_NUMBER}) qps")
 _QUERIES = re.compile(r"Timing trace has (\d+) queries")
 _UNSTABLE = re.compile(rf"coefficient of variance = ({_NUMBER})%")
@@ -340,7 +341,7 @@ def _statistics(text: str) -> Statistics | None:
         value = float(match["value"])
         if match["at"] is None:
             found[match[1]] = value
-        else:
+        elif math.isfinite(value):
             percentiles[float(match["at"])] = value
     if not {"min", "max", "mean", "median"} <= found.keys() or not all(map(math.isfinite, found.values())):
         return None
@@ -363,7 +364,8 @@ def _rows(text: str | bytes, flag: str) -> list[dict[str, Any]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    # The limit first: JSON has integers that no float holds.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
 
 
 def _finite(number: str) -> float | None:
