@@ -4,9 +4,9 @@ What it speaks: CNXN, AUTH (which it can leave unanswered), OPEN, OKAY, WRTE, CL
 (exit codes, separate error output, standard input) and ``sync:`` (STAT, STA2, LST2, LIST, SEND, RECV). Frames and ids are
 those of AOSP's ``packages/modules/adb/protocol.txt``, ``SYNC.TXT`` and ``shell_protocol.h``.
 
-Faults: ``unauthorized``, ``offline`` (connected, then never an answer), ``cut_push_after`` (bytes of a SEND after which the
-connection breaks), ``cut_shell_after`` (bytes of a shell's output), ``full`` (no space for files), ``no_shell_v2``,
-``gone`` (the connection is dropped and no new one taken).
+Faults: ``unauthorized``, ``mute`` (it takes connections and says nothing), ``offline`` (connected, then never an answer),
+``cut_push_after`` (bytes of a SEND after which the connection breaks), ``cut_shell_after`` (bytes of a shell's output),
+``full`` (no space for files), ``no_shell_v2``, ``gone`` (the connection is dropped and no new one taken).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ PLACES = ("/data/local/tmp", "/proc/sys/kernel/random/boot_id", "/proc/cpuinfo",
 @dataclass
 class Faults:
     unauthorized: bool = False
+    mute: bool = False
     offline: bool = False
     cut_push_after: int | None = None
     cut_shell_after: int | None = None
@@ -182,6 +183,8 @@ class Connection:
                 command, first, second, length, _, magic = struct.unpack("<6I", await self.reader.readexactly(24))
                 assert magic == command ^ 0xFFFFFFFF and length <= MAXIMUM
                 data = await self.reader.readexactly(length)
+                if faults.mute:
+                    continue
                 if command in (A_CNXN, A_AUTH):
                     if faults.unauthorized:  # it waits for a thumb on its screen, for ever
                         if command == A_CNXN or first == 2:

@@ -70,6 +70,17 @@ def test_an_offline_phone(phones: Phones) -> None:
         transport.run(["echo"], seconds=20)
 
 
+def test_a_phone_that_takes_a_connection_and_says_nothing(phones: Phones) -> None:
+    phone = phones()
+    phone.faults.mute = True
+    begin = time.monotonic()
+    with pytest.raises(DeviceError, match=r"device 'pixel': (it is offline: unplug it|adb cannot connect to 127)"):
+        adb.connect(device(phone))
+    assert time.monotonic() - begin < 60
+    phone.faults.mute = False
+    assert adb.connect(device(phone)).run(["echo", "here"]).out == b"here\n"
+
+
 def test_no_phone_and_nobody_at_the_address(phones: Phones) -> None:
     with pytest.raises(DeviceError, match="adb lists no device with the serial R5CT123"):
         adb.connect(device("R5CT123"))
@@ -206,6 +217,30 @@ def test_a_shell_without_exit_codes_is_not_trusted(phones: Phones) -> None:
     phone.faults.no_shell_v2 = True
     with pytest.raises(DeviceError, match="Android 7 or newer"):
         adb.connect(device(phone))
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ("unauthorized", "it is unauthorized: allow this computer's key on the device's screen"),
+        ("offline", "it is offline: unplug it and plug it in again"),
+        ("recovery", "it is recovery: start Android"),
+        ("no permissions (user in plugdev group; are your udev rules wrong?); see [http://developer.android.com]", "udev rules"),
+        ("rescue", "it is rescue: run adb devices by hand"),
+        ("\x1b[31mdevice" * 40, r"it is device.*\.\.\.: run adb devices by hand"),
+    ],
+)  # fmt: skip
+def test_what_a_phone_on_a_cable_can_be(state: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a cable brings most of these: the lines are adb's own, its program is not."""
+    listed = f"* daemon started successfully\nList of devices attached\nR5CT1234\tdevice\nR5CT123\t{state}\r\n\n"
+    (tmp_path / "list").write_text(listed)
+    (tmp_path / "adb").write_text(f"#!/bin/sh\ncat {tmp_path}/list\n")
+    (tmp_path / "adb").chmod(0o755)
+    monkeypatch.setenv("ADB", str(tmp_path / "adb"))
+    monkeypatch.setattr(adb, "SETTLE_SECONDS", 0.1)
+    with pytest.raises(DeviceError, match=f"device 'pixel': .*{text}") as error:
+        adb.connect(device("R5CT123"))
+    assert "\x1b" not in str(error.value)
 
 
 def test_without_adb_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
