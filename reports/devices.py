@@ -84,24 +84,32 @@ def units_section(results: Sequence[Result]) -> list[str]:
         latency = result.document["latency"]
         rows.append([escape(name), *(_unit_cell(latency["compute_units"].get(unit), notes) for unit in units)])
         for unit, plan in (latency.get("placement") or {}).items():
-            if isinstance(plan, Mapping) and plan.get("operations"):
-                shares = [
-                    f"{device} {count} ({percent((plan.get('cost') or {}).get(device, 0.0))} % of the cost)"
-                    for device, count in plan["operations"].items()
-                ]
-                rest = [f"{count} x {what}" for what, count in (plan.get("elsewhere") or {}).items()]
-                plans.append([escape(name), escape(unit), escape(", ".join(shares)), escape(", ".join(rest)) or "none"])
+            plans.append([escape(name), escape(unit), *_plan_cells(plan, notes)])
     if not rows:
         return []
     lead = (
         f"p50 on each choice of Core ML's compute units, {HEADLINE_SCOPE}. The first is the headline: what an app gets."
     )
     header = ["Artifact", *(f"{escape(unit)}, ms" for unit in units)]
-    lines = ["## Compute units", "", lead, "", *table(header, rows), *notes.lines()]
+    lines = ["## Compute units", "", lead, "", *table(header, rows)]
     if plans:
         lead = "Where Core ML's compute plan puts the operations. The cost is the plan's own estimate."
         lines += [lead, "", *table(["Artifact", "Units", "Operations", "Not with the most"], plans, left=4)]
-    return lines
+    return lines + notes.lines()
+
+
+def _plan_cells(plan: Any, notes: Notes) -> list[str]:
+    """Operations by where they run, and those that are not where most of the cost is."""
+    if not isinstance(plan, Mapping) or not plan.get("operations"):
+        why = plan.get("failed") if isinstance(plan, Mapping) else None
+        return [notes.mark("not planned", str(why or "Core ML's plan names no operation")), "not planned"]
+    costs = plan.get("cost") or {}
+    shares = [
+        f"{device} {count} ({percent(costs.get(device, 0.0))} % of the cost)"
+        for device, count in plan["operations"].items()
+    ]
+    rest = [f"{count} x {what}" for what, count in (plan.get("elsewhere") or {}).items()]
+    return [escape(", ".join(shares)), escape(", ".join(rest)) or "none"]
 
 
 def _unit_cell(unit: Any, notes: Notes) -> str:

@@ -176,15 +176,17 @@ class Board:
 
     # Work
 
-    def _have(self, agent: Agent, artifacts: Sequence[Artifact], frames: Path | None = None) -> list[str]:
-        """Have artifacts and frames there, also when the device lost them meanwhile; the artifacts' keys."""
+    def _have(
+        self, agent: Agent, artifacts: Sequence[Artifact], frames: Path | None = None, engines: bool = True
+    ) -> list[str]:
+        """Have artifacts, their engines and frames there, also when the device lost them meanwhile; the artifacts' keys."""
         keys = [device_key(artifact) for artifact in artifacts]
         whole = {key: (one.folder, dict(one.manifest)) for key, one in zip(keys, artifacts, strict=True)}
         sent = agent.send(whole, None, {} if frames is None else {sha256_path(frames): frames})
         if sent:
             self.progress.update(f"{self.device.name}: {sent / 1e6:.1f} MB sent")
         for key, artifact in zip(keys, artifacts, strict=True):
-            if artifact.target == "tensorrt":
+            if engines and artifact.target == "tensorrt":
                 jetson.build(agent, key)
         return keys
 
@@ -240,7 +242,9 @@ class Board:
         ]
         broken: dict[int, EdgekitError] = {}
         for index, artifact in enumerate(artifacts):
-            if artifact.target == "tensorrt":  # one that cannot be built fails alone
+            if artifact.target == "tensorrt" and self._by_agent(
+                artifact, scope
+            ):  # one that cannot be built fails alone
                 try:
                     self.step(lambda agent, one=artifact: self._have(agent, [one]))  # type: ignore[misc]
                 except ArtifactError as error:
@@ -255,7 +259,7 @@ class Board:
                 continue
             try:
                 timed = self.step(
-                    lambda agent, one=artifact: jetson.measure(agent, self._have(agent, [one])[0], mode)  # type: ignore[misc]
+                    lambda agent, one=artifact: jetson.measure(agent, self._have(agent, [one], engines=False)[0], mode)  # type: ignore[misc]
                 )
             except DeviceLost:
                 raise
@@ -336,27 +340,23 @@ class Board:
         return results
 
     def _placement(self, artifact: Artifact) -> dict[str, Any]:
-        """Where Core ML runs each operation; what its plan does not tell is said."""
+        """Where Core ML runs each operation, by compute units; ``failed`` and why for those that it has no plan for."""
 
         def work(agent: Agent) -> Event:
             (key,) = self._have(agent, [artifact])
             return agent.ask({"do": "placement", "artifact": key, "compute_units": list(COMPUTE_UNITS)})
 
-        try:
-            return plain_values(dict(self.step(work)), 4)
-        except DeviceLost:
-            raise
-        except DeviceError as error:
-            return {"failed": str(error)}
+        return plain_values(dict(self.step(work)), 4)
 
     def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
         """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
         if not self.can_evaluate(artifact):  # TensorRT without its Python package
-            return self._as_artifact(
-                lambda: self.step(
-                    lambda agent: jetson.sustain(agent, self._have(agent, [artifact])[0], seconds, interval_of(seconds))
-                )
-            )
+
+            def load(agent: Agent) -> dict[str, Any]:
+                (key,) = self._have(agent, [artifact], engines=False)
+                return jetson.sustain(agent, key, seconds, interval_of(seconds))
+
+            return self._as_artifact(lambda: self.step(load))
         intervals: list[dict[str, Any]] = []
 
         def take(event: Event) -> None:

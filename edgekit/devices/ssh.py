@@ -271,6 +271,7 @@ def explain(device: Device, said: str) -> DeviceError:
         return DeviceLost(f"the connection to device '{name}' was cut ({said}): run again, what is finished is kept")
     if not said:
         return DeviceLost(
-            f"the connection to device '{name}' ended without a word: run again, what is finished is kept"
+            f"device '{name}' ended the talk without a word (what ran there was killed, or the connection went): "
+            "run again, what is finished is kept"
         )
     return DeviceError(f"ssh to device '{name}' failed ({said}): try by hand with: {by_hand}")

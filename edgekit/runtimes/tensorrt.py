@@ -92,7 +92,8 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[Tensor
     engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise ArtifactError(
-            f"TensorRT {trt.__version__} cannot load {path}: it was built for another GPU or TensorRT, so build it again here"
+            f"TensorRT {trt.__version__} cannot load {path}: it was built for another GPU or TensorRT, so empty the "
+            "device's cache with edgekit devices clean, and run again"
         )
     context = engine.create_execution_context()
     with ExitStack() as stack:

@@ -206,11 +206,17 @@ def _end_evaluation() -> None:
 
 
 def placement(agent: Agent, command: Answer) -> Answer:
-    """Where Core ML places a package's operations, by compute units."""
+    """Where Core ML places a package's operations, by compute units; ``failed`` and why for those it does not plan for."""
     from edgekit.runtimes.coreml import placement as of
 
     artifact = read_artifact(agent.cache.artifact(command["artifact"]))
-    return {units: of(artifact, units) for units in command["compute_units"]}
+    plans: dict[str, Any] = {}
+    for units in command["compute_units"]:
+        try:
+            plans[units] = of(artifact, units)
+        except ArtifactError as error:
+            plans[units] = {"failed": str(error)}
+    return plans
 
 
 def engine(agent: Agent, command: Answer) -> Answer:
