@@ -219,7 +219,7 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
         for other in results:
             if other.latency is None or other.document["precision"] == "int8" or not _interleaved(result, other):
                 continue
-            ratio = bootstrap_ratio(result.document["latency"]["rounds_ms"], other.document["latency"]["rounds_ms"])
+            ratio = bootstrap_ratio(_rounds(result), _rounds(other))
             if ratio.high < 1:
                 reading = f"int8 is {1 / ratio.value:.2f} times as fast"
             elif ratio.low > 1:
@@ -255,9 +255,17 @@ def _interleaved(first: Result, second: Result) -> bool:
 
 
 def _rounds(result: Result) -> Sequence[Sequence[float]]:
-    """Raw samples by round; none where a tool keeps them to itself."""
-    rounds: Sequence[Sequence[float]] = result.document["latency"].get("rounds_ms") or ()
-    return rounds
+    """Raw samples by round, or each round's median where a tool keeps its samples to itself; none where it has neither."""
+    latency = result.document["latency"]
+    rounds: Sequence[Sequence[float]] = latency.get("rounds_ms") or ()
+    printed = [one.get("median_ms") for one in latency.get("rounds") or ()]
+    return rounds or (() if None in printed else [[median] for median in printed])
+
+
+def _sizes(result: Result) -> list[int]:
+    """Samples of each round."""
+    latency = result.document["latency"]
+    return [len(one) for one in latency.get("rounds_ms") or ()] or [one["count"] for one in latency.get("rounds") or ()]
 
 
 def _plain(value: Any) -> str:
@@ -296,7 +304,7 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         lines.append(text)
     lines += [
         "- Artifacts run in interleaved rounds, so that a change of the clock reaches all of them."
-        if all(len(_rounds(result)) > 1 for result in timed)
+        if all(len(_sizes(result)) > 1 for result in timed)
         else "- Artifacts of one round were not interleaved with others, so they have no ratio.",
         "- A warning stands beside a number: CV above 2.5 %, a rising latency, too few samples, too short a warm-up.",
         "",
@@ -310,8 +318,8 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         rows.append([
             escape(name), escape(settings) or "not recorded",
             escape("; ".join(latency.warnings)) or "none", latency.mode,
-            str(len(_rounds(result))) if _rounds(result) else "not recorded",
-            _spread([len(samples) for samples in _rounds(result)]) if _rounds(result) else "not recorded", str(latency.n),
+            str(len(_sizes(result)) or "not recorded"),
+            _spread(_sizes(result)) if _sizes(result) else "not recorded", str(latency.n),
             "not recorded" if warmup is None else f"{len(warmup)} in {sum(warmup) / 1000:.1f} s",
             milliseconds(latency.mean), f"{100 * latency.cv:.1f}",
             "does not apply" if latency.mode != "full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from edgekit.core.errors import EdgekitError
@@ -12,8 +13,12 @@ from reports.statistics import Interval
 
 
 def escape(text: str) -> str:
-    """A name as markdown shows it literally, also inside a table's cell: on one line, every special sign escaped."""
-    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", " ".join(str(text).split()))
+    """A name as markdown shows it literally, also inside a table's cell: on one line, every special sign escaped.
+
+    Control characters are left out: pages are looked at in terminals too.
+    """
+    plain = "".join(sign for sign in " ".join(str(text).split()) if unicodedata.category(sign) not in ("Cc", "Cs"))
+    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", plain)
     text = re.sub(r"&(?=#?\w+;)", r"\\&", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word an underscore is plain text
 
