@@ -35,6 +35,13 @@ STANDING_PAGES = ("apple", "jetson", "android")
 VERDICT_POINTS = 1.0
 """The verdict lines look for the fastest artifact whose drop's interval ends within this many points of mIoU."""
 
+_CONNECT = {
+    "apple": 'Add a Mac to `devices.toml` with its name, `kind = "ssh"` and its address; then this measures what is missing:',
+    "jetson": 'Add the Jetson to `devices.toml` with its name, `kind = "ssh"` and its address; then this measures what is missing:',
+    "android": 'Add the phone to `devices.toml` with its name, `kind = "adb"`, its serial as the address and the path of `benchmark_model`; '
+    "then this measures what is missing:",
+}
+_OTHER = "Add the device to `devices.toml`; then this measures what is missing:"
 _SCOPES = {
     HEADLINE_SCOPE: (
         "Frame to labels",
@@ -606,7 +613,15 @@ def _unconnected_page(device: str, page: Sequence[Result], context: ReportContex
     lines += ["## Accuracy, and latency to be measured", "", *_result_sections(page)]
     commands = [bench_command(result.document, context, device) for result in page if result.failed is None]
     if commands:
-        lines += ["## How to measure", "", "With the device at hand:", "", code("\n".join(commands)), ""]
+        lines += [
+            "## How to measure",
+            "",
+            _CONNECT.get(device, _OTHER),
+            "",
+            code(f"{context.command} --device NAME"),
+            "",
+        ]
+        lines += ["Or by hand:", "", code("\n".join(commands)), ""]
     lines += _accuracy_section(page)
     drops = "Drops by class and the frames to look at are in [local](local.md)."
     lines += [drops, ""] if any(result.drop is not None for result in page) else []
