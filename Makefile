@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # On Linux without a GPU, PyTorch's CPU build saves gigabytes: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test check bench bench-training clean
+.PHONY: demo test test-devices test-arm64 check bench bench-training clean
 
 # One pip call: in several, the converters' own pins contradict one another. torch is named, so that no other build comes.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch==2.13.0
@@ -28,6 +28,21 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+
+# Devices with real parts: an sshd, an adb client, and what is missing of them by apt-get, as root on Debian.
+test-devices: $(VENV)/.installed-dev
+	@if [ ! -x /usr/sbin/sshd ] || ! command -v ssh >/dev/null || ! command -v adb >/dev/null; then \
+		if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+			echo "install sshd (openssh-server), ssh (openssh-client) and adb, then run this again" >&2; exit 1; fi; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			openssh-server openssh-client adb >/dev/null; fi
+	EDGEKIT_TEST_DEVICES=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 tests/devices
+
+# int8's accuracy on ARM's kernels, without the hardware: a Debian arm64 userland that qemu executes, over ssh. Root, Debian, some
+# 20 minutes and 1 GB in runs/arm64; it needs no binfmt and no privilege. Keeps its result and writes docs/results.md again.
+test-arm64: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/arm64.py
+	$(BIN)/python benchmarks/results.py
 
 # What CI holds the code to.
 check: $(VENV)/.installed-dev

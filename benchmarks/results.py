@@ -94,6 +94,35 @@ def machine(document: dict[str, Any]) -> str:
     return f"{document['environment']['cpu']}, {document['environment']['cores']} cores"
 
 
+def arm64() -> list[str]:
+    """int8 artifacts on ARM's kernels."""
+    document = kept("arm64")
+    if not document:
+        return []
+    result = document["result"]
+    rows = [
+        [
+            f"{row['target']} int8", percent(row["miou_x86"]), percent(row["miou"]), points(*row["arm_below_x86"]),
+            points(row["miou_drop"], *row["miou_drop_ci"]), f"{row['frames_counted_alike']} of {result['frames']}",
+            f"{row['provenance']['miou']['kind']}, by {row['provenance']['miou']['by']}", row["provenance"]["latency"]["kind"],
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return [
+        "## int8 on ARM's kernels",
+        f"`{result['checkpoint']}` at {result['size']}, the same int8 artifacts on the same {result['frames']} "
+        f"{result['dataset']['name']} {result['dataset']['split']} frames: here, and by the agent over ssh in a Debian arm64 "
+        f"userland ({', '.join(result['packages'])}) that {result['emulator'].partition(' (')[0]} executes as a {result['processor']} "
+        f"(`make test-arm64`). Float PyTorch {percent(result['float'])} %. An emulated processor's times say nothing, and "
+        "none was taken; its arithmetic is ARM's, by the instructions that the kernels choose on such a core.",
+        table(
+            ["artifact", "on x86, %", "on ARM, %", "ARM below x86, points [95 %]", "ARM below float, points [95 %]",
+             "frames with equal counts", "accuracy on ARM is", "latency on ARM"],
+            rows,
+        ),
+    ]  # fmt: skip
+
+
 def camvid() -> list[str]:
     """Table 5: the shipped CamVid networks beside the paper's rows."""
     speed = kept("camvid_speed")
@@ -377,7 +406,7 @@ def render(document: dict[str, Any]) -> None:
                 ],
             ),
         ]
-    parts += [*camvid(), *int8(), *memory(), *ablation(), *speed(), *throughput()]
+    parts += [*arm64(), *camvid(), *int8(), *memory(), *ablation(), *speed(), *throughput()]
     parts += [
         "## Cityscapes, the paper's Tables 2 and 4",
         "**No Cityscapes mIoU of ours stands here.** The development machine has eight frames of its training split, which cannot give "

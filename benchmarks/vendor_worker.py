@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.core.values import Float32, UInt8
+from edgekit.core.values import Float32, SessionOptions, UInt8
 from edgekit.devices.worker import main
 
 
@@ -93,11 +93,12 @@ def pytorch(folder: Path, options: dict[str, Any], threads: int | None) -> tuple
 
 
 @contextmanager
-def opener(folder: Path, threads: int | None) -> Iterator[Pipeline]:
+def opener(folder: Path, options: SessionOptions) -> Iterator[Pipeline]:
     """Opens a vendor's folder."""
+    threads = options.threads
     description = json.loads((folder / "pipeline.json").read_text())
     mean, std = (np.asarray(description[key], np.float32) for key in ("mean", "std"))
-    kind, options = description["kind"], description["options"]
+    kind, chosen = description["kind"], description["options"]
     if kind == "tflite":
         from ai_edge_litert.interpreter import Interpreter
 
@@ -106,7 +107,7 @@ def opener(folder: Path, threads: int | None) -> Iterator[Pipeline]:
         source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
         def infer(x: Any) -> Any:
-            interpreter.set_tensor(source["index"], x.transpose(0, 2, 3, 1) if options.get("channels_last") else x)
+            interpreter.set_tensor(source["index"], x.transpose(0, 2, 3, 1) if chosen.get("channels_last") else x)
             interpreter.invoke()
             return interpreter.get_tensor(result["index"])
 
@@ -114,7 +115,7 @@ def opener(folder: Path, threads: int | None) -> Iterator[Pipeline]:
         yield Pipeline(infer, mean, std, {"threads": threads}, source["dtype"], scale or 1.0, zero_point)
         return
     engine = {"openvino": openvino, "onnxruntime": onnxruntime, "pytorch": pytorch}[kind]
-    infer, settings = engine(folder, options, threads)
+    infer, settings = engine(folder, chosen, threads)
     yield Pipeline(infer, mean, std, settings)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reports.figures import layer_distances
-from reports.markdown import escape, table
+from reports.text import escape, table
 
 HOW = (
     "Both were run on the same frames, and what each computed on the way was set against float PyTorch's layers, which have the "

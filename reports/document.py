@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +12,14 @@ import numpy as np
 from edgekit.core.errors import EdgekitError
 from edgekit.core.values import PRECISIONS, ClassSet, Provenance, ProvenanceKind, UInt8
 from edgekit.metrics.scores import Scores, add_counts, counts_from_json, score
-from reports.statistics import Interval, LatencySummary, bootstrap_drop, summarize_latency
+from reports.statistics import (
+    Interval,
+    LatencySummary,
+    bootstrap_drop,
+    condition_warnings,
+    printed_latency,
+    summarize_latency,
+)
 
 SCHEMA = 1
 LOCAL = "local"
@@ -130,6 +137,8 @@ def is_float(document: Mapping[str, Any]) -> bool:
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
     """The command that would measure an artifact's latency on a device: what its target notes for it, or the bench."""
     artifact = f"{context.folder}/artifacts/{document['artifact']}"
+    if device == document.get("device") != LOCAL:
+        return f"edgekit bench {artifact} --device {device}"
     noted = (document.get("notes") or {}).get(f"measure on {device}")
     return str(noted).replace("{artifact}", artifact) if noted else f"edgekit bench {artifact}"
 
@@ -157,6 +166,7 @@ def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> t
         if is_float(document):
             confusions[_size(document)] = _confusions(document, context)
     connected = {(document.get("artifact"), document.get("device", LOCAL)) for document in ordered}
+    there = {document.get("stands_for") for document in ordered}
     results: list[Result] = []
     for document in ordered:
         result = _own_result(document, context, confusions.get(_size(document)))
@@ -164,6 +174,8 @@ def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> t
         if result.device != LOCAL:
             continue
         for page in document.get("device_pages", ()):
+            if page in there:  # a device of that kind has a page of its own
+                continue
             if "artifact" not in document or (document["artifact"], page) not in connected:
                 results.append(_unconnected(result, context, str(page)))
     return tuple(results)
@@ -182,6 +194,19 @@ def _confusions(document: Mapping[str, Any], context: ReportContext) -> Any:
     """int64 [frames, C, C]."""
     classes = len(context.class_names)
     return np.stack([counts_from_json(counts, classes).confusion for counts in document["accuracy"]["counts"]])
+
+
+def latency_summary(latency: Mapping[str, Any]) -> LatencySummary | None:
+    """Everything derived from a ``latency`` object; None where it says that nothing was measured."""
+    if latency["provenance"]["kind"] == "not measured":
+        return None
+    if "rounds_ms" in latency:
+        summary = summarize_latency(
+            latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
+        )
+    else:
+        summary = printed_latency(latency["statistics"], latency["mode"])
+    return replace(summary, warnings=(*summary.warnings, *condition_warnings(latency)))
 
 
 def _own_result(document: Mapping[str, Any], context: ReportContext, reference: Any) -> Result:
@@ -208,14 +233,11 @@ def _own_result(document: Mapping[str, Any], context: ReportContext, reference: 
             subject = str(context.checkpoint.get("name", "CHECKPOINT"))
         data, split = context.dataset.get("name", "DATA"), context.dataset.get("split", "SPLIT")
         way = f"edgekit evaluate {subject} --data {data} --split {split}"
-        accuracy_provenance = Provenance("not measured", "", f"it was not evaluated; measure with: {way}")
+        why = document.get("accuracy_why") or f"it was not evaluated; measure with: {way}"
+        accuracy_provenance = Provenance("not measured", "", str(why))
     latency_provenance = _provenance(latency["provenance"])
-    summary = None
-    if latency_provenance.kind != "not measured":
-        summary = summarize_latency(
-            latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
-        )
-    elif not latency_provenance.why:
+    summary = latency_summary(latency)
+    if summary is None and not latency_provenance.why:
         way = bench_command(document, context, device)
         latency_provenance = Provenance("not measured", "", f"it was not timed; measure with: {way}")
     return Result(document, device, scores, drop, summary, accuracy_provenance, latency_provenance, agreement)
@@ -382,6 +404,8 @@ def _row_problems(row: Any, place: str) -> Iterator[str]:
     if latency is not None:
         yield from _keys(latency, LATENCY_KEYS, f"{place}.latency_ms")
         for key in ("p50", "p90", "mean"):
+            if key == "p90" and latency[key] is None:  # a tool that prints its own percentiles need not print this one
+                continue
             if not _number(latency[key], 0, float("inf")) or not 0 < latency[key] < float("inf"):
                 yield f"{place}.latency_ms.{key} must be a positive number"
         if not _number(latency["cv"], 0, 1e9):

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from edgekit.core.values import IGNORE, ClassSet, UInt8
 from reports.document import Strip
+from reports.sustained import Interval, Sustained
 
 # Hues that stay apart for colour-blind readers and are dark enough for text on white.
 _PALETTE = ("#0b63b5", "#c2410c", "#15803d", "#9d174d", "#6d28d9", "#0e7490", "#854d0e", "#475569")
@@ -312,6 +313,84 @@ def class_drops(
             fontsize=9, handletextpad=0.3, columnspacing=1.4, borderpad=0.1,
         )  # fmt: skip
         return _bytes(figure, form)
+
+
+@dataclass(frozen=True)
+class Load:
+    """One artifact in the chart of sustained load: its name, target, precision, and what was measured."""
+
+    name: str
+    target: str
+    precision: str
+    found: Sustained
+
+
+def sustained(loads: Sequence[Load], colours: Mapping[str, str], form: str = "svg") -> bytes:
+    """Latency over minutes under load, p50 as a line and up to p90 as a band; below it the clock and the temperature.
+
+    Args:
+        loads: at least one.
+        colours: of the targets.
+        form: ``svg`` or ``png``.
+    """
+    clocked = any(entry.clock is not None for load in loads for entry in load.found.intervals)
+    heated = any(entry.temperature is not None for load in loads for entry in load.found.intervals)
+    panels = ["latency", *(["clock"] if clocked else []), *(["temperature"] if heated else [])]
+    labels = {"latency": "latency, ms", "clock": "clock, GHz", "temperature": "hottest, °C"}
+    with matplotlib.rc_context(_STYLE):
+        height = 3.4 + 1.35 * (len(panels) - 1)
+        figure = Figure(figsize=(8.4, height))
+        FigureCanvasAgg(figure)
+        heights = [2.45, *[1.1] * (len(panels) - 1)]
+        bottom = height - 0.42
+        longest = max(load.found.intervals[-1].end for load in loads)
+        handles = []
+        for panel, tall in zip(panels, heights, strict=True):
+            bottom -= tall
+            axes = figure.add_axes((0.085, bottom / height, 0.89, tall / height))
+            bottom -= 0.22
+            for load, dashes in zip(loads, ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2))), strict=False):
+                colour, parts = colours[load.target], load.found.intervals
+                times = [entry.end for entry in parts]
+                style: Any = {"color": colour, "linewidth": 1.6, "linestyle": dashes, "label": _literal(load.name)}
+                if panel == "latency":
+                    handles += axes.plot(times, [entry.p50 for entry in parts], **style)
+                    axes.fill_between(
+                        times, [entry.p50 for entry in parts], [_upper(entry) for entry in parts], color=colour,
+                        alpha=0.15, linewidth=0,
+                    )  # fmt: skip
+                    if load.found.throttled is not None:
+                        axes.axvline(load.found.throttled - 1, color=colour, linewidth=0.9, linestyle=(0, (2, 2)))
+                else:
+                    values = [entry.clock if panel == "clock" else entry.temperature for entry in parts]
+                    axes.plot(times, [math.nan if value is None else value for value in values], **style)
+            axes.set_xlim(0, longest)
+            if panel == "latency":
+                axes.set_ylim(0, 1.08 * max(_upper(entry) for load in loads for entry in load.found.intervals))
+            axes.set_ylabel(labels[panel])
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5 if panel == "latency" else 3, steps=[1, 2, 5, 10]))
+            axes.grid(True, color=_GRID, linewidth=0.8)
+            axes.set_axisbelow(True)
+            if panel == panels[-1]:
+                banded = any(entry.p90 is not None for load in loads for entry in load.found.intervals)
+                throttled = any(load.found.throttled is not None for load in loads)
+                axes.set_xlabel(
+                    "minutes under load; the line is p50"
+                    + (", the band goes up to p90" if banded else "")
+                    + (", dotted: throttling begins" if throttled else "")
+                )
+            else:
+                axes.tick_params(labelbottom=False)
+        figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=(0.075, 1.0), ncols=min(4, len(handles)), frameon=False,
+            fontsize=9, handlelength=2.6, columnspacing=1.4,
+        )  # fmt: skip
+        return _bytes(figure, form)
+
+
+def _upper(interval: Interval) -> float:
+    """Where the band of an interval ends."""
+    return interval.p50 if interval.p90 is None else interval.p90
 
 
 def layer_drops(layers: Sequence[str], drops: Mapping[str, Sequence[float]], form: str = "svg") -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
 from reports import figures
+from reports.devices import against_local, sustained_chart, sustained_section, tensorrt_section, units_section
 from reports.document import (
     HEADLINE_SCOPE,
     LOCAL,
@@ -24,7 +25,9 @@ from reports.document import (
     build,
 )
 from reports.numbers import megabytes, milliseconds, percent, points
-from reports.statistics import Interval, bootstrap_ratio
+from reports.phones import phone_section
+from reports.statistics import bootstrap_ratio
+from reports.text import Notes, code, distinct_names, escape, interval, size_of, table
 
 STANDING_PAGES = ("apple", "jetson", "android")
 """Pages that every report has, with or without a device."""
@@ -32,6 +35,13 @@ STANDING_PAGES = ("apple", "jetson", "android")
 VERDICT_POINTS = 1.0
 """The verdict lines look for the fastest artifact whose drop's interval ends within this many points of mIoU."""
 
+_CONNECT = {
+    "apple": 'Add a Mac to `devices.toml` with its name, `kind = "ssh"` and its address; then this measures what is missing:',
+    "jetson": 'Add the Jetson to `devices.toml` with its name, `kind = "ssh"` and its address; then this measures what is missing:',
+    "android": 'Add the phone to `devices.toml` with its name, `kind = "adb"`, its serial as the address and the path of `benchmark_model`; '
+    "then this measures what is missing:",
+}
+_OTHER = "Add the device to `devices.toml`; then this measures what is missing:"
 _SCOPES = {
     HEADLINE_SCOPE: (
         "Frame to labels",
@@ -44,112 +54,18 @@ _SCOPES = {
 }
 
 
-# Text -------------------------------------------------------------------------------------------------------------
-
-
-def escape(text: str) -> str:
-    """A name as markdown shows it literally, also inside a table's cell: on one line, every special sign escaped."""
-    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", " ".join(str(text).split()))
-    text = re.sub(r"&(?=#?\w+;)", r"\\&", text)
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word an underscore is plain text
-
-
-def _code(text: str) -> str:
-    """A fenced block; its fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
-def _interval(value: Interval) -> str:
-    return f"{points(value.value)} [{points(value.low)}, {points(value.high)}]"
-
-
-class _Notes:
-    """Numbered notes below a table; equal notes share a number."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-
-    def mark(self, cell: str, *texts: str) -> str:
-        """The cell with the numbers of its notes."""
-        numbers = []
-        for text in texts:
-            if text not in self._texts:
-                self._texts.append(text)
-            numbers.append(self._texts.index(text) + 1)
-        return " ".join([cell, *(f"[{number}]" for number in dict.fromkeys(numbers))])
-
-    def lines(self) -> list[str]:
-        """The notes as a list, empty without notes."""
-        if not self._texts:
-            return []
-        return [f"- [{number}] {escape(text)}" for number, text in enumerate(self._texts, 1)] + [""]
-
-
-_WORDS = frozenset({"How obtained", "Scope", "Pair", "Reading", "Mode"})
-"""Headers of columns that hold words."""
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> list[str]:
-    """A markdown table, its first ``left`` columns and columns of words aligned left, numbers right, all padded.
-
-    Cells must be escaped already.
-
-    Raises:
-        EdgekitError: a cell is blank or a row has another length than the header.
-    """
-    listed = [list(row) for row in rows]
-    for row in listed:
-        if len(row) != len(header) or not all(cell.strip() for cell in row):
-            raise EdgekitError(f"a report's table has a blank or missing cell in the row of {row[0] if row else '?'}")
-    widths = [max(3, *(len(row[column]) for row in [list(header), *listed])) for column in range(len(header))]
-
-    lefts = [column < left or name in _WORDS for column, name in enumerate(header)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if lefts[column] else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * width if lefts[column] else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    return [line(header), line(rule), *(line(row) for row in listed), ""]
-
-
 # Cells ------------------------------------------------------------------------------------------------------------
-
-
-def _size(result: Result) -> str:
-    height, width = result.document["size"]
-    return f"{height}x{width}"
 
 
 def _target(result: Result) -> str:
     return str(result.document.get("title", result.document["target"]))
 
 
-def _names(results: Sequence[Result]) -> list[str]:
-    """A name per result that tells it from the others of its page; a size or variant only where it is needed."""
-    sizes = {_size(result) for result in results}
-    names = [result.name + (f" {_size(result)}" if len(sizes) > 1 else "") for result in results]
-    variants = [
-        f"{name} ({result.document.get('output', 'labels')}, stride {result.document.get('output_stride', 1)})"
-        for name, result in zip(names, results, strict=True)
-    ]
-    names = [variant if names.count(name) > 1 else name for name, variant in zip(names, variants, strict=True)]
-    return [
-        f"{name} {result.document.get('artifact', '')}".strip() if names.count(name) > 1 else name
-        for name, result in zip(names, results, strict=True)
-    ]
-
-
-def _missing(notes: _Notes, why: str) -> str:
+def _missing(notes: Notes, why: str) -> str:
     return notes.mark("not measured", why)
 
 
-def _accuracy_cell(result: Result, notes: _Notes) -> str:
+def _accuracy_cell(result: Result, notes: Notes) -> str:
     if result.scores is None:
         return _missing(notes, result.accuracy_provenance.why)
     if math.isnan(result.scores.miou):
@@ -157,22 +73,23 @@ def _accuracy_cell(result: Result, notes: _Notes) -> str:
     return percent(result.scores.miou)
 
 
-def _drop_cell(result: Result, notes: _Notes) -> str:
+def _drop_cell(result: Result, notes: Notes) -> str:
     if result.is_float:
         return "does not apply"
     if result.drop is not None:
-        return _interval(result.drop)
+        return interval(result.drop)
     if result.scores is None:
         return _missing(notes, result.accuracy_provenance.why)
-    return _missing(notes, f"float PyTorch was not evaluated at {_size(result)}, or no pixel is labelled")
+    return _missing(notes, f"float PyTorch was not evaluated at {size_of(result)}, or no pixel is labelled")
 
 
-def _latency_cells(result: Result, notes: _Notes) -> list[str]:
+def _latency_cells(result: Result, notes: Notes) -> list[str]:
     """p50, p90, FPS and peak memory."""
     latency = result.latency
     if latency is None:
         return [_missing(notes, result.latency_provenance.why)] * 4
-    p90 = milliseconds(latency.p90)
+    unprinted = "the tool that timed it does not print this percentile"
+    p90 = _missing(notes, unprinted) if latency.p90 is None else milliseconds(latency.p90)
     if latency.p90_early_stopping:
         p90 = notes.mark(p90, "MLPerf's early-stopping estimate: with 99 % confidence the p90 is not above it")
     peak = result.document["latency"].get("peak_rss_bytes")
@@ -181,7 +98,7 @@ def _latency_cells(result: Result, notes: _Notes) -> list[str]:
     return [p50, p90, f"{latency.fps:.3g}" if latency.fps < 100 else f"{latency.fps:.0f}", memory]
 
 
-def _provenance_cell(result: Result, notes: _Notes) -> str:
+def _provenance_cell(result: Result, notes: Notes) -> str:
     """How the row's numbers were obtained; who did it is named, a reason is a note."""
 
     def one(provenance: Any) -> str:
@@ -196,10 +113,10 @@ def _provenance_cell(result: Result, notes: _Notes) -> str:
 
 
 def _main_table(results: Sequence[Result]) -> list[str]:
-    notes = _Notes()
+    notes = Notes()
     rows = []
     for result in results:
-        start = [escape(_target(result)), str(result.document["precision"]), _size(result)]
+        start = [escape(_target(result)), str(result.document["precision"]), size_of(result)]
         if result.failed is not None:
             why = f"failed, no artifact: {result.failed}"
             rows.append([*start, notes.mark("failed", why), *[_missing(notes, why)] * 6, notes.mark("failed", why)])
@@ -243,7 +160,7 @@ def _accuracy_section(results: Sequence[Result]) -> list[str]:
     if not scored:
         return []
     rows = []
-    for name, result in zip(_names(scored), scored, strict=True):
+    for name, result in zip(distinct_names(scored), scored, strict=True):
         scores = result.scores
         assert scores is not None
         instances = (scores.iiou, scores.iiou_category)
@@ -267,7 +184,7 @@ def _accuracy_section(results: Sequence[Result]) -> list[str]:
 def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
     """Float PyTorch at the result's size."""
     for other in results:
-        if other.is_float and other.scores is not None and _size(other) == _size(result):
+        if other.is_float and other.scores is not None and size_of(other) == size_of(result):
             return other
     return None
 
@@ -275,10 +192,10 @@ def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
 def _class_section(page: Sequence[Result], everything: Sequence[Result], context: ReportContext) -> list[str]:
     compared = [(result, _float_of(result, everything)) for result in page if result.drop is not None]
     lines: list[str] = []
-    sizes = dict.fromkeys(_size(result) for result, _ in compared)
+    sizes = dict.fromkeys(size_of(result) for result, _ in compared)
     for size in sizes:
-        group = [result for result, _ in compared if _size(result) == size]
-        floating = next(reference for result, reference in compared if _size(result) == size)
+        group = [result for result, _ in compared if size_of(result) == size]
+        floating = next(reference for result, reference in compared if size_of(result) == size)
         assert floating is not None and floating.scores is not None
         base = floating.scores.per_class_iou
         rows = []
@@ -291,7 +208,7 @@ def _class_section(page: Sequence[Result], everything: Sequence[Result], context
             rows.append([escape(name), percent(float(base[index])), *cells])
         if len(sizes) > 1:
             lines += [f"### {size}", ""]
-        lines += table(["Class", "Float IoU, %", *(escape(name) for name in _names(group))], rows)
+        lines += table(["Class", "Float IoU, %", *(escape(name) for name in distinct_names(group))], rows)
     if not lines:
         return []
     lead = "Points of IoU that each artifact loses against float PyTorch. Positive is worse."
@@ -309,7 +226,7 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
         for other in results:
             if other.latency is None or other.document["precision"] == "int8" or not _interleaved(result, other):
                 continue
-            ratio = bootstrap_ratio(result.document["latency"]["rounds_ms"], other.document["latency"]["rounds_ms"])
+            ratio = bootstrap_ratio(_rounds(result), _rounds(other))
             if ratio.high < 1:
                 reading = f"int8 is {1 / ratio.value:.2f} times as fast"
             elif ratio.low > 1:
@@ -317,7 +234,7 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
             else:
                 reading = "no difference shown"
             rows.append([
-                escape(_target(result)), _size(result), str(result.scope), f"int8 / {other.document['precision']}",
+                escape(_target(result)), size_of(result), str(result.scope), f"int8 / {other.document['precision']}",
                 f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]", reading,
             ])  # fmt: skip
     lead = (
@@ -339,9 +256,23 @@ def _interleaved(first: Result, second: Result) -> bool:
         and all(one.get(key) == two.get(key) for key in ("size", "output", "output_stride", "device"))
         and first.scope == second.scope
         and one["latency"]["mode"] == two["latency"]["mode"]
-        and len(one["latency"]["rounds_ms"]) == len(two["latency"]["rounds_ms"]) >= 2
+        and len(_rounds(first)) == len(_rounds(second)) >= 2
         and one["latency"].get("settings", {}).get("threads") == two["latency"].get("settings", {}).get("threads")
     )
+
+
+def _rounds(result: Result) -> Sequence[Sequence[float]]:
+    """Raw samples by round, or each round's median where a tool keeps its samples to itself; none where it has neither."""
+    latency = result.document["latency"]
+    rounds: Sequence[Sequence[float]] = latency.get("rounds_ms") or ()
+    printed = [one.get("median_ms") for one in latency.get("rounds") or ()]
+    return rounds or (() if None in printed else [[median] for median in printed])
+
+
+def _sizes(result: Result) -> list[int]:
+    """Samples of each round."""
+    latency = result.document["latency"]
+    return [len(one) for one in latency.get("rounds_ms") or ()] or [one["count"] for one in latency.get("rounds") or ()]
 
 
 def _plain(value: Any) -> str:
@@ -380,13 +311,13 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         lines.append(text)
     lines += [
         "- Artifacts run in interleaved rounds, so that a change of the clock reaches all of them."
-        if all(len(result.document["latency"]["rounds_ms"]) > 1 for result in timed)
+        if all(len(_sizes(result)) > 1 for result in timed)
         else "- Artifacts of one round were not interleaved with others, so they have no ratio.",
         "- A warning stands beside a number: CV above 2.5 %, a rising latency, too few samples, too short a warm-up.",
         "",
     ]
     rows = []
-    for name, result in zip(_names(timed), timed, strict=True):
+    for name, result in zip(distinct_names(timed), timed, strict=True):
         latency, raw = result.latency, result.document["latency"]
         assert latency is not None
         warmup = raw.get("warmup_ms")
@@ -394,7 +325,8 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         rows.append([
             escape(name), escape(settings) or "not recorded",
             escape("; ".join(latency.warnings)) or "none", latency.mode,
-            str(len(raw["rounds_ms"])), _spread([len(samples) for samples in raw["rounds_ms"]]), str(latency.n),
+            str(len(_sizes(result)) or "not recorded"),
+            _spread(_sizes(result)) if _sizes(result) else "not recorded", str(latency.n),
             "not recorded" if warmup is None else f"{len(warmup)} in {sum(warmup) / 1000:.1f} s",
             milliseconds(latency.mean), f"{100 * latency.cv:.1f}",
             "does not apply" if latency.mode != "full"
@@ -413,7 +345,7 @@ def _environment_section(results: Sequence[Result]) -> list[str]:
     machines: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
     packages: dict[str, set[str]] = {}
     temperatures: dict[str, list[str]] = {}
-    for name, result in zip(_names(results), results, strict=True):
+    for name, result in zip(distinct_names(results), results, strict=True):
         environment = result.document.get("environment")
         if not environment:
             continue
@@ -471,7 +403,7 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
 def _artifact_section(results: Sequence[Result]) -> list[str]:
     rows, commands = [], []
     artifacts = [result for result in results if result.failed is None and not result.is_float]
-    for name, result in zip(_names(artifacts), artifacts, strict=True):
+    for name, result in zip(distinct_names(artifacts), artifacts, strict=True):
         document = result.document
         calibration = document.get("calibration")
         frames = (
@@ -484,7 +416,7 @@ def _artifact_section(results: Sequence[Result]) -> list[str]:
         layers = f"{len(kept)}: {', '.join(kept)}" if kept else "none"
         rows.append([escape(name), escape(output), escape(frames), escape(layers)])
         for key, text in (document.get("notes") or {}).items():
-            commands += [f"{escape(name)}, {escape(key)}:", "", _code(str(text)), ""]
+            commands += [f"{escape(name)}, {escape(key)}:", "", code(str(text)), ""]
     if not rows:
         return []
     header = ["Artifact", "Output", "Calibration", "Layers kept in higher precision"]
@@ -498,16 +430,24 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
+def _page_scope(page: Sequence[Result]) -> str:
+    """What the page's latencies are compared by: frame to labels, unless the device's own tool times something else."""
+    scopes = {result.scope for result in page} - {None, HEADLINE_SCOPE}
+    only = len(scopes) == 1 and all(result.scope != HEADLINE_SCOPE for result in page)
+    return str(scopes.pop()) if only else HEADLINE_SCOPE
+
+
 def _scatter(page: Sequence[Result], everything: Sequence[Result], form: str = "svg") -> bytes | None:
-    chosen = [r for r in page if r.scope == HEADLINE_SCOPE and r.scores is not None and not math.isnan(r.scores.miou)]
+    scope = _page_scope(page)
+    chosen = [r for r in page if r.scope == scope and r.scores is not None and not math.isnan(r.scores.miou)]
     if not chosen:
         return None
-    sizes = {_size(result) for result in chosen}
+    sizes = {size_of(result) for result in chosen}
     references = [_float_of(result, everything) for result in chosen]
     # One line can only stand for one size.
     reference = references[0] if len(sizes) == 1 else None
     drawn = []
-    for name, result, floating in zip(_names(chosen), chosen, references, strict=True):
+    for name, result, floating in zip(distinct_names(chosen), chosen, references, strict=True):
         assert result.latency is not None and result.scores is not None
         interval = None
         if result.drop is not None and floating is not None and floating.scores is not None:
@@ -536,7 +476,7 @@ def _class_chart(
     if not compared:
         return None
     artifacts = []
-    for name, result in zip(_names(compared), compared, strict=True):
+    for name, result in zip(distinct_names(compared), compared, strict=True):
         floating = _float_of(result, everything)
         assert floating is not None and floating.scores is not None and result.scores is not None
         drops = np.asarray(floating.scores.per_class_iou - result.scores.per_class_iou, np.float64)
@@ -555,25 +495,27 @@ def _reference_title(predictions: Mapping[str, Any]) -> str | None:
 def _verdicts(results: Sequence[Result], device: str) -> list[str]:
     """What to ship, in one or two sentences."""
     artifacts = [result for result in results if not result.is_float and result.failed is None]
-    names = dict(zip(map(id, artifacts), _names(artifacts), strict=True))
+    names = dict(zip(map(id, artifacts), distinct_names(artifacts), strict=True))
     good = [r for r in artifacts if r.drop is not None and round(100 * r.drop.high, 9) <= VERDICT_POINTS]
-    timed = [result for result in good if result.scope == HEADLINE_SCOPE and result.latency is not None]
+    scope = _page_scope(results)
+    timed = [result for result in good if result.scope == scope and result.latency is not None]
     where = f"on {escape(device)}"
 
     def describe(result: Result) -> str:
         assert result.drop is not None
-        return f"**{escape(names[id(result)])}**, drop {_interval(result.drop)} points"
+        return f"**{escape(names[id(result)])}**, drop {interval(result.drop)} points"
 
     if timed:
         best = min(timed, key=lambda result: result.latency.p50 if result.latency else math.inf)
         assert best.latency is not None
         text = f"Fastest {where} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
-        text += f"p50 {milliseconds(best.latency.p50)} ms ({best.latency_provenance.kind}), mIoU "
+        of = "" if scope == HEADLINE_SCOPE else f" of `{scope}`"
+        text += f"p50{of} {milliseconds(best.latency.p50)} ms ({best.latency_provenance.kind}), mIoU "
         text += f"{best.accuracy_provenance.kind}."
         if best.latency.warnings:
             text += f" Warning, {escape('; '.join(best.latency.warnings))}."
         return [text]
-    if any(result.scope == HEADLINE_SCOPE for result in artifacts):
+    if any(result.scope == scope for result in artifacts):
         return [f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."]
     if good:
         best = min(good, key=lambda result: (result.document.get("model_bytes") or math.inf, names[id(result)]))
@@ -624,6 +566,11 @@ def _measured_page(
     else:
         lines += ["No chart: no artifact of this page has both a measured latency and a mIoU.", ""]
     lines += _ratio_section(page)
+    lines += sustained_section(page, pictures)
+    lines += units_section(page)
+    lines += phone_section(page)
+    lines += tensorrt_section(page)
+    lines += against_local(page, everything, context)
     lines += _accuracy_section(page)
     lines += _class_section(page, everything, context)
     if "drops" in pictures:
@@ -666,7 +613,15 @@ def _unconnected_page(device: str, page: Sequence[Result], context: ReportContex
     lines += ["## Accuracy, and latency to be measured", "", *_result_sections(page)]
     commands = [bench_command(result.document, context, device) for result in page if result.failed is None]
     if commands:
-        lines += ["## How to measure", "", "With the device at hand:", "", _code("\n".join(commands)), ""]
+        lines += [
+            "## How to measure",
+            "",
+            _CONNECT.get(device, _OTHER),
+            "",
+            code(f"{context.command} --device NAME"),
+            "",
+        ]
+        lines += ["Or by hand:", "", code("\n".join(commands)), ""]
     lines += _accuracy_section(page)
     drops = "Drops by class and the frames to look at are in [local](local.md)."
     lines += [drops, ""] if any(result.drop is not None for result in page) else []
@@ -695,7 +650,7 @@ def _index(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result], 
     rows = [["Name", escape(_plain(data.get("name")))], ["Split", escape(_plain(data.get("split")))]]
     rows.append(["Frames", escape(_plain(data.get("frames")))])
     lines += ["## Dataset", "", *table(["Dataset", "Value"], rows, left=2)]
-    lines += ["## How to read it", "", *_LEGEND, "", "## Command", "", _code(context.command), ""]
+    lines += ["## How to read it", "", *_LEGEND, "", "## Command", "", code(context.command), ""]
     lines += ["All numbers are in [report.json](report.json).", ""]
     return "\n".join(lines + _footer(context))
 
@@ -728,13 +683,13 @@ def _device_table(pages: Mapping[str, Sequence[Result]]) -> list[str]:
 
 def _matrix(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result]) -> list[str]:
     """One row per artifact, one column of p50 per device."""
-    notes = _Notes()
+    notes = Notes()
     own: dict[str, Result] = {}
     for result in everything:
         own.setdefault(_key(result), result)
     listed = list(own.values())
     rows = []
-    for name, result in zip(_names(listed), listed, strict=True):
+    for name, result in zip(distinct_names(listed), listed, strict=True):
         cells = []
         for device, page in pages.items():
             here = next((other for other in page if _key(other) == _key(result)), None)
@@ -766,6 +721,41 @@ def _key(result: Result) -> str:
     return str(document.get("artifact", f"{document['target']} {document['precision']} {document['size']}"))
 
 
+def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
+    """A page for each device of artifacts that were measured apart from a run, and its figure.
+
+    Args:
+        documents: measurement documents, without a float reference.
+        context: ``dataset`` is empty where no accuracy was taken.
+
+    Returns:
+        Path relative to the report's folder -> text or bytes.
+    """
+    everything = analyse(documents, context)
+    colours = _colours(everything)
+    files: dict[str, bytes | str] = {}
+    for device in dict.fromkeys(result.device for result in everything):
+        page = [result for result in everything if result.device == device]
+        pictures: dict[str, str] = {}
+        if (chart := sustained_chart(page, colours)) is not None:
+            pictures["sustained"] = f"figures/{_file_name(device)}-sustained.svg"
+            files[pictures["sustained"]] = chart
+        data = context.dataset
+        frames = f"{data['frames']} frames of {data['name']} {data['split']}" if data else "no frames"
+        lines = [f"# {escape(device)}", "", f"Artifacts measured apart from a run; accuracy on {escape(frames)}.", ""]
+        lines += ["## Latency", "", *_result_sections(page), *_ratio_section(page)]
+        lines += [
+            *sustained_section(page, pictures),
+            *units_section(page),
+            *phone_section(page),
+            *tensorrt_section(page),
+        ]
+        lines += [*_accuracy_section(page), *_how_section(page), *_artifact_section(page), *_environment_section(page)]
+        lines += ["## Command", "", code(context.command), ""]
+        files[f"{_file_name(device)}.md"] = "\n".join(lines + _footer(context))
+    return files
+
+
 def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
     """All files of a report.
 
@@ -774,14 +764,17 @@ def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> di
         context: checkpoint, dataset, classes, strips.
 
     Returns:
-        Path relative to the report's folder -> text or bytes: index.md, local.md, a page per further device,
+        Path relative to the report's folder -> text or bytes: index.md, local.md, a page per further device (which takes
+        the place of its kind's standing page),
         report.json, figures/*.
 
     Raises:
         EdgekitError: the documents contradict each other or lack what they must have.
     """
     everything = analyse(documents, context)
-    devices = dict.fromkeys([LOCAL, *STANDING_PAGES, *(result.device for result in everything)])
+    stood_for = {result.document.get("stands_for") for result in everything}
+    standing = [page for page in STANDING_PAGES if page not in stood_for]  # else the device has a page of its own
+    devices = dict.fromkeys([LOCAL, *standing, *(result.device for result in everything)])
     pages = {device: [result for result in everything if result.device == device] for device in devices}
     names = [_file_name(device) for device in devices]
     if len(set(names)) != len(names) or "index" in names:
@@ -794,7 +787,11 @@ def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> di
             files[f"{_file_name(device)}.md"] = _unconnected_page(device, page, context)
             continue
         pictures: dict[str, str] = {}
-        charts = {"scatter": _scatter(page, everything), "drops": _class_chart(page, everything, context)}
+        charts = {
+            "scatter": _scatter(page, everything),
+            "sustained": sustained_chart(page, _colours(everything)),
+            "drops": _class_chart(page, everything, context),
+        }
         for kind, chart in charts.items():
             if chart is not None:
                 pictures[kind] = f"figures/{_file_name(device)}-{kind}.svg"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.figures import layer_drops
-from reports.markdown import escape, table
+from reports.text import escape, table
 
 SHOWN = 24
 """Layers in the figure; the table has all."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, lgamma, log, log1p
 from typing import Any, Literal
@@ -42,7 +43,8 @@ class LatencySummary:
 
     Attributes:
         p50, mean: milliseconds.
-        p90: milliseconds; the early-stopping estimate when ``p90_early_stopping``, else the plain percentile.
+        p90: milliseconds; the early-stopping estimate when ``p90_early_stopping``, else the plain percentile; None where a
+            tool that keeps its samples to itself does not print it.
         p99: milliseconds, early-stopping estimate; None outside full mode or below 662 queries.
         cv: standard deviation / mean, a fraction.
         first: milliseconds of the first inference after loading; None when it was not recorded.
@@ -52,7 +54,7 @@ class LatencySummary:
     """
 
     p50: float
-    p90: float
+    p90: float | None
     p99: float | None
     p90_early_stopping: bool
     mean: float
@@ -196,6 +198,56 @@ def summarize_latency(
         mode=mode,
         warnings=tuple(warnings),
     )
+
+
+def printed_latency(statistics: Mapping[str, Any], mode: str) -> LatencySummary:
+    """Summary of a tool that keeps its samples to itself and prints statistics of them.
+
+    Args:
+        statistics: ``p50``, ``p90``, ``mean`` (milliseconds), ``cv``, ``first`` and ``n``; p50 and p90 may be None.
+
+    Raises:
+        EdgekitError: there is neither a median nor a mean.
+    """
+    mean, p50 = statistics.get("mean"), statistics.get("p50")
+    if not isinstance(mean, (int, float)) or not math.isfinite(mean) or mean <= 0:
+        raise EdgekitError("a printed latency must have a mean above zero: measure again")
+    warnings = [] if p50 else ["the tool prints no median: the mean stands for it"]
+    middle = float(p50 or mean)
+    cv = float(statistics.get("cv") or 0.0)
+    if cv > MAXIMUM_CV:
+        warnings.append(f"unsteady: CV is {100 * cv:.1f} %, above 2.5 %")
+    return LatencySummary(
+        p50=middle, p90=statistics.get("p90"), p99=None, p90_early_stopping=False, mean=float(mean), cv=cv,
+        first=statistics.get("first"), n=int(statistics.get("n") or 1), fps=1000.0 / middle, mode=mode,
+        warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+THROTTLED = 0.9
+"""A clock that falls below this share of its highest during a measurement is worth a warning."""
+
+
+_HOT = ("moderate", "severe", "critical", "emergency", "shutdown")
+"""Android's thermal statuses from which on it throttles, the least first; ``light`` does not touch what a user sees."""
+
+
+def condition_warnings(latency: Mapping[str, Any]) -> list[str]:
+    """What the conditions beside the samples say against a number: heat, a clock that fell, a time of day that was set."""
+    warnings = []
+    highest = []
+    said = [str(entry.get("thermal_status")) for entry in latency.get("conditions") or ()]
+    if hot := [status for status in _HOT if status in said]:
+        warnings.append(f"throttled: the phone's thermal status was {hot[-1]}")
+    for entry in latency.get("conditions") or ():
+        clocks = [value for value in (entry.get("clock_khz") or {}).values() if isinstance(value, (int, float))]
+        if clocks:
+            highest.append(max(clocks))
+    if highest and min(highest) < THROTTLED * max(highest):
+        warnings.append(f"throttled: the clock was between {min(highest) / 1e6:.2f} and {max(highest) / 1e6:.2f} GHz")
+    if jump := latency.get("clock_set_seconds"):
+        warnings.append(f"the time of day was set by {jump:+.0f} s meanwhile; the samples are of a clock that keeps on")
+    return warnings
 
 
 def bootstrap_drop(

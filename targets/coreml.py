@@ -31,15 +31,13 @@ from edgekit.core.values import (
     Size,
     UInt8,
 )
+from edgekit.runtimes.common import check_frame, label_map, output_settings, threads
+from edgekit.runtimes.coreml import quiet
 from targets.common import (
-    check_frame,
     float_edges,
     kept_tensors,
     known_ranges,
-    label_map,
-    output_settings,
     require_quantization,
-    threads,
     widen,
 )
 
@@ -142,7 +140,10 @@ class CoreML:
             TargetError: the program holds an op that the executor does not know.
         """
         if sys.platform == "darwin":
-            yield _MacSession(artifact, threads(options))
+            from edgekit.runtimes.coreml import open_session
+
+            with open_session(artifact, options) as session:
+                yield session
             return
         import torch
 
@@ -176,7 +177,7 @@ def adopt(package: Path, class_names: tuple[str, ...] | None) -> Artifact:
         ArtifactError: no ML Program, or one of another form.
         UsageError: it does not say its classes.
     """
-    from targets.mil.executor import dtype_of, load_program, quiet
+    from targets.mil.executor import dtype_of, load_program
 
     program = load_program(package)
     with quiet():
@@ -449,35 +450,3 @@ class _ExecutorSession:
         (name,) = self._executor.inputs
         assert self._last is not None
         return self._executor.run({name: self._last})[self._executor.outputs[0]]
-
-
-class _MacSession:
-    """The package in Core ML."""
-
-    def __init__(self, artifact: Artifact, count: int) -> None:
-        from targets.mil.executor import quiet
-
-        with quiet():
-            ct = importlib.import_module("coremltools")
-            try:
-                self._model = ct.models.MLModel(str(artifact.model_path), compute_units=ct.ComputeUnit.ALL)
-            except Exception as error:  # Core ML's compiler reports through several types
-                raise ArtifactError(f"Core ML cannot load '{artifact.model_path}': {first_line(error)}") from error
-        self._image = importlib.import_module("PIL.Image")
-        self._artifact = artifact
-        self._last: Any = None
-        self._threads = count
-        self.settings: Mapping[str, Any] = {"engine": "Core ML", "compute units": "ALL", **output_settings(artifact)}
-
-    def run(self, frame: UInt8) -> UInt8:
-        """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
-        check_frame(frame, self._artifact)
-        description = self._model.get_spec().description
-        self._last = {description.input[0].name: self._image.fromarray(frame[0])}
-        return label_map(self._model.predict(self._last)[description.output[0].name], self._artifact, self._threads)
-
-    def run_graph(self) -> None:
-        """One forward pass on the last frame."""
-        if self._last is None:
-            raise UsageError("run_graph needs a frame first: call run")
-        self._model.predict(self._last)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgekit.core.errors import ConversionError
 from edgekit.core.registry import missing_packages, versions
+from edgekit.core.seam import Session
 from edgekit.core.values import (
     Artifact,
     Converted,
@@ -31,17 +31,8 @@ from edgekit.core.values import (
     UInt8,
 )
 from edgekit.export.sizes import decision_size
-from targets.common import (
-    check_frame,
-    float_edges,
-    kept_tensors,
-    label_map,
-    native_output,
-    output_settings,
-    planes,
-    require_quantization,
-    threads,
-)
+from edgekit.runtimes.openvino import load, open_session, without_telemetry
+from targets.common import float_edges, kept_tensors, native_output, planes, require_quantization
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
@@ -85,9 +76,9 @@ class OpenVINO:
 
         NNCF over the whole frame-to-labels graph gives a model that the CPU plugin cannot compile.
         """
-        ov = _openvino()
+        ov = load()
         size = graph.size
-        with _without_telemetry():
+        with without_telemetry():
             core = _core(graph).clone()
             if recipe.precision == "int8":
                 core = _quantize(core, graph, recipe, require_quantization(recipe, quantization))
@@ -105,28 +96,13 @@ class OpenVINO:
             notes={"weights": "model.bin lies beside model.xml and is part of the model"},
         )
 
-    @contextmanager
-    def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[OpenVINOSession]:
+    def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
         """See :class:`edgekit.Target`."""
-        ov = _openvino()
-        core = ov.Core()
-        properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads(options)}
-        if artifact.precision != "fp16":
-            # By default the plugin runs "f32" in bf16 on CPUs with AMX: a float row must be what its name says.
-            # fp16 takes that default: the half precision this CPU is fast with, bf16 or f16, which the settings name.
-            properties["INFERENCE_PRECISION_HINT"] = "f32"
-        compiled = core.compile_model(artifact.model_path, "CPU", properties)
-        settings = {
-            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
-            "inference precision": compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
-            "performance hint": "LATENCY",
-            **output_settings(artifact),
-        }
-        yield OpenVINOSession(artifact, compiled.create_infer_request(), settings)
+        return open_session(artifact, options)
 
     def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
         """See :class:`edgekit.core.seam.Inspectable`."""
-        ov = _openvino()
+        ov = load()
         model = ov.Core().read_model(artifact.model_path)
         elements = {source: np.prod(node.get_output_shape(0)) for source, node in _float_results(model).items()}
         left = sorted(elements, key=lambda source: -elements[source])
@@ -139,50 +115,6 @@ class OpenVINO:
             order, values = _open(model, set(together), lambda one: one)
             for (name, index), value in zip(order, values(frame), strict=True):
                 look(f"{name}:{index}", value)
-
-
-@dataclass
-class OpenVINOSession:
-    """An inference request on a compiled model."""
-
-    artifact: Artifact
-    request: Any
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def run(self, frame: UInt8) -> UInt8:
-        """See :class:`edgekit.Session`."""
-        check_frame(frame, self.artifact)
-        output = self.request.infer([frame], share_inputs=True, share_outputs=True)[0]
-        return label_map(output, self.artifact, self.settings["threads"])
-
-    def run_graph(self) -> None:
-        """See :class:`edgekit.Session`."""
-        self.request.infer()
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO and NNCF from reporting their use to their makers; nobody asked edgekit to.
-
-    They report imports and conversions unless the user opted out, or where ``CI`` says that nobody is there, and they do
-    so from a fork of this process, which with the threads it has by then may hang and hold its streams open.
-    """
-    given = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = given
-
-
-def _openvino() -> Any:
-    """The package; its first import would report itself."""
-    with _without_telemetry():
-        import openvino
-    return openvino
 
 
 @lru_cache(maxsize=1)
@@ -198,7 +130,7 @@ def _core(graph: DeployableGraph) -> Any:
     split_max_pooling(module)  # a tenth of a bf16 graph's time on CPUs with AMX
     with torch.no_grad():  # given a module, OpenVINO traces it twice
         traced = torch.jit.trace(module, torch.zeros(*shape), check_trace=False)  # type: ignore[no-untyped-call]
-    return _openvino().convert_model(traced, input=shape)
+    return load().convert_model(traced, input=shape)
 
 
 def _quantize(core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization) -> Any:
@@ -252,7 +184,7 @@ def _open(
     core: Any, sources: set[tuple[str, int]], to_input: Callable[[UInt8], Any]
 ) -> tuple[list[tuple[str, int]], Callable[[UInt8], list[Any]]]:
     """Parts of the float core in an order, and what gives their values for a frame."""
-    ov = _openvino()
+    ov = load()
     copy = core.clone()
     nodes = {node.get_friendly_name(): node for node in copy.get_ordered_ops()}
     order = sorted(sources)
@@ -274,7 +206,7 @@ def _float_results(model: Any) -> dict[tuple[str, int], Any]:
         (node.get_friendly_name(), 0): node
         for node in model.get_ordered_ops()
         if node.get_output_size() == 1 and node.get_type_name() not in ("Constant", "Parameter", "Result")
-        and node.get_output_element_type(0) == _openvino().Type.f32 and not node.get_output_partial_shape(0).is_dynamic
+        and node.get_output_element_type(0) == load().Type.f32 and not node.get_output_partial_shape(0).is_dynamic
     }  # fmt: skip
 
 
@@ -338,7 +270,7 @@ def _set_range(quantizer: Any, low: Float32, high: Float32) -> None:
     Args:
         low, high: float32 [channels], of one that has a range for each, or [1].
     """
-    ov = _openvino()
+    ov = load()
     shape = _constant(quantizer, 1).shape
     low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0).astype(np.float64)
     high = np.maximum(high, low + SMALLEST_SHARE * (high - low).max())  # a channel that is always zero
@@ -366,7 +298,7 @@ def _name_by_place(model: Any) -> None:
 
 def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     """Frame in, labels or logits out, around the core."""
-    ov = _openvino()
+    ov = load()
     from openvino import opset13 as ops
 
     frame = ops.parameter([1, graph.size.height, graph.size.width, 3], ov.Type.u8, name="frame")

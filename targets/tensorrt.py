@@ -26,6 +26,7 @@ from edgekit.core.values import (
     SessionOptions,
     UInt8,
 )
+from edgekit.runtimes.onnxruntime import open_session
 from targets.common import float_edges, native_output
 
 TRTEXEC = (
@@ -94,8 +95,6 @@ class TensorRT:
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
         """See :class:`edgekit.Target`."""
-        from targets.onnx_graph.session import open_session
-
         return open_session(artifact, options)
 
     def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from edgekit.core.errors import ConversionError, TargetError
 from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
+from edgekit.core.seam import Session
 from edgekit.core.values import (
     Artifact,
     Converted,
@@ -30,16 +30,14 @@ from edgekit.core.values import (
     SessionOptions,
     UInt8,
 )
+from edgekit.runtimes.common import threads
+from edgekit.runtimes.litert import interpreter_class, open_session
 from targets.common import (
-    check_frame,
     float_edges,
     kept_tensors,
     known_ranges,
-    label_map,
     native_output,
-    output_settings,
     require_quantization,
-    threads,
     widen,
 )
 
@@ -104,20 +102,10 @@ class TFLite:
             notes={"measure on android": BENCHMARK_MODEL},
         )
 
-    @contextmanager
-    def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[TFLiteSession]:
-        """See :class:`edgekit.Target`."""
-        count = threads(options)
-        interpreter = _interpreter_class()(model_path=str(artifact.model_path), num_threads=count)
-        interpreter.allocate_tensors()
-        settings = {"threads": count, "delegate": "XNNPACK", **output_settings(artifact)}
-        yield TFLiteSession(
-            artifact,
-            interpreter,
-            interpreter.get_input_details()[0]["index"],
-            interpreter.get_output_details()[0]["index"],
-            settings,
-        )
+    def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
+        """See :class:`edgekit.Target`; raises TargetError when no interpreter is installed."""
+        _interpreter_class()
+        return open_session(artifact, options)
 
     def show_tensors(self, artifact: Artifact, frame: UInt8, look: Callable[[str, NDArray[Any]], None]) -> None:
         """See :class:`edgekit.core.seam.Inspectable`."""
@@ -170,39 +158,10 @@ def _convert(graph: DeployableGraph, output: OutputKind, output_stride: int) -> 
 
 
 def _interpreter_class() -> Any:
-    """LiteRT's interpreter, or tflite-runtime's where only that is installed."""
-    if importlib.util.find_spec("ai_edge_litert"):
-        from ai_edge_litert.interpreter import Interpreter
-    elif importlib.util.find_spec("tflite_runtime"):
-        from tflite_runtime.interpreter import Interpreter
-    else:
-        raise TargetError("no TFLite interpreter is installed: run pip install 'edgekit[tflite]'")
-    return Interpreter
-
-
-@dataclass
-class TFLiteSession:
-    """An interpreter with its tensors allocated."""
-
-    artifact: Artifact
-    interpreter: Any
-    input_index: int
-    output_index: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def run(self, frame: UInt8) -> UInt8:
-        """See :class:`edgekit.Session`."""
-        check_frame(frame, self.artifact)
-        self.interpreter.set_tensor(self.input_index, frame)
-        self.interpreter.invoke()
-        output = self.interpreter.get_tensor(self.output_index)
-        if self.artifact.output == "logits":
-            output = output.transpose(0, 3, 1, 2)  # a view: the decoder reads classes that lie beside one another
-        return label_map(output, self.artifact, self.settings["threads"])
-
-    def run_graph(self) -> None:
-        """See :class:`edgekit.Session`."""
-        self.interpreter.invoke()
+    try:
+        return interpreter_class()
+    except ImportError as error:
+        raise TargetError("no TFLite interpreter is installed: run pip install 'edgekit[tflite]'") from error
 
 
 def _quantize(model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization) -> bytes:

@@ -22,6 +22,7 @@ HEAVY = (
 )  # fmt: skip
 COMMANDS = (
     "run", "lint", "convert", "quantize", "sensitivity", "compare", "evaluate", "bench", "report", "predict", "train", "targets", "doctor",
+    "devices",
 )  # fmt: skip
 OWN = {
     "coreml": "coreml",

@@ -6,7 +6,7 @@ import copy
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from edgekit.core.errors import EdgekitError
@@ -24,7 +25,7 @@ from edgekit.metrics.scores import add_counts, class_iou, count_frame, counts_fr
 from reports import figures
 from reports.document import ROW_KEYS, ReportContext, Strip, analyse, build_document, validate
 from reports.figures import ClassDrops, Point, class_drops, scatter, target_colours
-from reports.markdown import escape, render, table
+from reports.markdown import render
 from reports.numbers import megabytes, milliseconds, percent, points
 from reports.statistics import (
     bootstrap_drop,
@@ -35,6 +36,7 @@ from reports.statistics import (
     summarize_latency,
 )
 from reports.summary import summary
+from reports.text import escape, table
 
 CLASSES = ClassSet(
     names=("road", "building", "sky", "car", "person"),
@@ -572,6 +574,68 @@ def test_escaped_text_stays_in_its_cell(name: str) -> None:
     line = table(["A", "B"], [[f"x{escape(name)}", "1"]])[2]
     assert "\n" not in line
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3
+
+
+HOSTILE = st.text(max_size=30) | st.sampled_from(
+    [
+        "<script>alert(1)</script>", "<!-- ", "![x](http://e/x.png)", "[l](javascript:1)", "| a | b |", "a\n\n# heading\n", "`c`",
+        "\x1b[31mred\x07", "&lt;b&gt;", "<http://e>", "\\", "```", "a\r\n---\r\n", "\u2028> quote", "../../etc/passwd", "$x$",
+    ]
+)  # fmt: skip
+
+
+def phone(said: Callable[[], str]) -> dict[str, Any]:
+    """The measurement document of a phone, with what a device may word itself worded by somebody."""
+    (document,) = (copy.deepcopy(one) for one in run() if (one["target"], one["precision"]) == ("tflite", "int8"))
+    condition = {
+        "clock_khz": {said(): 1_800_000}, "temperature_c": {said(): 38.5}, "thermal_status": said(),
+        "battery": {"level": 80.0, "celsius": 30.1, "status": said(), "plugged": [said()], "faked": False},
+    }  # fmt: skip
+    document |= {
+        "device": "pixel", "device_pages": [], "stands_for": "android",
+        "environment": {"cpu": said(), "board": said(), "clusters": [said()], "events": [said()], "packages": {said(): said()}},
+        "latency": {
+            "provenance": {"kind": "measured", "by": said(), "why": said()}, "scope": "graph", "mode": "quick",
+            "rounds": [{"count": 64, "mean_ms": 8.0, "median_ms": 7.9}] * 4, "first_ms": 9.0, "load_ms": 20.0,
+            "statistics": {"p50": 7.9, "p90": None, "p95": 8.4, "mean": 8.0, "cv": 0.01, "first": 9.0, "n": 256},
+            "settings": {"tool": said(), "delegates": {said(): said()}}, "conditions": [condition] * 5, "peak_rss_bytes": 1 << 26,
+            "compute_units": {"CPU": {"p50": 7.9, "operations": {said(): said()}}, "GPU": {"failed": said()}},
+        },
+    }  # fmt: skip
+    return document
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_a_device_says_is_text_on_its_page(data: st.DataObject) -> None:
+    """A reader of markdown that is not ours sees the same structure, whatever a device says of itself."""
+    parser = MarkdownIt("commonmark").enable("table")
+
+    def structure(page: str) -> list[tuple[str, str]]:
+        found = []
+        for token in parser.parse(page):
+            for part in (token, *(token.children or ())):
+                if part.type not in ("text", "softbreak", "text_special") and part.type != "inline":
+                    found.append((part.type, str(part.attrs.get("href") or part.attrs.get("src") or "")))
+        return found
+
+    plain = [*run()[:1], phone(lambda: "said")]
+    expected = structure(text(pages(plain, context()), "pixel.md"))
+    made = pages([*run()[:1], phone(lambda: data.draw(HOSTILE.map(lambda one: f"s{one}")))], context())
+    page = text(made, "pixel.md")
+    assert structure(page) == expected
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
+    validate(json.loads(text(made, "report.json")))
+
+
+def test_a_phones_rounds_are_told_and_compared() -> None:
+    floats = phone(lambda: "said") | {"precision": "fp16", "artifact": "tflite-fp16"}
+    floats["latency"] = floats["latency"] | {"rounds": [{"count": 60, "mean_ms": 16.0, "median_ms": 15.8}] * 4}
+    page = text(pages([*run()[:1], phone(lambda: "said"), floats], context()), "pixel.md")
+    ratio = next(rows for rows in tables(page) if "Reading" in rows[0])
+    assert ratio[1][3:] == ["int8 / fp16", "0.500 [0.500, 0.500]", "int8 is 2.00 times as fast"]
+    told = next(rows for rows in tables(page) if "Samples a round" in rows[0])
+    assert [row[4:6] for row in told[1:]] == [["4", "64"], ["4", "60"]] and "interleaved rounds" in page
 
 
 def test_tables_refuse_blank_cells() -> None:

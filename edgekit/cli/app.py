@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from edgekit import __version__
+from edgekit.cli import devices
+from edgekit.cli.devices import DeviceOption, SustainedOption
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
-    from edgekit.core.values import OutputKind, Precision, Size
+    from edgekit.core.values import Artifact, OutputKind, Precision, Size
     from edgekit.devices.local import Scope
     from edgekit.networks.checkpoint import Checkpoint
 
@@ -34,6 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Take a trained segmentation network to phones, boards and PCs, and see what it costs in accuracy.",
 )
+
+app.add_typer(devices.app, name="devices")
 
 INTERRUPTED = 130
 
@@ -109,7 +113,8 @@ def run(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Calibration frames, from the training split.")] = 32,
     data_root: RootOption = None,
-    device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    device: DeviceOption = None,
+    sustained: SustainedOption = None,
     full: Annotated[
         bool, typer.Option("--full", help="Measure latency long enough for p99 (a minute or more each).")
     ] = False,
@@ -122,11 +127,13 @@ def run(
 ) -> None:
     """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
     from edgekit.core.files import read_json
+    from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
     from edgekit.pipeline.run import run as run_plan
     from reports.summary import summary
 
-    _check_device(device)
+    measured_on = chosen_devices(devices.names_of(device))
+    seconds = devices.seconds_of(sustained)
     names = chosen_targets(_list(targets))
     chosen = _precisions(precisions)
     form = _form(output, output_stride)
@@ -151,6 +158,8 @@ def run(
         output=form[0],
         output_stride=form[1],
         command=_command_line(),
+        devices=tuple(measured_on),
+        sustained=seconds,
     )
     page = run_plan(plan, _progress())
     document = read_json(page.parent / "report.json")
@@ -504,27 +513,31 @@ def evaluate(
     frames: FramesOption = None,
     size: SizeOption = None,
     network: NetworkOption = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where an artifact runs: local is this machine; others are in devices.toml.")
+    ] = "local",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """All accuracy metrics of a checkpoint (in PyTorch) or an artifact, on a dataset."""
-    from calibration.datasets import CLASS_SETS, class_set
+    from calibration.datasets import class_set
+    from edgekit.devices.inventory import THIS_MACHINE, chosen_devices
     from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import evaluate as do_evaluate
     from edgekit.pipeline.run import default_size, open_evaluation
 
     logs = Path("runs") / "logs"
+    (place,) = chosen_devices([device])
     if is_artifact(subject):
         artifact = open_artifact(subject, class_set(data).names if data else None)
-        if data is None:
-            data = next((name for name, classes in CLASS_SETS.items() if classes.names == artifact.class_names), "")
-        if not data:
-            raise UsageError("add --data: no known dataset has this artifact's classes")
+        data = data or _dataset_of(artifact)
         if size is not None and _size(size) != artifact.size:
             raise UsageError(f"{subject} takes {artifact.size} only: convert again for {size}")
         frames_split = open_evaluation(data, split, data_root, artifact.size, frames)
-        result = do_evaluate(None, artifact, frames_split, artifact.size, threads, logs, _progress())
+        result = do_evaluate(None, artifact, frames_split, artifact.size, threads, logs, _progress(), place)
     else:
+        if place != THIS_MACHINE:
+            raise UsageError(f"a checkpoint is evaluated in PyTorch, here: give an artifact to run on '{place.name}'")
         found = _checkpoint(subject, network, data)
         dataset = data or found.dataset
         input_size = _size(size) or default_size(found)
@@ -547,63 +560,108 @@ def evaluate(
         _print(f"  {name:20}{_percent(value)}")
 
 
+def _dataset_of(artifact: Artifact) -> str:
+    """The dataset that has an artifact's classes.
+
+    Raises:
+        UsageError: none does.
+    """
+    from calibration.datasets import CLASS_SETS
+
+    found = next((name for name, classes in CLASS_SETS.items() if classes.names == artifact.class_names), None)
+    if found is None:
+        raise UsageError("add --data: no known dataset has this artifact's classes")
+    return found
+
+
 @app.command(**_example("edgekit bench runs/spssn-streets/artifacts/openvino-int8-512x1024"))
 def bench(
     artifacts: Annotated[
         list[Path], typer.Argument(help="Artifacts' folders; several are measured in interleaved rounds.")
     ],
-    device: Annotated[str, typer.Option("--device", help="Where to measure: local is this machine.")] = "local",
+    device: DeviceOption = None,
+    sustained: SustainedOption = None,
     scope: Annotated[
         str, typer.Option("--scope", help="frame-to-labels, or graph: one forward pass of the bare model.")
     ] = "frame-to-labels",
     full: Annotated[bool, typer.Option("--full", help="At least 1024 queries and 60 s each.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Also evaluate there, on this dataset, as frames of its classes.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Of --data: test by default, val for cityscapes.")
+    ] = None,
+    data_root: RootOption = None,
+    frames: FramesOption = None,
     threads: ThreadsOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for samples and logs.")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for samples, logs and pages.")] = Path("runs/bench"),
     as_json: JsonOption = False,
 ) -> None:
-    """Latency of artifacts, each in a process of its own."""
+    """Latency of artifacts, each in a process of its own, here or on devices; with --data their accuracy too."""
+    from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.artifacts import load_artifact
+    from edgekit.pipeline.commands import Bench
     from edgekit.pipeline.commands import bench as do_bench
-    from reports.statistics import summarize_latency
+    from edgekit.pipeline.run import open_evaluation
+    from reports.document import latency_summary
 
-    _check_device(device)
     if scope not in ("frame-to-labels", "graph"):
         raise UsageError(f"--scope {scope} is not known: choose frame-to-labels or graph")
+    if data is None and (split or frames or data_root):
+        raise UsageError("--split, --frames and --data-root say what to evaluate: add --data")
+    measured_on = chosen_devices(devices.names_of(device))
+    seconds = devices.seconds_of(sustained)
     loaded = [load_artifact(path) for path in artifacts]
-    rows = do_bench(loaded, "full" if full else "quick", cast("Scope", scope), threads, out, _progress())
+    evaluation = None if data is None else open_evaluation(data, split, data_root, loaded[0].size, frames)
+    plan = Bench(
+        loaded, measured_on, "full" if full else "quick", cast("Scope", scope), threads, seconds, evaluation,
+        _command_line(), out,
+    )  # fmt: skip
+    rows = do_bench(plan, _progress())
     for row in rows:
-        latency = row["latency"]
-        if "rounds_ms" in latency:
-            summary = summarize_latency(
-                latency["rounds_ms"], latency["mode"], latency["warmup_ms"], latency["first_ms"]
-            )
+        if (summary := latency_summary(row["latency"])) is not None:
             row["summary"] = {
                 "p50": summary.p50, "p90": summary.p90, "mean": summary.mean, "cv": summary.cv, "first": summary.first,
                 "n": summary.n, "fps": summary.fps, "warnings": list(summary.warnings),
             }  # fmt: skip
     if as_json:
-        _print_json({"rows": rows})
+        _print_json({"report": str(out / "report"), "rows": rows})
     else:
         _print_latencies(rows)
+        _print(f"\nreport: {', '.join(str(out / 'report' / f'{one.name}.md') for one in measured_on)}")
     if broken := [row["latency"]["failed"] for row in rows if "failed" in row["latency"]]:
         raise EdgekitError(f"{len(broken)} of {len(rows)} artifacts could not be measured: {broken[0]}")
 
 
 def _print_latencies(rows: list[dict[str, Any]]) -> None:
+    from reports.sustained import sustained_line
+
     for row in rows:
-        _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]} ({row['artifact']})")
+        where = "" if row["device"] == "local" else f" on {row['device']}"
+        _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]}{where} ({row['artifact']})")
+        if "accuracy" in row:
+            taken = row["accuracy"]
+            _print(f"  mIoU {_percent(taken['miou'])} ({taken['provenance']['kind']} by {taken['provenance']['by']})")
+        if "sustained" in row:
+            _print(f"  {sustained_line(row['sustained'])}")
         if "summary" not in row:
             _print(f"  not measured: {row['latency']['provenance']['why']}")
             continue
         numbers, latency = row["summary"], row["latency"]
+        p90 = "" if numbers["p90"] is None else f"p90 {numbers['p90']:.1f} ms, "
         _print(
-            f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, p90 {numbers['p90']:.1f} ms, {numbers['fps']:.1f} frames/s "
+            f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, {p90}{numbers['fps']:.1f} frames/s "
             f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
         )
-        if latency["peak_rss_bytes"] is not None:
-            _print(
-                f"  load {latency['load_ms']:.0f} ms, first frame {numbers['first']:.0f} ms, peak memory {latency['peak_rss_bytes'] / 1e6:.0f} MB"
-            )
+        told = (
+            ("load", latency.get("load_ms"), "ms", 1.0), ("first frame", numbers["first"], "ms", 1.0),
+            ("peak memory", latency.get("peak_rss_bytes"), "MB", 1e-6),
+        )  # fmt: skip
+        if parts := [f"{name} {value * factor:.0f} {unit}" for name, value, unit, factor in told if value is not None]:
+            _print(f"  {', '.join(parts)}")
+        for name, unit in (latency.get("compute_units") or {}).items():
+            middle = unit.get("p50", unit.get("mean"))
+            _print(f"  on {name}: {unit['failed']}" if middle is None else f"  on {name}: {middle:.1f} ms")
         for warning in numbers["warnings"]:
             _print(f"  warning: {warning}")
 
@@ -978,11 +1036,6 @@ def _form(output: str | None, output_stride: int) -> tuple[OutputKind | None, in
     kind = cast("OutputKind | None", output)
     Recipe("fp32", kind or "labels", output_stride)  # refuses what contradicts itself, before anything is loaded
     return kind, output_stride
-
-
-def _check_device(name: str) -> None:
-    if name != "local":
-        raise UsageError(f"there is no device '{name}': this version measures on this machine only (--device local)")
 
 
 def _progress() -> Any:

@@ -33,6 +33,14 @@ class TrainingError(EdgekitError):
     """Training cannot start, go on, or resume."""
 
 
+class DeviceError(EdgekitError):
+    """A device cannot be reached, refuses, lacks something, or answers what it should not."""
+
+
+class DeviceLost(DeviceError):
+    """The connection to a device went while something ran there; the same may succeed when it is back."""
+
+
 class UsageError(EdgekitError):
     """The command line asks for something that does not exist or contradicts itself."""
 

@@ -101,7 +101,7 @@ class Normalization:
 
     def offset(self) -> Float32:
         """Offset per channel, added after the factor: shape [3]."""
-        return np.asarray([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
+        return np.asarray([-m / s for m, s in zip(self.mean, self.std)], np.float32)
 
     def mean_colour(self) -> Float32:
         """The pixel values that become zero: shape [3]."""
@@ -252,9 +252,15 @@ class Artifact:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session may use the machine. ``threads=None`` means all cores that this process may use."""
+    """How a session may use the machine.
+
+    Attributes:
+        threads: None means all cores that this process may use.
+        compute_units: of Core ML: ALL, CPU_ONLY, CPU_AND_GPU or CPU_AND_NE.
+    """
 
     threads: int | None = None
+    compute_units: str = "ALL"
 
 
 ProvenanceKind = Literal["measured", "reference", "not measured"]

@@ -91,7 +91,7 @@ def _check(logits: Any, height: Any, width: Any, threads: int) -> None:
     if not 1 <= logits.shape[0] <= MAXIMUM_CLASSES:
         raise DataError(f"logits must have 1 to {MAXIMUM_CLASSES} classes, not {logits.shape[0]}")
     sides = (logits.shape[1], logits.shape[2], height, width)
-    if not all(isinstance(side, int | np.integer) and 1 <= side <= MAXIMUM_SIDE for side in sides):
+    if not all(isinstance(side, (int, np.integer)) and 1 <= side <= MAXIMUM_SIDE for side in sides):
         raise DataError(
             f"logits of {logits.shape[1]}x{logits.shape[2]} cannot become labels of {height}x{width}: "
             f"every side must be 1 to {MAXIMUM_SIDE}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pkgutil
 import platform
 import re
 import shlex
@@ -40,6 +41,13 @@ SECONDS = 120
 """A compiler that takes longer is given up."""
 
 TYPES = {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.uint8): 2, np.dtype(np.float16): 3}
+
+
+def header_text() -> str:
+    """The header, also where this package lies inside a zip and the file has no path."""
+    data = pkgutil.get_data(__name__, HEADER.name)
+    assert data is not None
+    return data.decode()
 
 
 class _Logits(ctypes.Structure):
@@ -193,14 +201,14 @@ def _run(command: Sequence[str], source: str | None = None) -> str:
 
 def _build(compiler: Sequence[str], version: str) -> Library:
     """The library from the cache, or compiled: with the best flags that the compiler takes."""
-    header = HEADER.read_text(encoding="utf-8")
+    header = header_text()
     commands = [[*compiler, *flags, *COMMON] for flags in OPTIMIZED]
     names = [sha256_json([header, version, command, _processor()])[:24] for command in commands]
     for name in names:
         if library := _cached(name):
             return library
     reasons = []
-    for command, name in zip(commands, names, strict=True):
+    for command, name in zip(commands, names):
         try:
             return _compile(command, header, name)
         except _Unusable as reason:

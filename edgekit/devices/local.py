@@ -1,4 +1,7 @@
-"""Latency on this machine: a fresh process for each artifact, interleaved rounds, raw samples kept."""
+"""Measuring on the machine that this runs on: a fresh process for each artifact, interleaved rounds, raw samples kept.
+
+The agent does on a device what edgekit does here: both call :func:`measure` and :func:`sustain`. Python 3.9 and numpy.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,44 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
-from edgekit.core.errors import ArtifactError, EdgekitError
+from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
 from edgekit.core.progress import Progress
-from edgekit.core.values import Artifact
+from edgekit.devices.environment import conditions
 
 ROUNDS = 8
+LOCK_SECONDS = 3600.0
+"""How long a device that somebody else measures on is waited for."""
+CLOCK_SLACK = 2.0
+"""Seconds by which the time of day may run apart from the clock that measures before it is said."""
 Mode = Literal["quick", "full"]
 Scope = Literal["frame-to-labels", "graph"]
+Outcome = Union["dict[str, Any]", EdgekitError]
 
 
 WORKER = (sys.executable, "-P", "-m", "edgekit.devices.worker")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact to measure.
+
+    Attributes:
+        folder: the artifact's.
+        title: as messages name it.
+        compute_units: of Core ML.
+    """
+
+    folder: Path
+    title: str
+    compute_units: str = "ALL"
 
 
 class Worker:
@@ -29,6 +55,7 @@ class Worker:
     Args:
         folder: the artifact's.
         title: as messages name it.
+        frames: an ``.npy``, for latency; None where frames come in packs.
         command: what serves; a benchmark brings its own for what is no artifact.
     """
 
@@ -36,11 +63,12 @@ class Worker:
         self,
         folder: Path,
         title: str,
-        frames: Path,
+        frames: Path | None,
         threads: int | None,
         scope: Scope,
         log: Path,
         command: Sequence[str] = WORKER,
+        compute_units: str = "ALL",
     ) -> None:
         self.title = title
         self.log = log
@@ -55,9 +83,10 @@ class Worker:
                 {
                     "do": "open",
                     "artifact": str(folder),
-                    "frames": str(frames),
+                    "frames": None if frames is None else str(frames),
                     "threads": threads,
                     "scope": scope,
+                    "compute_units": compute_units,
                 }
             )
         except BaseException:
@@ -99,38 +128,80 @@ class Worker:
                     continue
 
 
+@contextmanager
+def alone(progress: Progress) -> Iterator[None]:
+    """This machine for one measurement: another one of any process is waited for.
+
+    Raises:
+        DeviceError: it did not end in an hour.
+    """
+    if sys.platform == "win32":  # has no such lock
+        yield
+        return
+    from edgekit.devices.agent.lock import Busy, DeviceLock
+
+    lock = DeviceLock("a measurement on this machine")
+    try:
+        lock.take(LOCK_SECONDS, lambda holder: progress.say(f"waiting for {holder}"))
+    except Busy as holder:
+        raise DeviceError(f"this machine is in use by {holder}: wait until that measurement is done") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Clocks:
+    """Whether the time of day was set while the monotonic clock measured."""
+
+    def __init__(self) -> None:
+        self._apart = time.time() - time.monotonic()
+
+    def jumped(self) -> float:
+        """Seconds by which it was set, 0 when it was not."""
+        apart = time.time() - time.monotonic() - self._apart
+        return apart if abs(apart) > CLOCK_SLACK else 0.0
+
+
 def measure(
-    artifacts: Sequence[Artifact],
+    subjects: Sequence[Subject],
     frames: Path,
     mode: Mode,
     scope: Scope,
     threads: int | None,
     logs: Path,
     progress: Progress,
-) -> list[dict[str, Any] | EdgekitError]:
+    command: Sequence[str] = WORKER,
+    contract: LatencyContract | None = None,
+) -> list[Outcome]:
     """Latency of artifacts that are to be compared, one result for each.
 
     All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
-    minute of the machine falls on all of them.
+    minute of the machine falls on all of them. Clocks and temperatures are read after each share.
 
     Args:
         frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
         scope: ``frame-to-labels``, or ``graph`` for one forward pass of the bare model.
+        command: what serves.
+        contract: the mode's own by default.
 
     Returns:
         Per artifact the ``latency`` object of a measurement without its provenance, or the error that stopped it.
     """
-    contract = LATENCY_CONTRACTS[mode]
+    contract = contract or LATENCY_CONTRACTS[mode]
+    clocks = _Clocks()
     started: list[Worker] = []
     workers: list[Worker | None] = []
-    results: list[dict[str, Any] | EdgekitError] = []
+    results: list[Outcome] = []
     counts: list[int] = []
     try:
-        for artifact in artifacts:
-            progress.update(f"loading {artifact.title}")
+        for subject in subjects:
+            progress.update(f"loading {subject.title}")
             try:
-                log = logs / f"{artifact.folder.name}.bench.log"
-                worker = Worker(artifact.folder, artifact.title, frames, threads, scope, log)
+                log = logs / f"{subject.folder.name}.bench.log"
+                worker = Worker(
+                    subject.folder, subject.title, frames, threads, scope, log, command, subject.compute_units
+                )
                 started.append(worker)
                 warmup = worker.ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
             except EdgekitError as error:
@@ -146,7 +217,7 @@ def measure(
                 {
                     "scope": scope, "mode": mode, "rounds_ms": [], "warmup_ms": warmup["samples_ms"],
                     "first_ms": worker.opened["first_ms"], "load_ms": worker.opened["load_ms"],
-                    "peak_rss_bytes": None, "settings": worker.opened["settings"],
+                    "peak_rss_bytes": None, "settings": worker.opened["settings"], "conditions": [],
                 }
             )  # fmt: skip
         number = 0
@@ -160,8 +231,11 @@ def measure(
                 progress.update(f"measuring latency: round {number} of {max(number, ROUNDS)}, {opened.title}")
                 try:
                     result["rounds_ms"].append(opened.ask({"do": "round", "count": counts[index]})["samples_ms"])
+                    result["conditions"].append(conditions())
                 except EdgekitError as error:
                     results[index] = error
+            if all(isinstance(result, EdgekitError) for result in results):
+                break
         for index, opened in enumerate(workers):
             result = results[index]
             if opened is not None and not isinstance(result, EdgekitError):
@@ -172,11 +246,75 @@ def measure(
     finally:
         for worker in started:
             worker.stop()
+    if jump := clocks.jumped():
+        for result in results:
+            if isinstance(result, dict):
+                result["clock_set_seconds"] = round(jump, 1)
     return results
 
 
-def _enough(result: dict[str, Any] | EdgekitError, contract: LatencyContract) -> bool:
+def _enough(result: Outcome, contract: LatencyContract) -> bool:
     if isinstance(result, EdgekitError):
         return True
     samples = [sample for part in result["rounds_ms"] for sample in part]
     return len(samples) >= contract.queries and sum(samples) >= 1e3 * contract.seconds
+
+
+def interval_of(seconds: float) -> float:
+    """Length of an interval of a sustained load: sixty of them, but none shorter than a second or longer than ten."""
+    return min(10.0, max(1.0, seconds / 60))
+
+
+def sustain(
+    subject: Subject,
+    frames: Path,
+    seconds: float,
+    interval: float,
+    threads: int | None,
+    logs: Path,
+    progress: Progress,
+    command: Sequence[str] = WORKER,
+    each: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
+    """One artifact for as long as asked without a pause: what the device's heat leaves of its speed.
+
+    There is no warm-up beyond the first frame: a cold start is part of what is looked for.
+
+    Args:
+        seconds: in all.
+        interval: seconds of each interval.
+        each: called with each interval when it is over.
+
+    Returns:
+        ``seconds``, ``settings`` and ``intervals``: when each began and ended, its samples and the conditions at its end.
+
+    Raises:
+        ArtifactError: it could not be run to the end.
+    """
+    worker = Worker(
+        subject.folder, subject.title, frames, threads, "frame-to-labels",
+        logs / f"{subject.folder.name}.sustained.log", command, subject.compute_units,
+    )  # fmt: skip
+    intervals: list[dict[str, Any]] = []
+    before = conditions()
+    try:
+        begin = now = time.monotonic()
+        while now - begin < seconds - 1e-3:
+            progress.update(f"{subject.title}: sustained load, {now - begin:.0f} of {seconds:.0f} s")
+            span = min(interval, seconds - (now - begin))
+            samples = worker.ask({"do": "span", "seconds": span})["samples_ms"]
+            end = time.monotonic()
+            intervals.append(
+                {
+                    "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3),
+                    "samples_ms": [round(sample, 4) for sample in samples], **conditions(),
+                }
+            )  # fmt: skip
+            each(intervals[-1])
+            now = end
+    finally:
+        worker.stop()
+    return {
+        "seconds": seconds, "scope": "frame-to-labels", "settings": worker.opened["settings"], "before": before,
+        "intervals": intervals,
+    }  # fmt: skip

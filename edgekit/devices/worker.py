@@ -1,9 +1,11 @@
 """The process that runs one artifact and holds the clock: JSON lines in, JSON lines out.
 
-Started fresh for each artifact, so that load time and peak memory are the artifact's own. It imports the artifact's
-target and nothing else of edgekit's upper floors.
+Started fresh for each artifact, so that load time and peak memory are the artifact's own. It is the same on this
+machine and on a device; only what opens the artifact differs: here its target, there the runtime alone. It runs on
+Python 3.9 with numpy.
 
-Commands: ``open`` (artifact folder, threads, frames file, scope), ``warm`` (runs, seconds), ``round`` (count), ``close``.
+Commands: ``open`` (artifact folder, threads, compute units, scope, and a frames file where latency is measured), ``warm``
+(runs, seconds), ``round`` (count), ``span`` (seconds), ``evaluate`` (a pack of frames), ``close``.
 """
 
 from __future__ import annotations
@@ -20,19 +22,34 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from edgekit.core.errors import EdgekitError
-from edgekit.core.registry import load_target
+from edgekit.core.errors import ArtifactError, EdgekitError
 from edgekit.core.seam import Session
-from edgekit.core.values import Artifact, SessionOptions, UInt8
+from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
+from edgekit.devices.lifeline import end_with_parent
+from edgekit.metrics.scores import count_frame, counts_to_json
 
-Opener = Callable[[Path, int | None], AbstractContextManager[Session]]
-"""Opens what lies in a folder, with so many threads (None: all cores)."""
+Opener = Callable[[Path, SessionOptions], AbstractContextManager[Session]]
+"""Opens what lies in a folder."""
 
 
-def open_artifact(folder: Path, threads: int | None) -> AbstractContextManager[Session]:
+def open_artifact(folder: Path, options: SessionOptions) -> AbstractContextManager[Session]:
     """The artifact's own target opens it."""
-    artifact = Artifact.from_manifest(folder, json.loads((folder / "manifest.json").read_text()))
-    return load_target(artifact.target).open(artifact, SessionOptions(threads=threads))
+    from edgekit.core.registry import load_target
+
+    artifact = read_artifact(folder)
+    return load_target(artifact.target).open(artifact, options)
+
+
+def open_runtime(folder: Path, options: SessionOptions) -> AbstractContextManager[Session]:
+    """The runtime that the artifact was made for opens it, as on a device, where no target is."""
+    from edgekit.runtimes import open_session
+
+    return open_session(read_artifact(folder), options)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """The artifact of a folder; its files are not looked at."""
+    return Artifact.from_manifest(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
 def peak_rss_bytes() -> int | None:
@@ -53,46 +70,102 @@ def peak_rss_bytes() -> int | None:
         return None
 
 
-def _samples(session: Session, frames: UInt8, count: int, start: int, scope: str) -> list[float]:
-    """Milliseconds of queries one after another: from frame in memory to label map in memory, or of the bare model."""
-    taken = []
-    for index in range(start, start + count):
-        frame = frames[index % len(frames)][None]
+class _Run:
+    """An opened artifact and what it is given."""
+
+    def __init__(self, session: Session, frames: UInt8 | None, scope: str) -> None:
+        self.session = session
+        self._frames = frames
+        self._scope = scope
+        self._done = 0
+
+    def sample(self, scope: str | None = None) -> float:
+        """Milliseconds of one query: from frame in memory to label map in memory, or of the bare model."""
+        assert self._frames is not None, "the worker was opened without frames"
+        frame = self._frames[self._done % len(self._frames)][None]
+        self._done += 1
         begin = time.perf_counter_ns()
-        if scope == "graph":
-            session.run_graph()
+        if (scope or self._scope) == "graph":
+            self.session.run_graph()
         else:
-            session.run(frame)
-        taken.append((time.perf_counter_ns() - begin) / 1e6)
-    return taken
+            self.session.run(frame)
+        return (time.perf_counter_ns() - begin) / 1e6
+
+
+def _open(command: dict[str, Any], stack: contextlib.ExitStack, opener: Opener) -> tuple[_Run, dict[str, Any]]:
+    given = command.get("frames")
+    frames: UInt8 | None = None if given is None else np.ascontiguousarray(np.load(given))
+    options = SessionOptions(command["threads"], command.get("compute_units", "ALL"))
+    begin = time.perf_counter_ns()
+    session = stack.enter_context(opener(Path(command["artifact"]), options))
+    answer: dict[str, Any] = {"load_ms": (time.perf_counter_ns() - begin) / 1e6}
+    run = _Run(session, frames, command.get("scope", "frame-to-labels"))
+    if frames is not None:
+        answer["first_ms"] = run.sample("frame-to-labels")  # also gives the graph its input
+    answer["settings"] = dict(session.settings)
+    return run, answer
+
+
+def count_pack(label: Callable[[UInt8], UInt8], path: Path, classes: ClassSet) -> list[dict[str, Any]]:
+    """Label a pack's frames and count them: per frame its counts, and the share labelled as float PyTorch does.
+
+    Args:
+        label: uint8 [1, H, W, 3] -> uint8 [1, H, W].
+        path: an ``.npz`` of ``<i>.image`` uint8 [H, W, 3], ``<i>.labels`` uint8 [h, w], ``<i>.rows`` and ``<i>.columns``
+            (which row and column of the label map each of the truth's is compared with), and where there are any
+            ``<i>.instances`` int32 [h, w] and ``<i>.reference`` uint8 [H, W].
+    """
+    frames = []
+    with np.load(path, allow_pickle=False) as pack:
+        for index in range(sum(name.endswith(".image") for name in pack.files)):
+            image = pack[f"{index}.image"][None]
+            labels = label(image)[0]
+            if labels.shape != image.shape[1:3]:
+                raise ArtifactError(f"labels {labels.shape} came back for a frame of {image.shape[1:3]}")
+            native = labels[pack[f"{index}.rows"][:, None], pack[f"{index}.columns"]]
+            instances = pack[f"{index}.instances"] if f"{index}.instances" in pack.files else None
+            counts = counts_to_json(count_frame(native, pack[f"{index}.labels"], instances, classes))
+            agreement = None
+            if f"{index}.reference" in pack.files:
+                agreement = float((labels == pack[f"{index}.reference"]).mean())
+            frames.append({"counts": counts, "agreement": agreement})
+    return frames
+
+
+def read_classes(document: dict[str, Any]) -> ClassSet:
+    """The classes that JSON carried."""
+    return ClassSet(**{key: _tuples(value) for key, value in document.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack, opener: Opener) -> None:
-    session: Session | None = None
-    frames: UInt8 | None = None
-    done = 0
-    scope = "frame-to-labels"
+    run: _Run | None = None
     for line in commands:
         command: dict[str, Any] = json.loads(line)
         answer: dict[str, Any]
         if command["do"] == "open":
-            frames = np.ascontiguousarray(np.load(command["frames"]))
-            begin = time.perf_counter_ns()
-            session = stack.enter_context(opener(Path(command["artifact"]), command["threads"]))
-            load = (time.perf_counter_ns() - begin) / 1e6
-            scope = command["scope"]
-            first = _samples(session, frames, 1, 0, "frame-to-labels")[0]  # also gives the graph its input
-            answer = {"load_ms": load, "first_ms": first, "settings": dict(session.settings)}
-        elif session is None or frames is None:
+            run, answer = _open(command, stack, opener)
+        elif run is None:
             raise EdgekitError("the worker was given work before an artifact")
         elif command["do"] == "warm":
             taken: list[float] = []
             while len(taken) < command["runs"] or sum(taken) < 1e3 * command["seconds"]:
-                taken += _samples(session, frames, 1, len(taken), scope)
+                taken.append(run.sample())
             answer = {"samples_ms": taken}
         elif command["do"] == "round":
-            answer = {"samples_ms": _samples(session, frames, command["count"], done, scope)}
-            done += command["count"]
+            answer = {"samples_ms": [run.sample() for _ in range(command["count"])]}
+        elif command["do"] == "span":
+            taken = []
+            until = time.perf_counter() + command["seconds"]
+            while not taken or time.perf_counter() < until:
+                taken.append(run.sample())
+            answer = {"samples_ms": taken}
+        elif command["do"] == "evaluate":
+            frames = count_pack(run.session.run, Path(command["pack"]), read_classes(command["classes"]))
+            answer = {"frames": frames}
         else:
             answer = {"peak_rss_bytes": peak_rss_bytes()}
         answers.write(json.dumps(answer) + "\n")
@@ -103,6 +176,7 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack, opene
 
 def main(opener: Opener = open_artifact) -> None:
     """Serve one host over standard input and output; what runtimes print goes to standard error."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with contextlib.ExitStack() as stack:

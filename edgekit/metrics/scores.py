@@ -102,7 +102,7 @@ def count_frame(prediction: UInt8, truth: UInt8, instances: Int32 | None, classe
         # Only predictions of classes with instances count for a category's iIoU (the script's category masks).
         same = (category_of[predicted] == category_of[owners[inverse]]) & with_instances[predicted]
         group_hits = np.bincount(inverse, weights=same, minlength=len(ids))
-        for owner, size, hit, group_hit in zip(owners, sizes, hits, group_hits, strict=True):
+        for owner, size, hit, group_hit in zip(owners, sizes, hits, group_hits):
             pixels = classes.instance_pixels.get(classes.names[owner])
             if pixels is None:
                 continue
@@ -199,7 +199,7 @@ def counts_to_json(counts: FrameCounts) -> dict[str, Any]:
     """Sparse plain form: the confusion as [row, column, pixels] triples."""
     rows, columns = np.nonzero(counts.confusion)
     return {
-        "confusion": [[int(r), int(c), int(counts.confusion[r, c])] for r, c in zip(rows, columns, strict=True)],
+        "confusion": [[int(r), int(c), int(counts.confusion[r, c])] for r, c in zip(rows, columns)],
         "class_hits": counts.class_hits.tolist(), "class_misses": counts.class_misses.tolist(),
         "category_hits": counts.category_hits.tolist(), "category_misses": counts.category_misses.tolist(),
     }  # fmt: skip

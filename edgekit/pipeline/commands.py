@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
-from edgekit.core.errors import EdgekitError, TargetError, UsageError
-from edgekit.core.files import clean_partials, write_bytes
+from edgekit import __version__
+from edgekit.core.errors import DeviceError, EdgekitError, TargetError, UsageError
+from edgekit.core.files import clean_partials, write_bytes, write_text
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
+from edgekit.devices.connected import Connected
 from edgekit.devices.environment import local_environment
+from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
 from edgekit.devices.local import Mode, Scope
 from edgekit.metrics.scores import add_counts, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
@@ -26,7 +32,9 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
-from edgekit.pipeline.run import check_classes, measure_latencies
+from edgekit.pipeline.devices import accuracy_there, check_devices, connect, latencies_there, side_by_side
+from edgekit.pipeline.run import check_classes, measure_latencies, measurement_document, sustain_here
+from edgekit.pipeline.stored import BENCH_FRAMES, bench_frames
 
 
 def convert(
@@ -76,19 +84,29 @@ def evaluate(
     threads: int | None,
     logs: Path,
     progress: Progress,
+    device: Device = THIS_MACHINE,
 ) -> dict[str, Any]:
-    """All metrics of a checkpoint in PyTorch, or of an artifact, on a split."""
+    """All metrics of a checkpoint in PyTorch, or of an artifact here or on a device, on a split.
+
+    Args:
+        logs: folder for what tools say; frames for a device are kept beside it.
+        device: of an artifact.
+
+    Raises:
+        UsageError: the artifact is for other classes.
+        DeviceError: the device cannot be reached, or does not run this target.
+    """
     frames = Frames(split)
     if artifact is not None:
-        if artifact.class_names != split.classes.names:
-            raise UsageError(
-                f"{artifact.folder} was made for other classes than {split.dataset}'s: name its dataset with --data"
-            )
-        target = load_target(artifact.target)
-        engine = target.engine()
-        with artifact_labeller(target, artifact, threads, logs / f"{artifact.folder.name}.log") as label:
-            taken = measure_accuracy(artifact.title, label, artifact.size, frames, None, None, 0, progress)
-        provenance = Provenance(engine.kind, engine.by, engine.why)
+        _check_artifact(artifact, split)
+        if device == THIS_MACHINE:
+            taken = _accuracy_here(artifact, frames, threads, logs, progress)
+        else:
+            with ExitStack() as stack:
+                (connected,) = connect([device], stack, logs.parent, progress)
+                if (reason := connected.lacks(artifact.target)) is not None:
+                    raise DeviceError(reason)
+                taken = accuracy_there(connected, artifact, frames, None, logs.parent, threads)
         subject = str(artifact.folder)
     else:
         assert checkpoint is not None
@@ -97,43 +115,216 @@ def evaluate(
 
         with pytorch_labeller(checkpoint, size, threads) as label:
             taken = measure_accuracy(checkpoint.name, label, size, frames, None, None, 0, progress)
-        provenance = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}")
+        taken["provenance"] = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}").to_json()
         subject = checkpoint.name
-    counts = [counts_from_json(count, len(split.classes)) for count in taken["counts"]]
+    return {"subject": subject, "size": [size.height, size.width], **_scored(taken, split)}
+
+
+def _scored(accuracy: Mapping[str, Any], split: Split) -> dict[str, Any]:
+    """All metrics of an ``accuracy`` object."""
+    counts = [counts_from_json(count, len(split.classes)) for count in accuracy["counts"]]
     return {
-        "subject": subject,
         "dataset": split.dataset,
         "split": split.split,
         "frames": len(split),
-        "size": [size.height, size.width],
         "class_names": list(split.classes.names),
         **score(add_counts(counts), split.classes).to_json(),
-        "provenance": provenance.to_json(),
+        "provenance": accuracy["provenance"],
     }
 
 
-def bench(
-    artifacts: Sequence[Artifact], mode: Mode, scope: Scope, threads: int | None, folder: Path, progress: Progress
-) -> list[dict[str, Any]]:
-    """Latency of artifacts, interleaved, on streets frames at their size (the content does not change the work)."""
-    sizes = {artifact.size for artifact in artifacts}
+def _accuracy_here(
+    artifact: Artifact, frames: Frames, threads: int | None, logs: Path, progress: Progress
+) -> dict[str, Any]:
+    """The ``accuracy`` object of an artifact on this machine."""
+    target = load_target(artifact.target)
+    engine = target.engine()
+    with artifact_labeller(target, artifact, threads, logs / f"{artifact.folder.name}.log") as label:
+        taken = measure_accuracy(artifact.title, label, artifact.size, frames, None, None, 0, progress)
+    return {**taken, "provenance": Provenance(engine.kind, engine.by, engine.why).to_json()}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What ``edgekit bench`` is to measure.
+
+    Attributes:
+        artifacts: all of one size.
+        devices: of the inventory.
+        mode, scope, threads: of the latency.
+        sustained: seconds of sustained load for each artifact, None for none.
+        evaluation: frames for the accuracy, None for none.
+        command: as typed.
+        folder: for samples, logs and pages.
+    """
+
+    artifacts: Sequence[Artifact]
+    devices: Sequence[Device]
+    mode: Mode
+    scope: Scope
+    threads: int | None
+    sustained: float | None
+    evaluation: Split | None
+    command: str
+    folder: Path
+
+    @property
+    def logs(self) -> Path:
+        """For what tools and devices write beside their answers."""
+        return self.folder / "logs"
+
+
+def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
+    """Measure artifacts here and on devices; a row for each, and a page for each device in the folder ``report``.
+
+    Latency is taken on streets frames at the artifacts' size: the content does not change the work.
+
+    Raises:
+        DeviceError: a device cannot be reached, or can run none of the artifacts.
+    """
+    sizes = {artifact.size for artifact in plan.artifacts}
     if len(sizes) > 1:
         raise UsageError("artifacts of different sizes cannot be compared: bench one size at a time")
-    frames = Frames(open_split("streets", "test", None, next(iter(sizes))).first(4))
+    evaluated = None if plan.evaluation is None else Frames(plan.evaluation)
+    if plan.evaluation is not None:
+        for artifact in plan.artifacts:
+            _check_artifact(artifact, plan.evaluation)
+    check_devices(plan.devices)
+    frames = bench_frames_of(plan.artifacts[0])
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        boards = connect([device for device in plan.devices if device != THIS_MACHINE], stack, plan.folder, progress)
+        if THIS_MACHINE in plan.devices:
+            rows += _bench_here(plan, frames, evaluated, progress)
+        samples = bench_frames(frames, plan.artifacts[0].size, plan.folder)
+        for found in side_by_side(boards, lambda board: _bench_there(plan, board, samples, evaluated, progress)):
+            rows += found
+    _write_bench(plan, rows)
+    if plan.evaluation is not None:
+        for row in rows:
+            if "accuracy" in row:  # all metrics of the frames together, in the place of each frame's counts
+                row["accuracy"] = _scored(row["accuracy"], plan.evaluation)
+    return rows
+
+
+def bench_frames_of(artifact: Artifact) -> Frames:
+    """Frames to measure an artifact's latency with."""
+    return Frames(open_split("streets", "test", None, artifact.size).first(BENCH_FRAMES))
+
+
+def latencies_here(
+    artifacts: Sequence[Artifact],
+    frames: Frames,
+    mode: Mode,
+    scope: Scope,
+    threads: int | None,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Latency objects by artifact folder, measured now on this machine."""
     made = [(load_target(artifact.target), artifact) for artifact in artifacts]
+    return measure_latencies(folder, made, frames, mode, threads, progress, scope, anew=True)
+
+
+def _bench_here(plan: Bench, frames: Frames, evaluated: Frames | None, progress: Progress) -> list[dict[str, Any]]:
+    made = [(load_target(artifact.target), artifact) for artifact in plan.artifacts]
     for target, _ in made:
         engine = target.engine()
-        if engine.no_latency is not None and len(made) == 1:
+        if engine.no_latency is not None and len(made) == 1 and evaluated is None:
             raise TargetError(f"{target.title} cannot be measured here: {engine.no_latency}")
-    latencies = measure_latencies(folder, made, frames, mode, threads, progress, scope, anew=True)
-    return [
-        {
-            "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision,
-            "size": [artifact.size.height, artifact.size.width], "latency": latencies[str(artifact.folder)],
-            "environment": local_environment(),
-        }
-        for artifact in artifacts
-    ]  # fmt: skip
+    latencies = latencies_here(plan.artifacts, frames, plan.mode, plan.scope, plan.threads, plan.folder, progress)
+    rows = []
+    for target, artifact in made:
+        row = _bench_row(artifact, LOCAL, latencies[str(artifact.folder)], local_environment())
+        if evaluated is not None:
+            row["accuracy"] = _accuracy_here(artifact, evaluated, plan.threads, plan.logs, progress)
+        if plan.sustained is not None and target.engine().no_latency is None:
+            samples = bench_frames(frames, artifact.size, plan.folder)
+            row["sustained"] = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.logs, progress)
+        rows.append(row)
+    return rows
+
+
+def _bench_there(
+    plan: Bench, board: Connected, samples: Path, evaluated: Frames | None, progress: Progress
+) -> list[dict[str, Any]]:
+    lacking = {artifact.folder: board.lacks(artifact.target) for artifact in plan.artifacts}
+    able = [artifact for artifact in plan.artifacts if lacking[artifact.folder] is None]
+    if not able:
+        raise DeviceError(next(reason for reason in lacking.values() if reason))
+    measured = latencies_there(board, able, samples, plan.mode, plan.scope, plan.threads, progress)
+    taken = dict(zip([artifact.folder for artifact in able], measured, strict=True))
+    rows = []
+    for artifact in plan.artifacts:
+        reason = lacking[artifact.folder]
+        if reason is not None:
+            provenance = Provenance("not measured", "", reason).to_json()
+            taken[artifact.folder] = {"provenance": provenance, "failed": reason}
+        latency = dict(taken[artifact.folder])
+        environment = latency.pop("environment", None) or board.environment
+        row = _bench_row(artifact, board.device.name, latency, environment)
+        if evaluated is not None and reason is None and board.can_evaluate(artifact):
+            row["accuracy"] = accuracy_there(board, artifact, evaluated, None, plan.folder, plan.threads)
+        if plan.sustained is not None and reason is None:
+            row["sustained"] = board.sustain(artifact, samples, plan.sustained, plan.threads)
+        rows.append(row)
+    return rows
+
+
+def _bench_row(
+    artifact: Artifact, device: str, latency: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision, "device": device,
+        "size": [artifact.size.height, artifact.size.width], "latency": dict(latency), "environment": dict(environment),
+    }  # fmt: skip
+
+
+def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A page for each device, its figures beside it."""
+    from reports.document import ReportContext
+    from reports.markdown import render_bench
+
+    artifacts = {str(artifact.folder): artifact for artifact in plan.artifacts}
+    documents = []
+    for row in rows:
+        artifact = artifacts[row["artifact"]]
+        document = measurement_document(
+            load_target(artifact.target), artifact, row.get("accuracy"), row["latency"], row["environment"]
+        )  # fmt: skip
+        there = "" if row["device"] == LOCAL else f" --device {row['device']}"
+        why = f"bench was given no frames to evaluate: add --data, or edgekit evaluate {artifact.folder}{there}"
+        documents.append(
+            {
+                **document,
+                "device": row["device"],
+                "device_pages": [],
+                "accuracy_why": why,
+                "sustained": row.get("sustained"),
+            }
+        )
+    first = plan.artifacts[0]
+    split = plan.evaluation
+    context = ReportContext(
+        checkpoint={"name": first.manifest["checkpoint"]["name"]},
+        dataset={} if split is None else {"name": split.dataset, "split": split.split, "frames": len(split)},
+        class_names=first.class_names,
+        classes=split.classes if split is not None else CLASS_SETS["streets"],
+        command=plan.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        edgekit_version=__version__,
+        run_folder=str(first.folder.parent.parent),
+    )
+    for relative, content in render_bench(documents, context).items():
+        path = plan.folder / "report" / relative
+        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+
+
+def _check_artifact(artifact: Artifact, split: Split) -> None:
+    if artifact.class_names != split.classes.names:
+        raise UsageError(
+            f"{artifact.folder} was made for other classes than {split.dataset}'s: name its dataset with --data"
+        )
 
 
 def image_files(arguments: Sequence[Path]) -> list[Path]:
@@ -166,8 +357,6 @@ def predict(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Label images; for each writes ``<name>.labels.png`` (train ids) and ``<name>.overlay.png`` (to look at)."""
-    from contextlib import ExitStack
-
     names = artifact.class_names if artifact is not None else checkpoint.class_names if checkpoint is not None else ()
     classes = next((entry for entry in CLASS_SETS.values() if entry.names == names), None)
     colours = classes.colours if classes is not None else tuple(_colour(index) for index in range(len(names)))

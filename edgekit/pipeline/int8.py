@@ -29,7 +29,7 @@ from edgekit.pipeline.accuracy import (
     stored_labeller,
 )
 from edgekit.pipeline.artifacts import lazy_graph, recipe_for
-from edgekit.pipeline.commands import bench
+from edgekit.pipeline.commands import bench_frames_of, latencies_here
 from edgekit.pipeline.conversion import Job, Order, convert_all, is_prepared, preparing
 from edgekit.pipeline.quantization import (
     Calibration,
@@ -356,8 +356,16 @@ def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, An
     if engine.no_latency is not None:
         return {"latency_ratio": None, "why": engine.no_latency}
     common.progress.say(f"{before.title}: measuring what its repair costs")
-    rows = bench([before, after], "quick", "graph", common.threads, common.order.folder, Progress(silent=True))
-    latencies = [row["latency"] for row in rows]
+    taken = latencies_here(
+        [before, after],
+        bench_frames_of(before),
+        "quick",
+        "graph",
+        common.threads,
+        common.order.folder,
+        Progress(silent=True),
+    )
+    latencies = [taken[str(artifact.folder)] for artifact in (before, after)]
     if any("rounds_ms" not in latency for latency in latencies):
         return {"latency_ratio": None, "why": "its latency could not be measured"}
     ratio = bootstrap_ratio(latencies[1]["rounds_ms"], latencies[0]["rounds_ms"])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import io
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from PIL import Image
 from calibration.choice import choose_frames
 from calibration.datasets import Split, class_set, open_split, resize_image, resize_labels
 from edgekit import __version__
-from edgekit.core.errors import CheckpointError, DataError, EdgekitError, TargetError, UsageError
+from edgekit.core.errors import CheckpointError, DataError, DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, sha256_path, write_bytes, write_json, write_text
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
@@ -31,8 +30,10 @@ from edgekit.core.values import (
     Provenance,
     Size,
 )
+from edgekit.devices.connected import Connected
 from edgekit.devices.environment import local_environment
-from edgekit.devices.local import Mode, Scope, measure
+from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
+from edgekit.devices.local import Mode, Scope, Subject, alone, interval_of, measure, sustain
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
     Frames,
@@ -43,11 +44,12 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.devices import Work, check_devices, connect, measure_on_devices
 from edgekit.pipeline.quantization import Calibration, check_calibration, refuse_evaluated
+from edgekit.pipeline.stored import bench_frames, model_key, stored_part
 
 MEASUREMENT_SCHEMA = 1
 PICTURES = 4
-BENCH_FRAMES = 4
 DEFAULT_SPLITS: Mapping[str, str] = {"cityscapes": "val"}
 """Where accuracy is measured by default, test elsewhere; Cityscapes keeps the labels of its test split to itself."""
 DEFAULT_SIZES: Mapping[str, Size] = {
@@ -72,6 +74,8 @@ class Plan:
         threads: of the runtimes; None for all cores.
         output, output_stride: form of the artifacts; without an output each target's own.
         command: as typed.
+        devices: where latency is measured, and accuracy too besides this machine's.
+        sustained: seconds of sustained load for each artifact there, None for none.
     """
 
     checkpoint: Checkpoint
@@ -86,6 +90,13 @@ class Plan:
     output: OutputKind | None
     output_stride: int
     command: str
+    devices: tuple[Device, ...] = (THIS_MACHINE,)
+    sustained: float | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether latency is measured on this machine."""
+        return THIS_MACHINE in self.devices
 
 
 def default_size(checkpoint: Checkpoint) -> Size:
@@ -162,22 +173,34 @@ def run(plan: Plan, progress: Progress) -> Path:
         clean_partials(folder / part)
     frames = Frames(plan.evaluation)
     check_labelled(frames)
-    made, failed = _convert(plan, progress)
-    documents = _measurements(plan, made, failed, frames, progress)
+    check_devices(plan.devices)
+    with ExitStack() as stack:
+        # A device that is not there is told now, not after hours; connections are kept until it is their turn.
+        boards = connect([device for device in plan.devices if device != THIS_MACHINE], stack, folder, progress)
+        made, failed = _convert(plan, progress)
+        documents, errors = _measurements(plan, boards, made, failed, frames, progress)
     # Only now: an interrupted rerun leaves the finished run before it as it was.
     description = {
         **_describe(plan),
         "artifacts": [artifact.folder.name for _, artifact in made],
+        "devices": {
+            board.device.name: [
+                document["artifact"] for document in documents if document.get("device") == board.device.name
+            ]
+            for board in boards
+        },
         "failed": failed,
     }
     page, stamp = folder / "report" / "index.md", folder / "cache" / "report.json"
     key = sha256_json([documents, {name: value for name, value in description.items() if name != "created"}])
-    if page.is_file() and _stored(stamp, key, "pages") == _page_hashes(folder):
+    if page.is_file() and stored_part(stamp, key, "pages") == _page_hashes(folder):
         progress.say("report: already written")
-        return page
-    write_json(folder / "run.json", description)
-    write_report(folder, documents, frames, progress)
-    write_json(stamp, {"key": key, "pages": _page_hashes(folder)})
+    else:
+        write_json(folder / "run.json", description)
+        write_report(folder, documents, frames, progress)
+        write_json(stamp, {"key": key, "pages": _page_hashes(folder)})
+    if errors:
+        raise DeviceError(f"{errors[0]} (the report {page} holds what was finished)")
     return page
 
 
@@ -252,18 +275,23 @@ def _describe(plan: Plan) -> dict[str, Any]:
 
 
 def _measurements(
-    plan: Plan, made: list[tuple[Target, Artifact]], failed: list[dict[str, Any]], frames: Frames, progress: Progress
-) -> list[dict[str, Any]]:
-    """Measure what was not measured before; returns all documents of this run, the float reference first."""
+    plan: Plan,
+    boards: Sequence[Connected],
+    made: list[tuple[Target, Artifact]],
+    failed: list[dict[str, Any]],
+    frames: Frames,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], list[EdgekitError]]:
+    """Measure what was not measured before; all documents of this run, the float reference first, and devices' failures."""
     folder = plan.folder / "measurements"
     reference = reference_labels_folder(plan.checkpoint, plan.size, frames, plan.folder, progress, plan.threads)
     documents = [_reference_document(plan, frames, reference, progress)]
     accuracies: dict[str, dict[str, Any]] = {}
     for target, artifact in list(made):
-        key = sha256_json([_model_key(artifact), plan.evaluation.identity(), target.engine().by, __version__])
+        key = sha256_json([model_key(artifact), plan.evaluation.identity(), target.engine().by, __version__])
         path = folder / f"{artifact.folder.name}.accuracy.json"
         pictures = plan.folder / "cache" / "pictures" / artifact.folder.name
-        stored = _stored(path, key) if pictures.is_dir() else None
+        stored = stored_part(path, key) if pictures.is_dir() else None
         if stored is None:
             try:
                 log = plan.folder / "logs" / f"{artifact.folder.name}.log"
@@ -282,7 +310,9 @@ def _measurements(
         else:
             progress.say(f"{artifact.title}: already evaluated")
         accuracies[artifact.folder.name] = stored
-    latencies = measure_latencies(plan.folder, made, frames, plan.mode, plan.threads, progress)
+    latencies = _not_here(made)
+    if plan.here:
+        latencies = measure_latencies(plan.folder, made, frames, plan.mode, plan.threads, progress)
     # With the artifacts' own, so that a stopped rerun never leaves one checkpoint's float beside another's artifacts.
     write_json(folder / f"pytorch-fp32-{plan.size}.local.json", documents[0])
     for target, artifact in made:
@@ -290,10 +320,54 @@ def _measurements(
         latency = dict(latencies[str(artifact.folder)])
         environment = latency.pop("environment", None) or local_environment()
         document = measurement_document(target, artifact, accuracies[name], latency, environment)
+        if plan.here and plan.sustained is not None and target.engine().no_latency is None:
+            document["sustained"] = _sustained(plan, artifact, frames, progress)
         write_json(folder / f"{name}.local.json", document)
         documents.append(document)
+    work = Work(tuple(made), frames, reference, accuracies, plan.mode, plan.threads, plan.sustained, plan.folder)
+    results = measure_on_devices(boards, work, progress)
+    for result in results:
+        for target, artifact, part in result.parts:
+            document = measurement_document(target, artifact, part["accuracy"], part["latency"], part["environment"])
+            document.update(part, device_pages=[])
+            write_json(folder / f"{artifact.folder.name}.{result.device.name}.json", document)
+            documents.append(document)
     documents.extend(failed)
-    return documents
+    return documents, [result.error for result in results if result.error is not None]
+
+
+def _not_here(made: Sequence[tuple[Target, Artifact]]) -> dict[str, dict[str, Any]]:
+    """Latency objects of a run that was for other devices."""
+    found = {}
+    for target, artifact in made:
+        why = (
+            target.engine().no_latency
+            or f"this run was for other devices; measure here with: edgekit bench {artifact.folder}"
+        )
+        found[str(artifact.folder)] = {"provenance": Provenance("not measured", "", why).to_json()}
+    return found
+
+
+def _sustained(plan: Plan, artifact: Artifact, frames: Frames, progress: Progress) -> dict[str, Any]:
+    """Sustained load on this machine, or what was measured of it before."""
+    assert plan.sustained is not None
+    key = sha256_json([model_key(artifact), _machine(), plan.sustained, plan.threads, __version__])
+    path = plan.folder / "measurements" / f"{artifact.folder.name}.{LOCAL}.sustained.json"
+    stored: dict[str, Any] | None = stored_part(path, key, "sustained")
+    if stored is None:
+        samples = bench_frames(frames, artifact.size, plan.folder)
+        stored = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.folder / "logs", progress)
+        write_json(path, {"key": key, "sustained": stored})
+    return stored
+
+
+def sustain_here(
+    artifact: Artifact, samples: Path, seconds: float, threads: int | None, logs: Path, progress: Progress
+) -> dict[str, Any]:
+    """Sustained load on this machine, which nobody else measures on meanwhile."""
+    subject = Subject(artifact.folder, artifact.title)
+    with alone(progress):
+        return sustain(subject, samples, seconds, interval_of(seconds), threads, logs, progress)
 
 
 def measurement_document(
@@ -355,19 +429,19 @@ def measure_latencies(
     if not measurable:
         return results
     key = sha256_json(
-        [[_model_key(artifact), engine.by] for _, artifact, engine in measurable]
+        [[model_key(artifact), engine.by] for _, artifact, engine in measurable]
         + [mode, scope, threads, __version__, _machine(), frames.split.image_identity()]
     )
     path = run_folder / "measurements" / "latency.local.json"
-    known = None if anew else _stored(path, key, "latency")
+    known = None if anew else stored_part(path, key, "latency")
     if isinstance(known, list):  # in the order of the key; folders may be named in another way this time
         progress.say(f"latency of {len(measurable)} artifacts: already measured")
         stored = {str(artifact.folder): taken for (_, artifact, _), taken in zip(measurable, known, strict=True)}
     else:
-        samples = _bench_frames(frames, measurable[0][1].size, run_folder)
-        taken = measure(
-            [artifact for _, artifact, _ in measurable], samples, mode, scope, threads, run_folder / "logs", progress
-        )
+        samples = bench_frames(frames, measurable[0][1].size, run_folder)
+        subjects = [Subject(artifact.folder, artifact.title) for _, artifact, _ in measurable]
+        with alone(progress):
+            taken = measure(subjects, samples, mode, scope, threads, run_folder / "logs", progress)
         stored = {}
         environment = local_environment()
         for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
@@ -396,37 +470,12 @@ def _machine() -> list[Any]:
     return [environment["cpu"], environment["cores"]]
 
 
-def _model_key(artifact: Artifact) -> str:
-    return sha256_json([artifact.manifest["files"], artifact.output, artifact.output_stride, artifact.target])
-
-
-def _stored(path: Path, key: str, part: str = "accuracy") -> Any:
-    if not path.is_file():
-        return None
-    try:
-        document = read_json(path)
-    except EdgekitError:
-        return None
-    return document.get(part) if document.get("key") == key else None
-
-
-def _bench_frames(frames: Frames, size: Size, run_folder: Path) -> Path:
-    """The first evaluation frames at the input size, in one file that every worker maps."""
-    stack = np.stack([resize_image(frames[index].image, size) for index in range(min(BENCH_FRAMES, len(frames)))])
-    path = run_folder / "cache" / f"bench-{size}-{hashlib.sha256(stack.tobytes()).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        buffer = io.BytesIO()
-        np.save(buffer, stack)
-        write_bytes(path, buffer.getvalue())
-    return path
-
-
 def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: Progress) -> dict[str, Any]:
     """Float PyTorch's own row: what every drop is measured from."""
     key = sha256_json([plan.checkpoint.identity(), str(plan.size), plan.evaluation.identity(), __version__])
     path = plan.folder / "measurements" / f"pytorch-fp32-{plan.size}.accuracy.json"
     pictures = plan.folder / "cache" / "pictures" / f"pytorch-fp32-{plan.size}"
-    stored = _stored(path, key) if pictures.is_dir() else None
+    stored = stored_part(path, key) if pictures.is_dir() else None
     by = f"PyTorch {importlib.metadata.version('torch')}"
     if stored is None:
         stored = measure_accuracy(
@@ -517,5 +566,7 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
     reference = read_json(folder / "measurements" / f"pytorch-fp32-{size}.local.json")
     documents = [reference]
     documents += [read_json(folder / "measurements" / f"{name}.local.json") for name in description["artifacts"]]
+    for device, names in description.get("devices", {}).items():
+        documents += [read_json(folder / "measurements" / f"{name}.{device}.json") for name in names]
     documents += description["failed"]
     return write_report(folder, documents, frames, progress)

@@ -7,10 +7,7 @@ another order, so results agree within fp16 rounding, not bit by bit.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,23 +17,11 @@ import torch
 from torch import Tensor
 
 from edgekit.core.errors import ArtifactError, TargetError
+from edgekit.runtimes.coreml import quiet
 from targets.mil.ops import EXACT, OPS, OpFunction, as_tensor
 
 Observer = Callable[[str, Tensor], None]
 """Sees the name and the value of each float that the program computes. It must not keep or change the value."""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep coremltools' import warnings and progress bars off the terminal."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgekit.core.values import Artifact, SessionOptions, UInt8
-from targets.common import check_frame, label_map, output_settings, threads
+from edgekit.runtimes.common import check_frame, label_map, output_settings, threads
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""Programs that are on the device already: TensorRT's trtexec, and what watches the board meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.core.errors import EdgekitError
+from edgekit.core.progress import Progress
+
+OUTPUT = 4 << 20
+"""Bytes of a program's output that are kept: its end."""
+TRTEXEC = "/usr/src/tensorrt/bin"
+"""Where JetPack puts trtexec, outside of PATH."""
+PROGRAMS = ("trtexec", "tegrastats")
+
+
+def find(program: str) -> str | None:
+    """The path of one of :data:`PROGRAMS`, None where it is not installed."""
+    path = os.environ.get("PATH", os.defpath)
+    return shutil.which(program, path=f"{path}{os.pathsep}{TRTEXEC}") if program in PROGRAMS else None
+
+
+def gpu() -> str:
+    """What an engine is built for: the GPU's name, or the board's, whose GPU is a part of it; empty without either."""
+    if tool := shutil.which("nvidia-smi"):
+        said = _said((tool, "--query-gpu=name,compute_cap", "--format=csv,noheader"))
+        if said:
+            return " ".join(said.split("\n")[0].split())[:200]
+    try:
+        return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
+    except OSError:
+        return ""
+
+
+def jetpack() -> str | None:
+    """JetPack's version, as its package says it; None without it."""
+    if shutil.which("dpkg-query") is None:
+        return None
+    return _said(("dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack")) or None
+
+
+def banner() -> str | None:
+    """The first lines of trtexec, which hold TensorRT's version; None without it."""
+    path = find("trtexec")
+    return None if path is None else _said((path, "--help"))[:4096]
+
+
+def _said(command: Sequence[str]) -> str:
+    """Standard output of a program that only tells something; empty when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
+
+
+def lifeline(command: Sequence[str]) -> tuple[str, ...]:
+    """The command in a process that ends with this one."""
+    return (sys.executable, sys.argv[0], "exec", *command)
+
+
+def run(program: str, arguments: Sequence[str], seconds: float, watched: bool, progress: Progress) -> dict[str, Any]:
+    """Run a program to its end.
+
+    Args:
+        seconds: after which it is ended.
+        watched: run tegrastats beside it, where it is installed.
+
+    Returns:
+        ``code`` (None when it took too long), ``output`` (both streams, its end), and ``tegrastats``, its output or None.
+
+    Raises:
+        EdgekitError: there is no such program.
+    """
+    path = find(program)
+    if path is None:
+        raise EdgekitError(f"{program} is not installed there: it comes with JetPack (apt install nvidia-jetpack)")
+    watcher, watcher_path = None, find("tegrastats") if watched else None
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as beside:
+        if watcher_path is not None:
+            watcher = subprocess.Popen(
+                lifeline((watcher_path, "--interval", "500")), stdin=subprocess.DEVNULL, stdout=beside, stderr=beside
+            )
+        process = subprocess.Popen(
+            lifeline((path, *arguments)), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+        begin = time.monotonic()
+        try:
+            while process.poll() is None and time.monotonic() - begin < seconds:
+                progress.update(f"{program}: {time.monotonic() - begin:.0f} s")
+                time.sleep(0.05)
+            code = process.poll()
+        finally:
+            for running in (process, watcher):
+                if running is not None and running.poll() is None:
+                    running.send_signal(signal.SIGKILL)
+                    running.wait()
+        return {
+            "code": code,
+            "output": _end(output),
+            "tegrastats": None if watcher is None else _end(beside),
+            "program": path,
+        }
+
+
+def _end(file: Any) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - OUTPUT))
+    text: str = file.read().decode(errors="replace")
+    return text

@@ -1,0 +1,649 @@
+"""A phone: LiteRT's benchmark_model, which the user brings, runs artifacts there on CPU, GPU and NNAPI or NPU.
+
+The tool holds the clock and prints statistics of its runs, not the runs. Its scope is ``graph``: one forward pass. Labels come
+back through its input and output files, so that accuracy is measured on the phone's own kernels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
+from edgekit.core.files import sha256_bytes, sha256_path
+from edgekit.core.progress import Progress
+from edgekit.core.values import Artifact, ClassSet, UInt8
+from edgekit.devices import adb
+from edgekit.devices.agent.lock import Busy, DeviceLock
+from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
+from edgekit.devices.formats import battery, benchmark_model, thermalservice
+from edgekit.devices.formats.text import lines, shortened
+from edgekit.devices.inventory import Device
+from edgekit.devices.local import Mode, Scope
+from edgekit.devices.worker import count_pack
+from edgekit.runtimes.common import label_map
+
+CACHE = "/data/local/tmp/edgekit"
+TARGET = "tflite"
+ROUNDS = 4
+RECONNECT_SECONDS = 180.0
+"""As long as a phone may take to start anew."""
+ATTEMPTS = 3
+LOCK_SECONDS = 3600.0
+RUN_SECONDS = 600.0
+"""How long one call of the tool may take."""
+THREADS = 4
+"""More are not used where none are asked for: a phone's other cores are small ones, which a layer would wait for."""
+_FRAME, _OUTPUT = "frame.bin", "output.bin"
+_OWN = re.compile(rf"[0-9a-f]{{64}}(\.[0-9a-f]{{8}}\.partial)?|{re.escape(_FRAME)}|{re.escape(_OUTPUT)}")
+"""Names of the files that edgekit leaves on a phone."""
+_POLICIES = (
+    "for p in /sys/devices/system/cpu/cpufreq/policy*; do "
+    'r() { cat "$p/$1" 2>/dev/null; }; '
+    'echo "$(r related_cpus):$(r scaling_governor):$(r cpuinfo_max_freq):$(r scaling_max_freq)"; done'
+)
+_POLICY = re.compile(r"([0-9 ]{1,160}):([^:]*):([^:]*):([^:]*)")
+"""Cores that share a clock, their governor, and the highest kHz that they can have and may have now, where they can be read.
+
+Heat lowers what they may have. What they have would be that of an idle phone: it is asked between calls of the tool.
+"""
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where the tool can run a graph.
+
+    Attributes:
+        name: as reports name it.
+        delegate: as the tool names what does it; empty for the CPU, which is also what everything falls back to.
+        flags: for each of the two tools.
+    """
+
+    name: str
+    delegate: str
+    flags: Mapping[benchmark_model.Tool, tuple[str, ...]]
+
+
+BACKENDS = (
+    Backend("CPU", "", {"tflite": ("--use_xnnpack=true",), "litert": ("--use_cpu=true",)}),
+    Backend("GPU", "GPU", {"tflite": ("--use_gpu=true",), "litert": ("--use_gpu=true",)}),
+    Backend("NNAPI", "NNAPI", {"tflite": ("--use_nnapi=true",)}),
+    Backend("NPU", "NPU", {"litert": ("--use_npu=true",)}),
+)
+"""The first is the headline, whose accuracy is measured too."""
+
+
+class Phone:
+    """One phone, with the same surface as :class:`edgekit.devices.board.Board`; use it as a context manager.
+
+    Attributes:
+        found: what is there.
+        notes: what happened to it meanwhile and belongs into its report.
+    """
+
+    page = "android"
+
+    def __init__(self, device: Device, logs: Path, progress: Progress) -> None:
+        """Connect, and see what is there.
+
+        Raises:
+            DeviceError: it cannot be reached or used, or the tool does not run on it.
+        """
+        self.device = device
+        self.progress = progress
+        self.notes: list[str] = []
+        self.found: dict[str, Any] = {}
+        self._log = logs / f"{device.name}.device.log"
+        self._folder = device.cache or CACHE
+        self._flags: frozenset[str] = frozenset()
+        self._program = ""
+        serial = sha256_bytes(device.address.encode())[:16]
+        self._lock = DeviceLock("another edgekit", Path(tempfile.gettempdir()) / f"edgekit-adb-{serial}.lock")
+        self._transport = adb.connect(device)
+        try:
+            self.found = self._probe()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Phone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; what was sent stays for the next time."""
+        self._lock.release()
+        self._transport.close()
+
+    def clean(self) -> int:
+        """Remove everything that edgekit left there, and nothing else; returns how many bytes that were."""
+        with self._alone():
+            held = self._held()
+            if held:
+                self._checked(("rm", "-f", *(name for _, name in held)), "what was sent cannot be removed")
+            self._transport.run(("rmdir", self._folder))  # others' files may lie there too
+        return sum(size for size, _ in held)
+
+    # What is there
+
+    @property
+    def runtimes(self) -> Mapping[str, str | None]:
+        """The tool, by its content, since it tells no version; None where the inventory names none."""
+        return {TARGET: self.found["benchmark_model"]}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The phone, as it was when it was connected."""
+        return dict(self.found["environment"])
+
+    def lacks(self, target: str) -> str | None:
+        """Why a target's artifacts cannot run there, None when they can."""
+        name = self.device.name
+        if target != TARGET:
+            return f"device '{name}' is an Android phone: benchmark_model runs TFLite artifacts only"
+        if self.found["benchmark_model"] is None:
+            return (
+                f"device '{name}': name LiteRT's benchmark_model for {self.found['environment']['architecture']} "
+                "in devices.toml (benchmark_model = PATH)"
+            )
+        return None
+
+    def title(self, target: str) -> str:
+        """What runs a target's artifacts there."""
+        return f"LiteRT {self.found['benchmark_model']}"
+
+    def can_evaluate(self, artifact: Artifact) -> bool:
+        """Whether its labels can be had there: this version of the tool takes inputs and gives outputs."""
+        return {"input_layer_value_files", "output_filepath"} <= self._flags
+
+    def backends(self) -> tuple[Backend, ...]:
+        """Where this tool can run graphs, as far as its flags tell."""
+        tool = benchmark_model.tool_of(self._flags)
+        known = [one for one in BACKENDS if tool in one.flags]
+        return tuple(one for one in known if one.flags[tool][0][2:].partition("=")[0] in self._flags)
+
+    # Work
+
+    def evaluate(
+        self, artifact: Artifact, packs: Sequence[Callable[[], Path]], classes: ClassSet, threads: int | None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Counts of each frame, and the environment.
+
+        Args:
+            packs: each makes or finds one file of frames; see :func:`edgekit.devices.worker.count_pack`.
+
+        Raises:
+            ArtifactError: it cannot be run there.
+        """
+        if not self.can_evaluate(artifact):
+            raise ArtifactError(
+                f"device '{self.device.name}': this benchmark_model writes no outputs: use LiteRT's classic one, "
+                "of 2024 or newer, which has --output_filepath"
+            )
+        frames: list[dict[str, Any]] = []
+        with self._alone():  # others' frames would stand in the same files
+            label = self.labeller(artifact, threads)
+            for pack in packs:
+                self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
+                frames += count_pack(label, pack(), classes)
+        return frames, self.environment
+
+    def labeller(self, artifact: Artifact, threads: int | None) -> Callable[[UInt8], UInt8]:
+        """What labels frames there: uint8 [1, H, W, 3] -> uint8 [1, H, W]; each is a call of the tool."""
+        model = self._send(artifact.model_path)
+        dtype, shape = _tensor(artifact)
+        given, result = f"{self._folder}/{_FRAME}", f"{self._folder}/{_OUTPUT}"
+        size = artifact.size
+        command = (
+            *self._command(model, threads),
+            *BACKENDS[0].flags["tflite"],
+            # One run: its input's name is only compared with this one, and a difference only remarked.
+            "--input_layer=frame", f"--input_layer_shape=1,{size.height},{size.width},3",
+            f"--input_layer_value_files=frame:{given}", f"--output_filepath={result}",
+            "--num_runs=1", "--min_secs=0", "--warmup_runs=1", "--warmup_min_secs=0",
+        )  # fmt: skip
+
+        def label(frame: UInt8) -> UInt8:
+            def work() -> bytes:
+                self._checked(("sh", "-c", 'rm -f "$2" && cat > "$1"', "sh", given, result), "a frame", frame.tobytes())
+                run, text = self._tool(command)
+                if run.ignored_flags:
+                    raise ArtifactError(
+                        f"this benchmark_model does not know --{run.ignored_flags[0]}: bring a newer one"
+                    )
+                expected = dtype.itemsize * math.prod(shape)
+                done = self._transport.run(("cat", result), limit=expected + 1)
+                if done.code or len(done.out) != expected:
+                    free = self._free()
+                    if free is not None and free < expected:
+                        raise self._full()
+                    raise ArtifactError(
+                        f"benchmark_model wrote {len(done.out)} bytes where {expected} were due ({shortened(text, 200)})"
+                    )
+                return done.out
+
+            output = np.frombuffer(self._again(work), dtype).reshape(shape)
+            if artifact.output == "logits":
+                output = output.transpose(0, 3, 1, 2)
+            labels = label_map(output, artifact, threads or THREADS)
+            if int(labels.max()) >= len(artifact.class_names):
+                raise ArtifactError(
+                    f"device '{self.device.name}' labelled a class {labels.max()}, which does not exist"
+                )
+            return labels
+
+        return label
+
+    def measure(
+        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
+        """Latency of artifacts on every backend, in turns; per artifact the object or the error.
+
+        Args:
+            frames: not used, the tool times random input, to which a convolution's time does not matter.
+            scope: whatever is asked for, the tool times one forward pass.
+
+        Returns:
+            Per artifact a ``latency`` object without provenance: scope ``graph``, ``statistics`` in the place of raw samples
+            (milliseconds; p50 and p95 are the medians of the rounds'), its ``rounds``, ``conditions`` before the first and
+            after each of them, and by backend ``compute_units``. The headline is the CPU's.
+        """
+        contract = LATENCY_CONTRACTS[mode]
+        share = (
+            f"--num_runs={math.ceil(contract.queries / ROUNDS)}", f"--min_secs={contract.seconds / ROUNDS:g}",
+            f"--max_secs={max(30.0, 2 * contract.seconds):g}", f"--warmup_runs={contract.warmup_runs}",
+            f"--warmup_min_secs={contract.warmup_seconds:g}",
+        )  # fmt: skip
+        with self._alone():
+            return self._measure(artifacts, mode, share, threads)
+
+    def _measure(
+        self, artifacts: Sequence[Artifact], mode: Mode, share: Sequence[str], threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
+        tool = benchmark_model.tool_of(self._flags)
+        work: list[tuple[int, Backend]] = []
+        models: dict[int, str] = {}
+        results: list[dict[str, Any] | EdgekitError] = []
+        for index, artifact in enumerate(artifacts):
+            models[index] = self._send(artifact.model_path)
+            work += [(index, backend) for backend in self.backends()]
+            results.append(ArtifactError(f"device '{self.device.name}' gave no result for {artifact.title}"))
+        runs: dict[tuple[int, str], list[benchmark_model.BenchmarkRun] | EdgekitError] = {
+            (index, backend.name): [] for index, backend in work
+        }
+        conditions = [self._again(self._conditions)]
+        for number in range(ROUNDS):
+            for index, backend in work:
+                taken = runs[index, backend.name]
+                if isinstance(taken, EdgekitError):
+                    continue
+                self.progress.update(
+                    f"{self.device.name}: round {number + 1} of {ROUNDS}, {artifacts[index].title} on {backend.name}"
+                )
+                command = (*self._command(models[index], threads), *backend.flags[tool], *share)
+                try:
+                    run = self._again(lambda command=command: self._tool(command)[0])  # type: ignore[misc]
+                    if backend.delegate and (why := benchmark_model.fallback(run, backend.delegate)):
+                        raise ArtifactError(f"device '{self.device.name}': {why}")
+                    taken.append(run)
+                except DeviceLost:
+                    raise
+                except (ArtifactError, DeviceError) as error:
+                    # A driver that hangs or floods is the backend's fault, unless it is the CPU's.
+                    if isinstance(error, DeviceError) and not backend.delegate:
+                        raise
+                    runs[index, backend.name] = error
+            conditions.append(self._again(self._conditions))
+        for index, artifact in enumerate(artifacts):
+            headline = runs[index, BACKENDS[0].name]
+            if isinstance(headline, EdgekitError):
+                results[index] = headline
+                continue
+            latency = self._latency(headline, mode, threads)
+            latency["conditions"] = conditions
+            latency["peak_rss_bytes"] = self._peak(models[index], threads)
+            latency["compute_units"] = {
+                backend.name: _unit(runs[index, backend.name]) for of, backend in work if of == index
+            }
+            latency["environment"] = self.environment
+            results[index] = latency
+            self.progress.update(f"{self.device.name}: {artifact.title} measured")
+        return results
+
+    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
+        """One artifact on the CPU under load for so long; an interval is a call of the tool, its model loaded anew.
+
+        Returns:
+            ``seconds``, ``scope``, ``settings``, ``before``, and ``intervals`` with ``statistics`` and conditions at their ends.
+        """
+        with self._alone():
+            return self._sustain(artifact, seconds, threads)
+
+    def _sustain(self, artifact: Artifact, seconds: float, threads: int | None) -> dict[str, Any]:
+        interval = min(10.0, max(1.0, seconds / 60))
+        model = self._send(artifact.model_path)
+        tool = benchmark_model.tool_of(self._flags)
+        before = self._again(self._conditions)
+        intervals: list[dict[str, Any]] = []
+        settings: dict[str, Any] = {}
+        begin = now = time.monotonic()
+        while now - begin < seconds - 1e-3:
+            span = min(interval, seconds - (now - begin))
+            self.progress.update(
+                f"{self.device.name}: {artifact.title}, sustained load for {now - begin:.0f} of {seconds:.0f} s"
+            )
+            command = (
+                *self._command(model, threads), *BACKENDS[0].flags[tool], "--num_runs=1", f"--min_secs={span:g}",
+                f"--max_secs={span + 30:g}", "--warmup_runs=0", "--warmup_min_secs=0",
+            )  # fmt: skip
+            run = self._again(lambda command=command: self._tool(command)[0])  # type: ignore[misc]
+            end = time.monotonic()
+            settings = self._settings(run, threads)
+            intervals.append(
+                {
+                    "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "statistics": _statistics([run]),
+                    **self._again(self._conditions),
+                }
+            )  # fmt: skip
+            now = time.monotonic()
+        return {
+            "seconds": seconds, "scope": "graph", "settings": settings, "before": before, "intervals": intervals,
+        }  # fmt: skip
+
+    def _latency(self, runs: Sequence[benchmark_model.BenchmarkRun], mode: Mode, threads: int | None) -> dict[str, Any]:
+        return {
+            "scope": "graph", "mode": mode,
+            "rounds": [{key: value for key, value in asdict(run.inference).items() if value is not None} for run in runs],
+            "statistics": _statistics(runs),
+            "first_ms": runs[0].first_ms, "load_ms": runs[0].init_ms,
+            "settings": self._settings(runs[0], threads),
+        }  # fmt: skip
+
+    def _settings(self, run: benchmark_model.BenchmarkRun, threads: int | None) -> dict[str, Any]:
+        by = {one.name: f"{one.nodes} of {one.of} operations" if one.of else one.share for one in run.delegates}
+        return {
+            "tool": f"{'classic' if run.tool == 'tflite' else 'LiteRT'} benchmark_model",
+            "threads": threads or min(THREADS, self.found["environment"]["cores"]), "delegates": by, "input": "random",
+        }  # fmt: skip
+
+    def _peak(self, model: str, threads: int | None) -> int | None:
+        """A run of its own: looking at the memory disturbs the clock. None where it fails, which costs no measurement."""
+        command = (
+            *self._command(model, threads), *BACKENDS[0].flags[benchmark_model.tool_of(self._flags)], "--num_runs=3",
+            "--min_secs=0.2", "--warmup_min_secs=0", "--report_peak_memory_footprint=true",
+        )  # fmt: skip
+        try:
+            return self._again(lambda: self._tool(command)[0]).peak_bytes
+        except ArtifactError:
+            return None
+
+    def _command(self, model: str, threads: int | None) -> tuple[str, ...]:
+        count = threads or min(THREADS, self.found["environment"]["cores"])
+        return (self._program, f"--graph={model}", f"--num_threads={count}")
+
+    def _tool(self, command: Sequence[str]) -> tuple[benchmark_model.BenchmarkRun, str]:
+        """One call of the tool, and the end of what it said.
+
+        Raises:
+            ArtifactError: it failed.
+        """
+        done = self._transport.run(command, seconds=RUN_SECONDS)
+        text = done.out + b"\n" + done.err
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            log.write(" ".join(command).encode() + b"\n" + "\n".join(lines(text)).encode() + b"\n")
+        try:
+            if done.code and b"Inference timings" not in text and b"BENCHMARK RESULTS" not in text:
+                benchmark_model.parse(text)  # says why
+                raise DeviceError(f"benchmark_model ended with {done.code}")
+            run = benchmark_model.parse(text)
+        except DeviceError as error:
+            raise ArtifactError(f"device '{self.device.name}': {error} (its output is in {self._log})") from error
+        return run, " ".join(list(lines(text))[-2:])
+
+    # The phone
+
+    def _probe(self) -> dict[str, Any]:
+        properties = dict(re.findall(r"\[([\w.]+)\]: \[([^\]]*)\]", "\n".join(lines(self._read("getprop")))))
+        memory = re.search(r"MemTotal:\s*(\d+) kB", "\n".join(lines(self._read("cat", "/proc/meminfo"))))
+        cpuinfo = "\n".join(lines(self._read("cat", "/proc/cpuinfo")))
+        clusters = [
+            (shortened(row[1], 80), shortened(row[2], 40), row[3].strip())
+            for row in map(_POLICY.fullmatch, lines(self._read("sh", "-c", _POLICIES)))
+            if row is not None
+        ]
+
+        def of(*names: str) -> str:
+            return next((shortened(properties[name], 100) for name in names if properties.get(name)), UNAVAILABLE)
+
+        environment = {
+            "board": f"{of('ro.product.manufacturer')} {of('ro.product.model')}",
+            "cpu": ", ".join(
+                filter(None, (of("ro.soc.model", "ro.board.platform", "ro.hardware"), shortened(arm_cores(cpuinfo))))
+            ),
+            "cpu_flags": cpu_flags(cpuinfo),
+            # cpuinfo lists those that are awake
+            "cores": max(
+                1, sum(len(cores.split()) for cores, _, _ in clusters), len(re.findall(r"(?m)^processor", cpuinfo))
+            ),
+            "clusters": [cluster(*row) for row in clusters] or UNAVAILABLE,
+            "governor": ", ".join(dict.fromkeys(governor for _, governor, _ in clusters)) or UNAVAILABLE,
+            "architecture": of("ro.product.cpu.abi"),
+            "memory_bytes": int(memory[1]) * 1024 if memory else None,
+            "os": f"Android {of('ro.build.version.release')} (API {of('ro.build.version.sdk')})",
+            "build": of("ro.build.fingerprint"),
+        }
+        self._checked(("mkdir", "-p", self._folder), "the folder for what is sent")
+        name = self._bring_tool()
+        return {
+            "system": "android", "machine": environment["architecture"], "environment": environment,
+            "benchmark_model": name, "conditions": self._conditions(),
+            "boot": self._read("cat", "/proc/sys/kernel/random/boot_id").decode(errors="replace").strip()[:64],
+            "free_bytes": self._free(), "backends": [backend.name for backend in self.backends()],
+            "cache": {"folder": self._folder, "bytes": sum(size for size, _ in self._held()),
+                      "limit": self.device.cache_megabytes << 20},
+        }  # fmt: skip
+
+    def _bring_tool(self) -> str | None:
+        if not self.device.benchmark_model:
+            return None
+        path = Path(self.device.benchmark_model)
+        if not path.is_file():
+            raise DeviceError(
+                f"device '{self.device.name}': there is no {path}: correct benchmark_model in devices.toml"
+            )
+        self._program = self._send(path)
+        self._checked(("chmod", "755", self._program), "the tool cannot be made executable")
+        done = self._transport.run((self._program, "--help"), seconds=60)
+        try:
+            self._flags = benchmark_model.flags_of(done.out + b"\n" + done.err)
+        except DeviceError as error:
+            raise DeviceError(f"device '{self.device.name}': {error}") from error
+        return f"benchmark_model {sha256_path(path)[:8]}"
+
+    def _conditions(self) -> dict[str, Any]:
+        """Heat, the clocks that are allowed, and battery now; what the phone does not tell is left out."""
+        found: dict[str, Any] = {"clock_khz": {}, "temperature_c": {}}
+        for row in map(_POLICY.fullmatch, lines(self._read("sh", "-c", _POLICIES))):
+            if row is not None and re.fullmatch(r"[0-9]{4,8}", row[4]):
+                found["clock_khz"]["-".join(row[1].split())] = int(row[4])
+        try:
+            heat = thermalservice.parse(self._read("dumpsys", "thermalservice"))
+            found["temperature_c"] = dict(heat.celsius)
+            found["thermal_status"] = heat.name
+        except DeviceError as error:
+            found["thermal_status"] = f"unavailable: {error}"
+        try:
+            found["battery"] = asdict(battery.parse(self._read("dumpsys", "battery")))
+        except DeviceError as error:
+            found["battery"] = f"unavailable: {error}"
+        return found
+
+    def _read(self, *command: str) -> bytes:
+        """What a command prints; nothing where the phone refuses it."""
+        return self._transport.run(command, limit=4 << 20).out
+
+    def _free(self) -> int | None:
+        rows = [line.split() for line in lines(self._read("df", "-k", self._folder))]
+        last = rows[-1] if rows else []
+        return int(last[3]) * 1024 if len(last) >= 4 and last[3].isdigit() else None
+
+    def _held(self) -> list[tuple[int, str]]:
+        """Size and path of every file of edgekit's, what was used least recently last.
+
+        By their names: the folder may be one that the user keeps other things in.
+        """
+        script = 'ls -t "$1" | while read -r f; do echo "$(stat -c %s "$1/$f") $f"; done'
+        found = []
+        for line in lines(self._read("sh", "-c", script, "sh", self._folder)):
+            size, _, name = line.partition(" ")
+            if size.isdigit() and _OWN.fullmatch(name):
+                found.append((int(size), f"{self._folder}/{name}"))
+        return found
+
+    def _send(self, source: Path) -> str:
+        """Have a file there under its content's hash; what lies there already is not sent again."""
+        return self._again(lambda: self._sent(source))
+
+    def _sent(self, source: Path) -> str:
+        content = sha256_path(source)
+        remote = f"{self._folder}/{content}"
+        done = self._transport.run(("sha256sum", remote))
+        if done.code == 0 and done.out.split()[:1] == [content.encode()]:
+            self._transport.run(("touch", remote))
+            return remote
+        self._make_room(source.stat().st_size)
+        self.progress.update(f"{self.device.name}: sending {source.name}, {source.stat().st_size / 1e6:.1f} MB")
+        self._transport.push(source, remote)
+        done = self._transport.run(("sha256sum", remote))
+        if done.out.split()[:1] != [content.encode()]:
+            self._transport.run(("rm", "-f", remote))
+            raise DeviceError(f"device '{self.device.name}': a file arrived damaged: run again")
+        return remote
+
+    def _make_room(self, size: int) -> None:
+        limit = self.device.cache_megabytes << 20
+        held = self._held()
+        while held and sum(of for of, _ in held) + size > limit:
+            _, name = held.pop()
+            if name != self._program:
+                self._transport.run(("rm", "-f", name))
+        if size > limit:
+            raise DeviceError(f"device '{self.device.name}': {size / 1e6:.0f} MB are more than cache_megabytes allows")
+
+    def _checked(self, command: Sequence[str], what: str, data: bytes = b"") -> None:
+        done = self._transport.run(command, data)
+        if done.code:
+            said = shortened(" ".join(lines(done.err + b"\n" + done.out)), 200)
+            if "No space left" in said:
+                raise self._full()
+            raise DeviceError(f"device '{self.device.name}': {what} ({said}): see that its folder can be written")
+
+    def _full(self) -> DeviceError:
+        name = self.device.name
+        return DeviceError(f"device '{name}': no space is left there: free some, or run edgekit devices clean {name}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """This phone for this process, until the block or the process ends.
+
+        Raises:
+            DeviceError: somebody else measures on it all the time.
+        """
+        try:
+            self._lock.take(LOCK_SECONDS, lambda holder: self.progress.say(f"{self.device.name}: waiting for {holder}"))
+        except Busy as busy:
+            raise DeviceError(f"device '{self.device.name}' is in use ({busy}): run again when that is done") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _again(self, work: Callable[[], Answer]) -> Answer:
+        """Do something there; when the connection goes, wait for the phone and do it once more."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return work()
+            except DeviceLost as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                self.progress.say(f"{error}: waiting for it")
+                self._connect_again(error)
+        raise AssertionError("unreachable")
+
+    def _connect_again(self, lost: DeviceLost) -> None:
+        self._transport.close()
+        until = time.monotonic() + RECONNECT_SECONDS
+        while True:
+            try:
+                self._transport = adb.connect(self.device)
+                break
+            except DeviceError as error:
+                if time.monotonic() > until:
+                    raise DeviceLost(f"{lost} ({error})") from error
+                time.sleep(2)
+        before, now = (
+            self.found.get("boot", ""),
+            self._read("cat", "/proc/sys/kernel/random/boot_id").decode(errors="replace").strip()[:64],
+        )
+        if before and now and before != now:
+            self.found["boot"] = now
+            self.notes.append(f"device '{self.device.name}' was started anew during the run")
+
+
+def _tensor(artifact: Artifact) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The output's type and shape, as the manifest words them: ``int8 [1,32,64,19]``."""
+    worded = str(artifact.manifest["native_output"])
+    match = re.fullmatch(r"(int8|uint8|float32|float16|int32|int64) \[([\d,]+)\]", worded)
+    if match is None:
+        raise ArtifactError(
+            f"{artifact.title} has the output '{worded}', which cannot be read from a file: convert it again"
+        )
+    return np.dtype(match[1]), tuple(int(part) for part in match[2].split(","))
+
+
+def _statistics(runs: Sequence[benchmark_model.BenchmarkRun]) -> dict[str, Any]:
+    """Statistics of some rounds together, milliseconds: means are weighted, medians are those of the rounds'."""
+    rounds = [run.inference for run in runs]
+    count = sum(one.count for one in rounds)
+    mean = sum(one.count * one.mean_ms for one in rounds) / count
+    deviations = [one.std_ms for one in rounds]
+    spread = None
+    if None not in deviations:
+        squares = sum(one.count * ((one.std_ms or 0.0) ** 2 + (one.mean_ms - mean) ** 2) for one in rounds)
+        spread = math.sqrt(squares / count)
+    medians = [one.median_ms for one in rounds if one.median_ms is not None]
+    tails = [one.p95_ms for one in rounds if one.p95_ms is not None]
+    return {
+        "p50": statistics.median(medians) if len(medians) == len(rounds) else None,
+        "p90": None,
+        "p95": statistics.median(tails) if len(tails) == len(rounds) else None,
+        "mean": mean,
+        "cv": spread / mean if spread is not None and mean else None,
+        "first": runs[0].first_ms,
+        "n": count,
+    }
+
+
+def _unit(runs: list[benchmark_model.BenchmarkRun] | EdgekitError) -> dict[str, Any]:
+    """One backend as a report shows it."""
+    if isinstance(runs, EdgekitError):
+        return {"failed": str(runs)}
+    taken = _statistics(runs)
+    shares = {one.name: f"{one.nodes} of {one.of}" for one in runs[0].delegates if one.of}
+    middle = {"mean": taken["mean"]} if taken["p50"] is None else {"p50": taken["p50"]}  # old tools print no median
+    return {**middle, **({"operations": shares} if shares else {})}

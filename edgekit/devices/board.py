@@ -1,0 +1,422 @@
+"""What is asked of a device over one connection that may be cut: accuracy, latency, sustained load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
+from edgekit.core.files import sha256_json, sha256_path
+from edgekit.core.progress import Progress
+from edgekit.core.values import Artifact, ClassSet
+from edgekit.devices import jetson
+from edgekit.devices.formats import trtexec
+from edgekit.devices.inventory import Device
+from edgekit.devices.local import Mode, Scope, interval_of
+from edgekit.devices.remote import (
+    Agent,
+    Event,
+    checked_frame,
+    checked_interval,
+    checked_latency,
+    failure_of,
+    plain_values,
+)
+from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.coreml import COMPUTE_UNITS
+
+RECONNECT_SECONDS = 90.0
+"""How long a device that was cut off is tried again."""
+RETRY_SECONDS = 2.0
+ATTEMPTS = 3
+"""How often one step is begun, when the connection goes each time."""
+Answer = TypeVar("Answer")
+
+
+class Board:
+    """One device, connected again when the connection goes; use it as a context manager.
+
+    Attributes:
+        found: what is there, as the agent's ``probe`` tells it.
+        notes: what happened to the device meanwhile and belongs into its report.
+    """
+
+    def __init__(self, device: Device, logs: Path, progress: Progress) -> None:
+        """Connect.
+
+        Raises:
+            DeviceError: it cannot be reached or used.
+        """
+        self.device = device
+        self.progress = progress
+        self._log = logs / f"{device.name}.device.log"
+        self.notes: list[str] = []
+        with Agent(device, self._log) as agent:
+            self.found = plain_values(agent.ask({"do": "probe"}), 4)
+        self._closed = False
+        self._agent: Agent | None = None  # connected again with the first step, which may be hours away
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection and what runs there, for good; also from another thread, whose step then ends."""
+        self._closed = True
+        self._drop()
+
+    def _drop(self) -> None:
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.close()
+
+    def step(self, work: Callable[[Agent], Answer]) -> Answer:
+        """Do something there; when the connection goes, connect again and do it once more.
+
+        Raises:
+            DeviceLost: it does not come back, or goes each time.
+            DeviceError: anything else that is wrong with the device.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return work(self._agent or self._connect())
+            except DeviceLost as error:
+                self._drop()
+                if self._closed or attempt + 1 == ATTEMPTS:
+                    raise
+                self._say(f"{error}: connecting again")
+                self._wait(error)
+        raise AssertionError("unreachable")
+
+    def _wait(self, lost: DeviceLost) -> None:
+        """Until the device can be reached again."""
+        until = time.monotonic() + RECONNECT_SECONDS
+        while True:
+            try:
+                self._connect()
+                return
+            except DeviceError as error:
+                if self._closed or time.monotonic() > until:
+                    raise DeviceLost(f"{lost} ({error})") from error
+                time.sleep(RETRY_SECONDS)
+
+    def _connect(self) -> Agent:
+        """Connect and have the device alone."""
+        agent = self._agent = Agent(self.device, self._log)
+        agent.take(lambda holder: self._say(f"waiting for {holder}"))
+        before, now = self.found.get("boot"), plain_values(agent.hello).get("boot")
+        self.found["boot"] = now
+        if before and now and now != before:
+            self.notes.append(f"device '{self.device.name}' was started anew during the run")
+            self._say("it was started anew meanwhile")
+        return agent
+
+    def _say(self, text: str) -> None:
+        self.progress.say(f"{self.device.name}: {text}")
+
+    # What is there
+
+    @property
+    def runtimes(self) -> Mapping[str, str | None]:
+        """The version of what runs each target's artifacts there; None where it could be installed."""
+        return dict(self.found.get("runtimes") or {})
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The machine, as it was when it was connected."""
+        return dict(self.found.get("environment") or {})
+
+    def lacks(self, target: str) -> str | None:
+        """Why a target's artifacts cannot run there, None when they can."""
+        name = self.device.name
+        if target not in RUNTIMES:
+            return f"device '{name}': no runtime is known for the target '{target}'; only its own package can run it"
+        title = RUNTIMES[target].title
+        if target not in self.runtimes:
+            return f"device '{name}' ({self.found.get('system')}) has no {title}: it does not exist for that system"
+        if self.runtimes[target] is None:
+            if target == "tensorrt":
+                return (
+                    f"device '{name}' has no trtexec: install TensorRT there (on a Jetson: apt install nvidia-jetpack)"
+                )
+            command = (self.found.get("missing") or {}).get(target, "")
+            return f"device '{name}' has no {title}: run there {command}"
+        return None
+
+    def title(self, target: str) -> str:
+        """What runs a target's artifacts there, and its version."""
+        if target == "coreml":  # its version is the system's
+            return f"Core ML, {self.environment.get('os', 'macOS')}"
+        version = self.runtimes.get(target)
+        if target == "tensorrt":
+            version = self._tensorrt_python() or tensorrt_version(self.found)
+        return f"{RUNTIMES[target].title} {version}" if version else RUNTIMES[target].title
+
+    @property
+    def page(self) -> str | None:
+        """The report page that stands for this kind of device where none is connected."""
+        if self.found.get("system") == "darwin":
+            return "apple"
+        return "jetson" if self.runtimes.get("tensorrt") else None
+
+    def clean(self) -> int:
+        """Remove everything that edgekit left there, when nobody measures; the bytes that it held."""
+        freed = self.step(lambda agent: agent.ask({"do": "clean"})).get("bytes")
+        return freed if isinstance(freed, int) else 0
+
+    def _tensorrt_python(self) -> str | None:
+        found = (self.found.get("tensorrt") or {}).get("python")
+        return found if isinstance(found, str) else None
+
+    # Work
+
+    def _have(
+        self, agent: Agent, artifacts: Sequence[Artifact], frames: Path | None = None, engines: bool = True
+    ) -> list[str]:
+        """Have artifacts, their engines and frames there, also when the device lost them meanwhile; the artifacts' keys."""
+        keys = [device_key(artifact) for artifact in artifacts]
+        whole = {key: (one.folder, dict(one.manifest)) for key, one in zip(keys, artifacts, strict=True)}
+        sent = agent.send(whole, None, {} if frames is None else {sha256_path(frames): frames})
+        if sent:
+            self.progress.update(f"{self.device.name}: {sent / 1e6:.1f} MB sent")
+        for key, artifact in zip(keys, artifacts, strict=True):
+            if engines and artifact.target == "tensorrt":
+                jetson.build(agent, key)
+        return keys
+
+    def evaluate(
+        self, artifact: Artifact, packs: Sequence[Callable[[], Path]], classes: ClassSet, threads: int | None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Counts of each frame, and the environment; a cut connection goes on with the pack it was at.
+
+        Args:
+            packs: each makes or finds one file of frames.
+
+        Raises:
+            ArtifactError: it cannot be run there.
+        """
+        document = asdict(classes)
+        frames: list[dict[str, Any]] = []
+        done = 0
+        environment: dict[str, Any] = {}
+
+        def work(agent: Agent) -> None:
+            nonlocal done, environment
+            (key,) = self._have(agent, [artifact])
+            subject = {"artifact": key, "title": artifact.title}
+            opened = agent.ask({"do": "evaluate", "step": "open", "subject": subject, "threads": threads})
+            environment = plain_values(opened.get("environment"))
+            while done < len(packs):
+                self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
+                path = packs[done]()
+                content = sha256_path(path)
+                agent.send(packs={content: path})
+                taken: list[dict[str, Any]] = []
+
+                def take(event: Event, taken: list[dict[str, Any]] = taken) -> None:
+                    if "frame" in event:
+                        taken.append(
+                            checked_frame(self.device, event["frame"], len(classes), len(classes.category_names))
+                        )
+
+                agent.ask({"do": "evaluate", "step": "pack", "pack": content, "classes": document}, take)
+                frames.extend(taken)
+                done += 1
+            agent.ask({"do": "evaluate", "step": "close"})
+
+        self._as_artifact(lambda: self.step(work))
+        return frames, environment
+
+    def measure(
+        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
+        """Latency of artifacts by the device's own clock, interleaved; per artifact the object or the error."""
+        results: list[dict[str, Any] | EdgekitError] = [
+            ArtifactError(f"device '{self.device.name}' gave no result for {one.title}") for one in artifacts
+        ]
+        broken: dict[int, EdgekitError] = {}
+        for index, artifact in enumerate(artifacts):
+            if artifact.target == "tensorrt" and self._by_agent(
+                artifact, scope
+            ):  # one that cannot be built fails alone
+                try:
+                    self.step(lambda agent, one=artifact: self._have(agent, [one]))  # type: ignore[misc]
+                except ArtifactError as error:
+                    results[index] = broken[index] = error
+        by_agent = [index for index, one in enumerate(artifacts) if index not in broken and self._by_agent(one, scope)]
+        if by_agent:
+            chosen = [artifacts[index] for index in by_agent]
+            for index, outcome in zip(by_agent, self._interleaved(chosen, frames, mode, scope, threads), strict=True):
+                results[index] = outcome
+        for index, artifact in enumerate(artifacts):
+            if artifact.target != "tensorrt" or index in broken:
+                continue
+            try:
+                timed = self.step(
+                    lambda agent, one=artifact: jetson.measure(agent, self._have(agent, [one], engines=False)[0], mode)  # type: ignore[misc]
+                )
+            except DeviceLost:
+                raise
+            except EdgekitError as error:
+                results[index] = error
+                continue
+            outcome = results[index]
+            if index in by_agent and isinstance(outcome, dict):  # the agent's own is the headline
+                outcome["trtexec"] = {**timed["trtexec"], "graph_ms": _median(timed["rounds_ms"][0])}
+            else:
+                results[index] = timed
+        return results
+
+    def _by_agent(self, artifact: Artifact, scope: Scope) -> bool:
+        """Whether the agent itself can run it: TensorRT without its Python package is trtexec's alone."""
+        if artifact.target != "tensorrt":
+            return True
+        return scope != "graph" and self._tensorrt_python() is not None
+
+    def can_evaluate(self, artifact: Artifact) -> bool:
+        """Whether its labels can be had there."""
+        return self._by_agent(artifact, "frame-to-labels")
+
+    def _interleaved(
+        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
+    ) -> list[dict[str, Any] | EdgekitError]:
+        subjects: list[tuple[int, dict[str, Any]]] = []
+        for index, artifact in enumerate(artifacts):
+            key = device_key(artifact)
+            for units in COMPUTE_UNITS if artifact.target == "coreml" else COMPUTE_UNITS[:1]:
+                subjects.append((index, {"artifact": key, "title": artifact.title, "compute_units": units}))
+        found: dict[int, dict[str, Any] | EdgekitError] = {}
+
+        def take(event: Event) -> None:
+            if isinstance(event.get("progress"), str):
+                self.progress.update(f"{self.device.name}: {plain_values(dict(event))['progress']}")
+            number = event.get("index")
+            if not isinstance(number, int) or not 0 <= number < len(subjects):
+                return
+            if "latency" in event:
+                found[number] = checked_latency(self.device, event["latency"])
+            else:
+                found[number] = failure_of(self.device, event.get("failed"))
+
+        def work(agent: Agent) -> Event:
+            self._have(agent, artifacts, frames)
+            found.clear()
+            return agent.ask(
+                {
+                    "do": "bench", "subjects": [subject for _, subject in subjects], "frames": sha256_path(frames),
+                    "mode": mode, "contract": asdict(LATENCY_CONTRACTS[mode]), "scope": scope, "threads": threads,
+                },
+                take,
+            )  # fmt: skip
+
+        environment = plain_values(self.step(work).get("environment"))
+        results: list[dict[str, Any] | EdgekitError] = []
+        for index, artifact in enumerate(artifacts):
+            own = {
+                subject["compute_units"]: found.get(
+                    number, ArtifactError(f"device '{self.device.name}' gave no result")
+                )
+                for number, (owner, subject) in enumerate(subjects)
+                if owner == index
+            }
+            headline = own[COMPUTE_UNITS[0]]
+            if isinstance(headline, dict):
+                headline["environment"] = environment
+                if artifact.target == "coreml":
+                    headline["compute_units"] = {
+                        units: {"p50": _median([s for part in one["rounds_ms"] for s in part])}
+                        if isinstance(one, dict)
+                        else {"failed": str(one)}
+                        for units, one in own.items()
+                    }
+                    headline["placement"] = self._placement(artifact)
+            results.append(headline)
+        return results
+
+    def _placement(self, artifact: Artifact) -> dict[str, Any]:
+        """Where Core ML runs each operation, by compute units; ``failed`` and why for those that it has no plan for."""
+
+        def work(agent: Agent) -> Event:
+            (key,) = self._have(agent, [artifact])
+            return agent.ask({"do": "placement", "artifact": key, "compute_units": list(COMPUTE_UNITS)})
+
+        return plain_values(dict(self.step(work)), 4)
+
+    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
+        """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
+        if not self.can_evaluate(artifact):  # TensorRT without its Python package
+
+            def load(agent: Agent) -> dict[str, Any]:
+                (key,) = self._have(agent, [artifact], engines=False)
+                return jetson.sustain(agent, key, seconds, interval_of(seconds))
+
+            return self._as_artifact(lambda: self.step(load))
+        intervals: list[dict[str, Any]] = []
+
+        def take(event: Event) -> None:
+            if "interval" in event:
+                intervals.append(checked_interval(self.device, event["interval"]))
+                self.progress.update(
+                    f"{self.device.name}: {artifact.title}, sustained load for {intervals[-1]['end_s']:.0f} of {seconds:.0f} s"
+                )
+
+        def work(agent: Agent) -> Event:
+            intervals.clear()
+            (key,) = self._have(agent, [artifact], frames)
+            subject = {"artifact": key, "title": artifact.title}
+            return agent.ask(
+                {
+                    "do": "sustain", "subject": subject, "frames": sha256_path(frames), "seconds": seconds,
+                    "interval": interval_of(seconds), "threads": threads,
+                },
+                take,
+            )  # fmt: skip
+
+        done = self._as_artifact(lambda: self.step(work))
+        if not intervals:
+            raise ArtifactError(f"device '{self.device.name}' gave no interval for {artifact.title}")
+        return {
+            "seconds": seconds, "scope": "frame-to-labels", "settings": plain_values(done.get("settings")),
+            "before": plain_values(done.get("before")), "intervals": intervals,
+        }  # fmt: skip
+
+    def _as_artifact(self, work: Callable[[], Answer]) -> Answer:
+        """What the agent refuses for an artifact's sake is the artifact's error, not the device's."""
+        try:
+            return work()
+        except DeviceLost:
+            raise
+        except DeviceError as error:
+            if getattr(error, "kind", "") in ("missing", "artifact"):
+                raise ArtifactError(str(error)) from error
+            raise
+
+
+def tensorrt_version(found: Mapping[str, Any]) -> str | None:
+    """TensorRT's version by the trtexec of a device, as a probe found it."""
+    said = (found.get("tensorrt") or {}).get("trtexec")
+    try:
+        return ".".join(map(str, trtexec.parse_version(said))) if isinstance(said, str) else None
+    except DeviceError:
+        return None
+
+
+def device_key(artifact: Artifact) -> str:
+    """What an artifact is called on devices: a hash of all that decides how it runs."""
+    manifest = artifact.manifest
+    return sha256_json(
+        [
+            manifest["files"], artifact.target, artifact.precision, artifact.output, artifact.output_stride,
+            artifact.model, [artifact.size.height, artifact.size.width], list(artifact.class_names),
+        ]
+    )[:32]  # fmt: skip
+
+
+def _median(samples: Sequence[float]) -> float:
+    return sorted(samples)[len(samples) // 2]

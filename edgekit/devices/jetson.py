@@ -1,0 +1,259 @@
+"""TensorRT on a Jetson (or any machine with trtexec): the engine is built there, kept there, and timed there."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.errors import ArtifactError, DeviceError
+from edgekit.devices.formats import tegrastats, trtexec
+from edgekit.devices.local import Mode
+from edgekit.devices.remote import Agent
+from edgekit.devices.ssh import clean_text
+
+BUILD_SECONDS = 3600.0
+"""An engine of a segmentation network takes minutes on a small board."""
+ENGINE, TIMES, PROFILE, LAYERS, CACHE = "model.engine", "times.json", "profile.json", "layers.json", "timing.cache"
+FILE_LIMIT = 12 << 20
+SLOWEST = 12
+"""Layers that a report shows."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What trtexec is asked for; see :func:`edgekit.devices.formats.trtexec.time_command`."""
+
+    queries: int
+    seconds: float
+    warmup_ms: int = 1000
+    transfers: bool = False
+    profiled: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine on the device.
+
+    Attributes:
+        key: names it there: the ONNX, TensorRT's version and the GPU.
+        folder: there.
+        version: TensorRT's.
+        gpu: what it was built for.
+        built_seconds: None when it was there already.
+    """
+
+    key: str
+    folder: str
+    version: trtexec.Version
+    gpu: str
+    built_seconds: float | None
+
+    @property
+    def path(self) -> str:
+        """The engine's file there."""
+        return f"{self.folder}/{ENGINE}"
+
+
+def version_of(agent: Agent) -> trtexec.Version:
+    """TensorRT's version, as trtexec says it."""
+    return trtexec.parse_version(_run(agent, "", ("--help",), 60)["output"])
+
+
+def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
+    """The engine of an artifact that was sent: built on the device, or the one of the same ONNX, TensorRT and GPU.
+
+    Args:
+        artifact: its key there.
+        anew: build it even so.
+
+    Raises:
+        ArtifactError: TensorRT cannot build it.
+    """
+    version = version_of(agent)
+    wanted = {"do": "engine", "artifact": artifact, "version": list(version)}
+    place = agent.ask(wanted)
+    if anew:
+        agent.ask({"do": "keep_engine", "artifact": artifact, "key": place["key"], "good": False})
+        place = agent.ask(wanted)
+    gpu = clean_text(str(place.get("gpu", "")).encode(), 100)
+    # They only ever go back to the device, which looks at them again.
+    key, folder, model = (str(place[name]) for name in ("key", "folder", "model"))
+    seconds = None
+    if not place.get("ready"):
+        command = trtexec.build_command(
+            version, model, f"{folder}/{ENGINE}.partial", f"{folder}/{CACHE}", f"{folder}/{LAYERS}"
+        )
+        done = _run(agent, key, command[1:], BUILD_SECONDS, writes=(LAYERS,))
+        if done["code"] != 0:
+            raise ArtifactError(f"device '{agent.device.name}' cannot build an engine: {_why(done['output'])}")
+        seconds = trtexec.parse_output(done["output"]).seconds
+    agent.ask({"do": "keep_engine", "artifact": artifact, "key": key, "good": True})
+    return Engine(key, folder, version, gpu, seconds)
+
+
+def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
+    """Latency of the bare graph by trtexec: a ``latency`` object without its provenance.
+
+    ``trtexec`` holds what else it tells: the time with the copies, memory, the slowest layers, power and heat.
+
+    Raises:
+        ArtifactError: TensorRT cannot build or run it.
+    """
+    engine = build(agent, artifact)
+    contract = LATENCY_CONTRACTS[mode]
+    plain = Timing(contract.queries, contract.seconds, profiled=True)
+    done = _time(agent, engine, plain)
+    if done["code"] != 0 and trtexec.built_elsewhere(done["output"]):  # kept from before a change of the board
+        engine = build(agent, artifact, anew=True)
+        done = _time(agent, engine, plain)
+    run, times = _timed(agent, engine, done)
+    profile = trtexec.parse_profile(_read(agent, engine, PROFILE))
+    precisions = Counter(trtexec.parse_layers(_read(agent, engine, LAYERS)).values())
+    with_copies = _time(agent, engine, Timing(contract.queries, contract.seconds, transfers=True))
+    copied = trtexec.parse_times(_read(agent, engine, TIMES)).latency if with_copies["code"] == 0 else ()
+    return {
+        "scope": "graph",
+        "mode": mode,
+        "rounds_ms": [list(times.compute)],
+        "warmup_ms": None,
+        "first_ms": None,
+        "load_ms": None if run.seconds is None else run.seconds * 1e3,
+        "peak_rss_bytes": None,
+        "settings": {**_settings(engine, run), "flags": " ".join(_flags(engine, plain))},
+        "conditions": [],
+        "trtexec": {
+            "built_seconds": engine.built_seconds,
+            "gpu_bytes": run.gpu_bytes,
+            "with_copies_ms": sorted(copied)[len(copied) // 2] if copied else None,
+            "layers": [
+                {"name": clean_text(layer.name.encode(), 160), "mean_ms": layer.mean_ms, "share": layer.share}
+                for layer in sorted(profile, key=lambda layer: -layer.share)[:SLOWEST]
+            ],
+            "precisions": {clean_text(name.encode(), 20): count for name, count in precisions.items()},
+            "warnings": [clean_text(warning.encode(), 200) for warning in run.warnings[:10]],
+            **_watched(done["tegrastats"]),
+        },
+    }
+
+
+def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> dict[str, Any]:
+    """The bare graph under load for so long: each interval is a call of trtexec, its engine loaded anew.
+
+    Returns:
+        As :func:`edgekit.devices.local.sustain`, scope ``graph``; clocks are the GPU's.
+
+    Raises:
+        ArtifactError: TensorRT cannot build or run it.
+    """
+    engine = build(agent, artifact)
+    intervals: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    begin = now = time.monotonic()
+    while now - begin < seconds - 1e-3:
+        span = min(interval, seconds - (now - begin))
+        done = _time(agent, engine, Timing(1, span, warmup_ms=0))
+        run, times = _timed(agent, engine, done)
+        settings = _settings(engine, run)
+        watched = (_watched(done["tegrastats"])["tegrastats"]) or {}
+        clock = watched.get("gpu_clock_mhz")
+        end = time.monotonic()
+        intervals.append(
+            {
+                "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "samples_ms": list(times.compute),
+                "clock_khz": {"GPU": clock[0] * 1000} if clock else {}, "temperature_c": watched.get("max_celsius") or {},
+            }
+        )  # fmt: skip
+        now = end
+    return {"seconds": seconds, "scope": "graph", "settings": settings, "before": {}, "intervals": intervals}
+
+
+def _settings(engine: Engine, run: trtexec.TrtexecRun) -> dict[str, Any]:
+    return {
+        "engine": f"TensorRT {'.'.join(map(str, engine.version))}",
+        "GPU": run.gpu or engine.gpu or "unavailable",
+    }
+
+
+def _flags(engine: Engine, timing: Timing) -> tuple[str, ...]:
+    command = trtexec.time_command(
+        engine.version, engine.path, f"{engine.folder}/{TIMES}", f"{engine.folder}/{PROFILE}" if timing.profiled else None,
+        warmup_ms=timing.warmup_ms, seconds=max(1, round(timing.seconds)), queries=timing.queries,
+        transfers=timing.transfers,
+    )  # fmt: skip
+    return command[1:]
+
+
+def _time(agent: Agent, engine: Engine, timing: Timing) -> Mapping[str, Any]:
+    return _run(agent, engine.key, _flags(engine, timing), 600 + 20 * timing.seconds, True, (TIMES, PROFILE))
+
+
+def _timed(agent: Agent, engine: Engine, done: Mapping[str, Any]) -> tuple[trtexec.TrtexecRun, trtexec.Times]:
+    """What a timing printed and exported."""
+    if done["code"] != 0:
+        raise ArtifactError(f"device '{agent.device.name}' cannot run the engine: {_why(done['output'])}")
+    times = trtexec.parse_times(_read(agent, engine, TIMES))
+    if not times.compute or not all(0 < value < 1e9 for value in times.compute):
+        raise ArtifactError(f"device '{agent.device.name}': trtexec exported no times: look at its output by hand")
+    return trtexec.parse_output(done["output"]), times
+
+
+def _run(
+    agent: Agent,
+    key: str,
+    arguments: tuple[str, ...],
+    seconds: float,
+    watched: bool = False,
+    writes: tuple[str, ...] = (),
+) -> Mapping[str, Any]:
+    done = agent.ask(
+        {
+            "do": "tool", "program": "trtexec", "arguments": list(arguments), "seconds": seconds, "watched": watched,
+            "key": key, "writes": list(writes),
+        }
+    )  # fmt: skip
+    if not isinstance(done.get("output"), str) or not isinstance(done.get("code"), int):
+        raise DeviceError(f"device '{agent.device.name}': trtexec did not end in {seconds:.0f} s: see whether it hangs")
+    return done
+
+
+def _read(agent: Agent, engine: Engine, name: str) -> str:
+    text = agent.ask({"do": "read", "key": engine.key, "name": name, "limit": FILE_LIMIT}).get("text")
+    if not isinstance(text, str):
+        raise ArtifactError(f"device '{agent.device.name}': trtexec exported no {name}: look at its output by hand")
+    return text
+
+
+def _watched(output: Any) -> dict[str, Any]:
+    """Power, heat and clocks meanwhile; nothing where the board has no tegrastats."""
+    if not isinstance(output, str):
+        return {"tegrastats": None}
+    try:
+        samples = tegrastats.parse(output)
+    except DeviceError:
+        return {"tegrastats": None}
+    watts = [sample.watts for sample in samples if sample.watts is not None]
+    celsius: dict[str, float] = {}
+    for sample in samples:
+        for name, value in sample.celsius.items():
+            celsius[name] = max(value, celsius.get(name, value))
+    clocks = [sample.gpu_clock for sample in samples if sample.gpu_clock]
+    return {
+        "tegrastats": {
+            "samples": len(samples),
+            "mean_watts": sum(watts) / len(watts) if watts else None,
+            "max_watts": max(watts, default=None),
+            "max_celsius": celsius,
+            "gpu_clock_mhz": [min(clocks), max(clocks)] if clocks else None,
+        }
+    }
+
+
+def _why(output: str) -> str:
+    """The first error that trtexec printed."""
+    found = re.search(r"\[E\] (?:\[TRT\] )?(.*)", output)
+    return clean_text((found[1] if found else output[-300:]).encode(), 300)

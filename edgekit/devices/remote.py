@@ -1,0 +1,498 @@
+"""The host's half of the talk with an agent: what is sent, and a strict reading of what comes back.
+
+A device is not trusted: lines, totals and values are bounded and checked, and nothing that it says becomes a path here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import selectors
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit import __version__
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
+from edgekit.devices.agent import MARK, PROTOCOL
+from edgekit.devices.agent import SILENCE as AGENT_SILENCE
+from edgekit.devices.inventory import Device
+from edgekit.devices.local import LOCK_SECONDS
+from edgekit.devices.pack import pack_agent
+from edgekit.devices.ssh import ERRORS, SshTransport, clean_text, end
+
+LINE = 16 << 20
+"""The longest line that is taken."""
+TOTAL = 1 << 30
+"""Bytes that one command's answers may have together."""
+ALIVE = 10.0
+"""Seconds between the lines that tell the agent that somebody is there."""
+SILENCE = 120.0
+"""Seconds without a line from the agent, which answers those, after which it counts as gone."""
+OLDEST = (3, 9)
+
+LOOK = """
+import sys
+sys.path[:] = [p for p in sys.path if p]
+import hashlib, json, os
+root = sys.argv[2] or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "edgekit")
+agent = os.path.join(root, sys.argv[3])
+found = ""
+if os.path.isfile(agent):
+    with open(agent, "rb") as file:
+        found = hashlib.sha256(file.read()).hexdigest()
+numpy = True
+try:
+    from importlib.util import find_spec
+    numpy = find_spec("numpy") is not None
+except ImportError:
+    pass
+said = {"python": list(sys.version_info[:3]), "root": root, "agent": found, "numpy": numpy, "program": sys.executable}
+sys.stdout.write("\\n%s%s\\n" % (sys.argv[1], json.dumps(said)))
+"""
+"""What a device is asked first, in words that any Python understands."""
+
+Event = Mapping[str, Any]
+
+
+class Refused(DeviceError):
+    """The agent says that something is wrong there.
+
+    Attributes:
+        kind: ``space``, ``busy``, ``missing``, ``artifact``, ``refused`` or ``bug``.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Agent:
+    """A running agent on a device; use it as a context manager.
+
+    Attributes:
+        hello: who is there: system, runtimes, boot; see ``hello`` of :mod:`edgekit.devices.agent.commands`.
+    """
+
+    def __init__(self, device: Device, log: Path) -> None:
+        """Connect, send the agent when it is not there, start it, and shake hands.
+
+        Args:
+            log: receives what the device writes beside the talk, bounded.
+
+        Raises:
+            DeviceError: any of it did not work.
+        """
+        self.device = device
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writing = threading.Lock()
+        self._transport = SshTransport(device)
+        try:
+            root = self._prepare()
+            self._start(root)
+            self.hello = self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the talk; the agent and all it started end with it."""
+        if self._process is not None:
+            self._ended.set()
+            with contextlib.suppress(OSError):
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(3)
+            self._keep_noise()
+            end(self._process)
+            self._process = None
+        self._transport.close()
+
+    def _prepare(self) -> str:
+        """The cache's folder there, after the agent was put into it."""
+        device, packed = self.device, pack_agent()
+        mark = f"{MARK}{secrets.token_hex(8)}:"
+        done = self._transport.run((device.python, "-c", LOOK, mark, device.cache, packed.name))
+        found = next((part for part in done.out.decode(errors="replace").split("\n") if mark in part), None)
+        if found is None:
+            said = clean_text(done.err or done.out) or f"exit code {done.code}"
+            raise DeviceError(
+                f"device '{device.name}' has no Python by the name {device.python} ({said}): install python3 there, "
+                "or name it with python = in the inventory"
+            )
+        said_there = _object(device, found[found.index(mark) + len(mark) :])
+        version, root = said_there.get("python"), said_there.get("root")
+        if not isinstance(version, list) or not all(isinstance(part, int) for part in version):
+            raise _nonsense(device, "its Python's version")
+        if tuple(version) < OLDEST:
+            raise DeviceError(
+                f"device '{device.name}' has Python {'.'.join(map(str, version))}, and the agent needs 3.9 or newer: "
+                "install one there and name it with python = in the inventory"
+            )
+        if said_there.get("numpy") is not True:
+            raise DeviceError(
+                f"device '{device.name}' has no numpy for {device.python}: run {device.python} -m pip install numpy there"
+            )
+        # It only ever goes back to the device, as one quoted argument.
+        if not isinstance(root, str) or not root.startswith("/") or not root.isprintable() or len(root) > 4096:
+            raise _nonsense(device, "its cache's folder")
+        if said_there.get("agent") != packed.sha256:
+            with tempfile.NamedTemporaryFile(prefix="edgekit-agent-") as file:
+                file.write(packed.data)
+                file.flush()
+                self._transport.push(Path(file.name), f"{root}/{packed.name}")
+        return root
+
+    def _start(self, root: str) -> None:
+        self._mark = f"{MARK}{secrets.token_hex(8)}:"
+        token = self._mark[len(MARK) : -1]
+        limit = str(self.device.cache_megabytes << 20)
+        command = (
+            self.device.python, f"{root}/{pack_agent().name}", "serve", token, root, limit, __version__, str(AGENT_SILENCE),
+        )  # fmt: skip
+        self._process = self._transport.open(command)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._buffer = bytearray()
+        self._noise = bytearray()
+        self._number = 0
+        self._heard = time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._keep_alive, args=(self._process, self._ended), daemon=True).start()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._process.stdout, selectors.EVENT_READ)
+        self._selector.register(self._process.stderr, selectors.EVENT_READ)
+
+    def _keep_alive(self, process: subprocess.Popen[bytes], ended: threading.Event) -> None:
+        """Tell the agent that somebody is there, also while files are sent beside the talk."""
+        while not ended.wait(ALIVE):
+            try:
+                self._write(process, {"do": "alive"})
+            except (OSError, ValueError):  # it is gone, or being closed: whoever asks next is told
+                return
+
+    def _write(self, process: subprocess.Popen[bytes], command: Event) -> None:
+        assert process.stdin is not None
+        with self._writing:
+            process.stdin.write(json.dumps(command).encode() + b"\n")
+            process.stdin.flush()
+
+    def _greet(self) -> Event:
+        hello = self.ask({"do": "hello"})
+        if hello.get("protocol") != PROTOCOL or hello.get("edgekit") != __version__:
+            raise DeviceError(
+                f"the agent on device '{self.device.name}' is of edgekit {hello.get('edgekit')!s:.40} (protocol "
+                f"{hello.get('protocol')!s:.10}), not {__version__} ({PROTOCOL}): run edgekit devices clean {self.device.name}"
+            )
+        runtimes = hello.get("runtimes")
+        if not isinstance(runtimes, dict) or not all(
+            value is None or isinstance(value, str) for value in runtimes.values()
+        ):
+            raise _nonsense(self.device, "its runtimes")
+        return hello
+
+    # Talk
+
+    def ask(self, command: Event, on_event: Callable[[Event], None] = lambda _: None) -> Event:
+        """One command to its end.
+
+        Args:
+            on_event: called with each event on the way.
+
+        Raises:
+            Refused: the agent says why not.
+            DeviceLost: it is gone, or silent for too long.
+            DeviceError: it answers what it should not.
+        """
+        self._number += 1
+        self._send({**command, "id": self._number})
+        received = 0
+        while True:
+            line, size = self._line()
+            received += size
+            if received > TOTAL:
+                raise DeviceError(
+                    f"device '{self.device.name}' does not stop answering: nothing of this answer was kept"
+                )
+            if line is None:
+                continue
+            message = _object(self.device, line)
+            if message.get("id") != self._number:
+                continue  # of a command before, or a sign of life
+            event = message.get("event")
+            if isinstance(event, dict):
+                on_event(event)
+            elif isinstance(message.get("done"), dict):
+                done: Event = message["done"]
+                return done
+            elif isinstance(message.get("error"), dict):
+                raise self._refusal(message["error"])
+            else:
+                raise _nonsense(self.device, "a line of the talk")
+
+    def _refusal(self, error: Event) -> Refused:
+        kind, text = str(error.get("kind"))[:20], clean_text(str(error.get("text")).encode(), 600)
+        name = self.device.name
+        if kind == "space":
+            text = f"device '{name}' is out of space: {text}: free some there, or run edgekit devices clean {name}"
+        elif kind == "busy":
+            text = f"device '{name}' is in use by {text}: wait until that measurement is done"
+        else:
+            text = f"device '{name}': {text}"
+        return Refused(kind, text)
+
+    def _send(self, command: Event) -> None:
+        assert self._process is not None
+        try:
+            self._write(self._process, command)
+        except OSError:
+            raise self._lost() from None
+
+    def _line(self) -> tuple[str | None, int]:
+        """The next line that is of the talk, without its mark, and the bytes read for it; None when none came in a while."""
+        assert self._process is not None
+        assert self._process.stderr is not None
+        size = 0
+        while True:
+            index = self._buffer.find(b"\n")
+            if index >= 0:
+                line = bytes(self._buffer[:index])
+                del self._buffer[: index + 1]
+                place = line.find(self._mark.encode())
+                if place >= 0:
+                    self._heard = time.monotonic()
+                    return line[place + len(self._mark) :].decode(errors="replace").rstrip("\r"), size
+                self._noise += line[: max(0, ERRORS - len(self._noise))] + b"\n"
+                continue
+            if time.monotonic() - self._heard > SILENCE:
+                raise DeviceLost(
+                    f"device '{self.device.name}' has not answered for {SILENCE:.0f} s: see whether it hangs, then run again"
+                )
+            for key, _ in self._selector.select(1.0):
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    if key.fileobj is self._process.stdout:
+                        raise self._lost()
+                    self._selector.unregister(key.fileobj)
+                elif key.fileobj is self._process.stderr:
+                    self._noise += chunk[: max(0, ERRORS - len(self._noise))]
+                else:
+                    size += len(chunk)
+                    self._buffer += chunk
+                    if len(self._buffer) > LINE:
+                        raise DeviceError(
+                            f"device '{self.device.name}' sent a line of more than {LINE >> 20} MB, which no agent does: "
+                            "nothing of it was kept"
+                        )
+            if size > TOTAL or not self._buffer:
+                return None, size
+
+    def _lost(self) -> DeviceError:
+        """Why the talk ended: ssh's own words, or the agent's exit code."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            code = None
+        assert self._process.stderr is not None
+        os.set_blocking(self._process.stderr.fileno(), False)
+        rest = self._process.stderr.read(ERRORS) or b""
+        self._noise += rest[: max(0, ERRORS - len(self._noise))]
+        if code == 255:
+            error = self._transport.failure(bytes(rest or self._noise[-600:]))
+            return error if isinstance(error, DeviceLost) else DeviceLost(str(error))
+        last = clean_text(bytes(self._noise).strip().rpartition(b"\n")[2])
+        how = "was killed" if code in (137, 143, -9) else f"ended with code {code}"
+        return DeviceLost(
+            f"the agent on device '{self.device.name}' {how}{f' ({last})' if last else ''}: run again, what is finished is kept"
+        )
+
+    def _keep_noise(self) -> None:
+        if self._noise:
+            with contextlib.suppress(OSError):
+                self._log.parent.mkdir(parents=True, exist_ok=True)
+                with self._log.open("ab") as file:
+                    file.write(bytes(self._noise) + b"\n")
+
+    # Files
+
+    def send(
+        self,
+        artifacts: Mapping[str, tuple[Path, Event]] | None = None,
+        packs: Mapping[str, Path] | None = None,
+        frames: Mapping[str, Path] | None = None,
+    ) -> int:
+        """Have files on the device: each is sent once, by what it holds.
+
+        Args:
+            artifacts: folder and manifest, by key.
+            packs, frames: files by their sha256.
+
+        Returns:
+            How many bytes were sent.
+        """
+        artifacts, packs, frames = artifacts or {}, packs or {}, frames or {}
+        missing = self.ask({"do": "have", "artifacts": list(artifacts), "packs": list(packs), "frames": list(frames)})
+        wanted: dict[str, Path] = {}
+        whole: dict[str, Any] = {}
+        for key, (folder, manifest) in artifacts.items():
+            if key in missing["artifacts"]:
+                files = dict(manifest["files"])
+                whole[key] = {"files": files, "manifest": manifest}
+                wanted.update({content: folder / name for name, content in files.items()})
+        lost_packs = [key for key in packs if key in missing["packs"]]
+        lost_frames = [key for key in frames if key in missing["frames"]]
+        wanted.update({key: packs[key] for key in lost_packs})
+        wanted.update({key: frames[key] for key in lost_frames})
+        if not wanted:
+            return 0
+        size = sum(path.stat().st_size for path in wanted.values())
+        place = self.ask({"do": "room", "bytes": size}).get("folder")
+        if not isinstance(place, str) or not place.startswith("/") or not place.isprintable():
+            raise _nonsense(self.device, "a folder's name")
+        for key, path in wanted.items():
+            self._transport.push(path, f"{place}/{key}")
+        self._heard = time.monotonic()  # nobody listened meanwhile
+        self.ask({"do": "keep", "artifacts": whole, "packs": lost_packs, "frames": lost_frames})
+        return size
+
+    def take(self, waiting: Callable[[str], None], seconds: float = LOCK_SECONDS) -> None:
+        """Have the device alone; told once who has it."""
+
+        def told(event: Event) -> None:
+            if "busy" in event:
+                waiting(clean_text(str(event["busy"]).encode(), 100))
+
+        self.ask({"do": "take", "seconds": seconds}, told)
+
+
+def _object(device: Device, text: str) -> Event:
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise _nonsense(device, "a line of the talk") from None
+    if not isinstance(value, dict):
+        raise _nonsense(device, "a line of the talk")
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(text)
+
+
+def _nonsense(device: Device, what: str) -> DeviceError:
+    return DeviceError(
+        f"device '{device.name}' answers nonsense for {what}: nothing of it was kept; run edgekit devices clean {device.name}"
+    )
+
+
+def checked_latency(device: Device, value: Any) -> dict[str, Any]:
+    """A latency object of the agent's, with nothing in it that a measurement does not have.
+
+    Raises:
+        DeviceError: samples that are no times, or another shape.
+    """
+    rounds = value.get("rounds_ms") if isinstance(value, dict) else None
+    if not isinstance(rounds, list) or not rounds or not all(_times(part) and part for part in rounds):
+        raise _nonsense(device, "latency samples")
+    if not _times(value.get("warmup_ms")) or not _times([value.get("first_ms"), value.get("load_ms")]):
+        raise _nonsense(device, "latency samples")
+    peak = value.get("peak_rss_bytes")
+    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
+        raise _nonsense(device, "its memory")
+    latency = {
+        key: value[key] for key in ("scope", "mode", "rounds_ms", "warmup_ms", "first_ms", "load_ms", "peak_rss_bytes")
+    }
+    latency["settings"] = plain_values(value.get("settings"))
+    latency["conditions"] = [plain_values(entry) for entry in _list(value.get("conditions"))]
+    if (jump := value.get("clock_set_seconds")) is not None and _number(jump):
+        latency["clock_set_seconds"] = jump
+    return latency
+
+
+def checked_interval(device: Device, value: Any) -> dict[str, Any]:
+    """One interval of a sustained load; see :func:`checked_latency`."""
+    if not isinstance(value, dict) or not _times(value.get("samples_ms")) or not value["samples_ms"]:
+        raise _nonsense(device, "latency samples")
+    if not all(_number(value.get(key)) and value[key] >= 0 for key in ("begin_s", "end_s")):
+        raise _nonsense(device, "a time")
+    rest = plain_values({key: value.get(key) for key in ("clock_khz", "temperature_c")})
+    return {**{key: value[key] for key in ("begin_s", "end_s", "samples_ms")}, **rest}
+
+
+def checked_frame(device: Device, value: Any, classes: int, categories: int) -> dict[str, Any]:
+    """One frame's counts; see :func:`checked_latency`."""
+    counts = value.get("counts") if isinstance(value, dict) else None
+    if not isinstance(counts, dict):
+        raise _nonsense(device, "a frame's counts")
+    confusion = counts.get("confusion")
+    if not isinstance(confusion, list) or len(confusion) > classes * classes:
+        raise _nonsense(device, "a frame's counts")
+    for entry in confusion:
+        good = isinstance(entry, list) and len(entry) == 3 and all(type(number) is int for number in entry)
+        if not good or not (0 <= entry[0] < classes and 0 <= entry[1] < classes and 0 < entry[2] < 1 << 40):
+            raise _nonsense(device, "a frame's counts")
+    checked: dict[str, Any] = {"confusion": confusion}
+    for key, length in (
+        ("class_hits", classes), ("class_misses", classes), ("category_hits", categories), ("category_misses", categories),
+    ):  # fmt: skip
+        numbers = counts.get(key)
+        if not isinstance(numbers, list) or len(numbers) != length or not all(_number(n) and n >= 0 for n in numbers):
+            raise _nonsense(device, "a frame's counts")
+        checked[key] = numbers
+    agreement = value.get("agreement")
+    if agreement is not None and not (_number(agreement) and 0 <= agreement <= 1):
+        raise _nonsense(device, "a frame's agreement")
+    return {"counts": checked, "agreement": agreement}
+
+
+def plain_values(value: Any, depth: int = 3) -> dict[str, Any]:
+    """A device's own description of itself, as far as a report can hold it: short texts, numbers, lists and objects."""
+    if not isinstance(value, dict):
+        return {}
+    return {clean_text(str(key).encode(), 60): _plain(item, depth) for key, item in list(value.items())[:200]}
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool) or _number(value):
+        return value
+    if isinstance(value, str):
+        return clean_text(value.encode(errors="replace"))
+    if isinstance(value, dict) and depth:
+        return plain_values(value, depth - 1)
+    if isinstance(value, list) and depth:
+        return [_plain(item, depth - 1) for item in value[:200]]
+    return "unavailable"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _times(value: Any) -> bool:
+    return isinstance(value, list) and all(_number(item) and 0 < item < 1e9 for item in value)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value[:100_000] if isinstance(value, list) else []
+
+
+def failure_of(device: Device, value: Any) -> ArtifactError:
+    """Why one artifact could not be measured there."""
+    text = value.get("text") if isinstance(value, dict) else value
+    return ArtifactError(f"device '{device.name}': {clean_text(str(text).encode(), 600)}")

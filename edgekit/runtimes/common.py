@@ -1,0 +1,48 @@
+"""What sessions of several runtimes share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.core.errors import TargetError
+from edgekit.core.values import Artifact, SessionOptions, UInt8
+from edgekit.decoder import decode, path
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(options: SessionOptions) -> int:
+    """The asked number of threads, or as many cores as this process may use."""
+    return available_cores() if options.threads is None else options.threads
+
+
+def check_frame(frame: UInt8, artifact: Artifact) -> None:
+    """Raise TargetError unless ``frame`` is uint8 [1, H, W, 3] at the artifact's size."""
+    expected = (1, artifact.size.height, artifact.size.width, 3)
+    if frame.shape != expected or frame.dtype != np.uint8:
+        raise TargetError(
+            f"a frame must be uint8 {list(expected)}, not {frame.dtype} {list(frame.shape)}: resize it first"
+        )
+
+
+def output_settings(artifact: Artifact) -> dict[str, str]:
+    """What a session's settings say of the decoder, which is made ready here and not with the first frame."""
+    return {"decoder": path()} if artifact.output == "logits" else {}
+
+
+def label_map(output: NDArray[Any], artifact: Artifact, threads: int) -> UInt8:
+    """The label map, uint8 [1, H, W], of what a model gave.
+
+    Args:
+        output: labels of any integer type [1, H, W], or logits [1, C, h, w] with any strides; not kept.
+    """
+    if artifact.output == "logits":
+        return decode(output[0], artifact.size, threads=threads)[None]
+    return output.astype(np.uint8)

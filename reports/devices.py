@@ -1,0 +1,202 @@
+"""What only a device's page shows: sustained load, Core ML's units, TensorRT's layers, and the way it differs from this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekit.metrics.scores import counts_from_json
+from reports import figures
+from reports.document import HEADLINE_SCOPE, LOCAL, ReportContext, Result
+from reports.numbers import megabytes, milliseconds, percent
+from reports.statistics import bootstrap_drop
+from reports.sustained import SHORT, SLOWER, Sustained, summarize_sustained, throttling
+from reports.text import Notes, distinct_names, escape, interval, table
+
+SHOWN = 4
+"""Artifacts in the figure of sustained load: more lines could not be told apart."""
+
+
+def _sustained(results: Sequence[Result]) -> list[tuple[str, Result, Sustained]]:
+    held = [result for result in results if result.document.get("sustained")]
+    return [
+        (name, result, summarize_sustained(result.document["sustained"]))
+        for name, result in zip(distinct_names(held), held, strict=True)
+    ]
+
+
+def sustained_chart(results: Sequence[Result], colours: Mapping[str, str], form: str = "svg") -> bytes | None:
+    """Latency, clock and temperature over time; None where nothing was kept under load."""
+    held = sorted(_sustained(results), key=lambda entry: entry[2].first)[:SHOWN]
+    if not held:
+        return None
+    lines = [
+        figures.Load(name, result.document["target"], result.document["precision"], found)
+        for name, result, found in held
+    ]
+    return figures.sustained(lines, colours, form)
+
+
+def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) -> list[str]:
+    """What heat left of the speed; empty where nothing was kept under load."""
+    held = _sustained(results)
+    if not held:
+        return []
+    rows = []
+    for name, _, found in held:
+        heats = [entry.temperature for entry in found.intervals if entry.temperature is not None]
+        clocks = [entry.clock for entry in found.intervals if entry.clock is not None]
+        rows.append([
+            escape(name), f"{found.seconds / 60:.3g}", milliseconds(found.first), milliseconds(found.last),
+            f"{100 * found.slowdown:+.1f}", throttling(found),
+            f"{clocks[0]:.2f} to {clocks[-1]:.2f}" if clocks else "unavailable",
+            f"{heats[0]:.0f} to {max(heats):.0f}" if heats else "unavailable",
+        ])  # fmt: skip
+    header = [
+        "Artifact", "Minutes", "First p50, ms", "Last p50, ms", "Slower, %", "Throttling",
+        "Clock, GHz", "Temperature, C",
+    ]  # fmt: skip
+    lead = (
+        "Each artifact ran without a pause, alone. Throttling begins with the minute from which every minute's p50 is more "
+        f"than {100 * SLOWER:g} % above the first one's; under {SHORT / 60:g} minutes first and last are sixths of the whole. "
+        "The clock is the fastest core's, first and last; the temperature the hottest sensor's, first and highest."
+    )
+    lines = ["## Sustained load", "", lead, "", *table(header, rows)]
+    if "sustained" in pictures:
+        lines += [f"![Latency, clock and temperature under sustained load]({pictures['sustained']})", ""]
+        if len(held) > SHOWN:
+            lines += [f"The chart shows the {SHOWN} fastest artifacts.", ""]
+    return lines
+
+
+def units_section(results: Sequence[Result]) -> list[str]:
+    """Latency on each choice of Core ML's compute units, and where its compute plan puts the operations."""
+    rows, plans, notes = [], [], Notes()
+    chosen = [
+        result
+        for result in results
+        if result.document["target"] == "coreml" and (result.document.get("latency") or {}).get("compute_units")
+    ]
+    units = list(dict.fromkeys(unit for result in chosen for unit in result.document["latency"]["compute_units"]))
+    for name, result in zip(distinct_names(chosen), chosen, strict=True):
+        latency = result.document["latency"]
+        rows.append([escape(name), *(_unit_cell(latency["compute_units"].get(unit), notes) for unit in units)])
+        for unit, plan in (latency.get("placement") or {}).items():
+            plans.append([escape(name), escape(unit), *_plan_cells(plan, notes)])
+    if not rows:
+        return []
+    lead = (
+        f"p50 on each choice of Core ML's compute units, {HEADLINE_SCOPE}. The first is the headline: what an app gets."
+    )
+    header = ["Artifact", *(f"{escape(unit)}, ms" for unit in units)]
+    lines = ["## Compute units", "", lead, "", *table(header, rows)]
+    if plans:
+        lead = "Where Core ML's compute plan puts the operations. The cost is the plan's own estimate."
+        lines += [lead, "", *table(["Artifact", "Units", "Operations", "Not with the most"], plans, left=4)]
+    return lines + notes.lines()
+
+
+def _plan_cells(plan: Any, notes: Notes) -> list[str]:
+    """Operations by where they run, and those that are not where most of the cost is."""
+    if not isinstance(plan, Mapping) or not plan.get("operations"):
+        why = plan.get("failed") if isinstance(plan, Mapping) else None
+        return [notes.mark("not planned", str(why or "Core ML's plan names no operation")), "not planned"]
+    costs = plan.get("cost") or {}
+    shares = [
+        f"{device} {count} ({percent(costs.get(device, 0.0))} % of the cost)"
+        for device, count in plan["operations"].items()
+    ]
+    rest = [f"{count} x {what}" for what, count in (plan.get("elsewhere") or {}).items()]
+    return [escape(", ".join(shares)), escape(", ".join(rest)) or "none"]
+
+
+def _unit_cell(unit: Any, notes: Notes) -> str:
+    if not isinstance(unit, Mapping):
+        return notes.mark("not measured", "it was not asked for there")
+    if "p50" not in unit:
+        return notes.mark("not measured", str(unit.get("failed") or "it did not run"))
+    return milliseconds(unit["p50"])
+
+
+def tensorrt_section(results: Sequence[Result]) -> list[str]:
+    """What trtexec tells beside the latency: copies, memory, power, and the slowest layers."""
+    rows, layers = [], []
+    chosen = [result for result in results if (result.document.get("latency") or {}).get("trtexec")]
+    for name, result in zip(distinct_names(chosen), chosen, strict=True):
+        told = result.document["latency"]["trtexec"]
+        watched = told.get("tegrastats") or {}
+        graph = told.get("graph_ms")
+        if graph is None and result.latency is not None:
+            graph = result.latency.p50
+        heat = max((watched.get("max_celsius") or {}).values(), default=None)
+        rows.append([
+            escape(name), "unavailable" if graph is None else milliseconds(graph),
+            *("unavailable" if value is None else text(value) for value, text in (
+                (told.get("with_copies_ms"), milliseconds),
+                (told.get("gpu_bytes"), lambda value: megabytes(value, 0)),
+                (watched.get("mean_watts"), lambda value: f"{value:.1f}"),
+                (heat, lambda value: f"{value:.0f}"),
+            )),
+            escape(", ".join(f"{count} {kind}" for kind, count in (told.get("precisions") or {}).items())) or "unavailable",
+        ])  # fmt: skip
+        layers += [
+            [escape(name), escape(layer["name"]), milliseconds(layer["mean_ms"]), percent(layer["share"])]
+            for layer in told.get("layers") or ()
+        ]
+    if not rows:
+        return []
+    header = [
+        "Artifact",
+        "Graph p50, ms",
+        "With copies p50, ms",
+        "GPU memory, MB",
+        "Power, W",
+        "Hottest sensor, C",
+        "Layers",
+    ]
+    lines = ["## TensorRT", "", "By trtexec and tegrastats on the device.", "", *table(header, rows)]
+    if layers:
+        lines += ["The slowest layers.", "", *table(["Artifact", "Layer", "Mean, ms", "Share, %"], layers, left=2)]
+    return lines
+
+
+def against_local(page: Sequence[Result], everything: Sequence[Result], context: ReportContext) -> list[str]:
+    """The same artifacts' labels on this machine and on the device: how far they are from each other."""
+    rows = []
+    for name, result in zip(distinct_names(page), page, strict=True):
+        if result.device == LOCAL or result.scores is None:
+            continue
+        local = next(
+            (
+                other
+                for other in everything
+                if other.device == LOCAL and other.scores is not None
+                and other.document.get("artifact") == result.document.get("artifact")
+            ),
+            None,
+        )  # fmt: skip
+        if local is None or local.scores is None:
+            continue
+        if (
+            result.accuracy_provenance.by == local.accuracy_provenance.by
+            and result.accuracy_provenance.kind == "reference"
+        ):
+            continue  # what stands on the page are this machine's own numbers
+        drop = bootstrap_drop(_confusions(local, context), _confusions(result, context))
+        rows.append([
+            escape(name), percent(local.scores.miou), percent(result.scores.miou), interval(drop),
+            escape(local.accuracy_provenance.by), escape(result.accuracy_provenance.by),
+        ])  # fmt: skip
+    if not rows:
+        return []
+    header = ["Artifact", "mIoU here, %", "mIoU there, %", "Here minus there, points [95 %]", "By", "By, there"]
+    lead = "The same artifact on the same frames, on the machine that made this report and on the device."
+    return ["## Against this machine", "", lead, "", *table(header, rows)]
+
+
+def _confusions(result: Result, context: ReportContext) -> Any:
+    """int64 [frames, C, C]."""
+    classes = len(context.class_names)
+    return np.stack([counts_from_json(counts, classes).confusion for counts in result.document["accuracy"]["counts"]])

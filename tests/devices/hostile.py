@@ -1,0 +1,93 @@
+"""A device that answers the talk as it should, except for one thing: what a broken or hostile board might say.
+
+Called as the device's Python: ``hostile.py MODE ARGUMENTS...``. What is not the agent's start is passed to a real Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+MODE, ARGUMENTS = sys.argv[1], sys.argv[2:]
+OUT = sys.stdout.buffer
+
+
+def flood(chunk: bytes) -> None:
+    """10 GB, or until nobody reads any more."""
+    for _ in range(10_000_000_000 // len(chunk)):
+        OUT.write(chunk)
+
+
+if ARGUMENTS[0] == "-c":
+    if MODE == "look":
+        flood(b"x" * (1 << 20))
+    os.execv(sys.executable, [sys.executable, *ARGUMENTS])
+
+_, _, token, root, _, version = ARGUMENTS[:6]
+NASTY = "\x1b[2J\x1b]0;owned\x07../../../etc <script>alert(1)</script> | `$(touch pwned)`\r\n# heading"
+
+
+def say(number: Any, **content: Any) -> None:
+    OUT.write(f"@edgekit:{token}:{json.dumps({'id': number, **content})}\n".encode())
+    OUT.flush()
+
+
+def frame() -> dict[str, Any]:
+    counts = {"confusion": [[0, 0, 8192]], "class_hits": [0] * 19, "class_misses": [0] * 19,
+              "category_hits": [0] * 7, "category_misses": [0] * 7}  # fmt: skip
+    if MODE == "counts":
+        counts["confusion"] = [[0, 99, 8192]]
+    if MODE == "hits":
+        counts["class_hits"] = [0] * 18 + ["x"]
+    return {"counts": counts, "agreement": 2.0 if MODE == "agreement" else 0.5}
+
+
+LATENCY: dict[str, Any] = {
+    "scope": "frame-to-labels", "mode": "quick", "rounds_ms": [[1.0, 1.1]] * 8, "warmup_ms": [1.0], "first_ms": 1.0,
+    "load_ms": 1.0, "peak_rss_bytes": 1 << 20, "settings": {"threads": 1, NASTY: NASTY}, "conditions": [],
+}  # fmt: skip
+WRONG = {"negative": {"rounds_ms": [[-1.0]]}, "empty": {"rounds_ms": []}, "words": {"rounds_ms": [["fast"]]},
+         "memory": {"peak_rss_bytes": "a lot"}, "first": {"first_ms": True}}  # fmt: skip
+
+for line in sys.stdin:
+    command = json.loads(line)
+    number, do = command.get("id"), command["do"]
+    if do == "alive":
+        continue
+    who = {"python": "3.11", "system": "linux", "machine": NASTY, "host": NASTY, "boot": "1", "missing": {},
+           "runtimes": {"onnxruntime": "1.0"}}  # fmt: skip
+    if do == "hello":
+        if MODE == "version":
+            version = "9.9.9"
+        say(number, done={"protocol": 1, "edgekit": version, **who})
+    elif do == "probe":
+        environment = {"cpu": NASTY, "cores": 4, "os": NASTY, "packages": {NASTY: NASTY}}
+        say(number, done={**who, "environment": environment, "free_bytes": 1})
+    elif do == "have":
+        if MODE == "line":
+            flood(b"x" * (1 << 20))
+        if MODE == "lines":
+            flood(f'@edgekit:{token}:{{"id": {number}, "event": {{"progress": "{"x" * 1000}"}}}}\n'.encode())
+        if MODE == "deep":
+            OUT.write(f"@edgekit:{token}:".encode() + b"[" * 200_000 + b"\n")
+            OUT.flush()
+        say(number, done={key: command[key] for key in ("artifacts", "packs", "frames")})
+    elif do == "room":
+        os.makedirs(f"{root}/incoming", exist_ok=True)
+        say(number, done={"folder": "../../../outside" if MODE == "folder" else f"{root}/incoming"})
+    elif do == "evaluate" and command["step"] == "open":
+        say(number, done={"environment": {}})
+    elif do == "evaluate" and command["step"] == "pack":
+        for _ in range(1000 if MODE == "more" else 5):
+            say(number, event={"frame": frame()})
+        say(number, done={})
+    elif do == "bench":
+        if MODE == "nan":
+            OUT.write(f'@edgekit:{token}:{{"id": {number}, "event": {{"index": 0, "latency": NaN}}}}\n'.encode())
+            OUT.flush()
+        say(number, event={"index": 0, "latency": {**LATENCY, **WRONG.get(MODE, {})}})
+        say(number, done={"environment": {"cpu": NASTY, "clusters": [NASTY]}})
+    else:
+        say(number, done={})

@@ -1,0 +1,179 @@
+"""A "Jetson" behind a real sshd: engines are built, kept and timed by a trtexec that takes and refuses the flags of its version.
+
+The trtexec is a stand-in that prints what the real one prints; its numbers are nobody's measurement and stay in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from boards import Project
+
+BIN = Path(__file__).parent / "bin"
+ARTIFACT = "out/artifacts/tensorrt-fp32-64x128"
+
+
+class Jetson:
+    """The device: its tools in a folder that is first in its PATH."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.folder = project.folder.parent / "device"
+        shutil.copytree(BIN, self.folder / "bin")
+        (self.folder / "python").write_text(
+            f'#!/bin/sh\nexport PATH={self.folder}/bin:$PATH\nexec {sys.executable} "$@"\n'
+        )
+        (self.folder / "python").chmod(0o755)
+        self.cache = project.device("orin", python=str(self.folder / "python"), runs=["tensorrt"])
+
+    def setting(self, name: str, text: str) -> None:
+        (self.folder / "bin" / f"trtexec.{name}").write_text(text)
+
+    def engines(self) -> list[Path]:
+        return sorted(self.cache.glob("engines/*/model.engine"))
+
+    def bench(self, *more: object) -> dict[str, Any]:
+        done = self.project.edgekit("bench", ARTIFACT, "--device", "orin", "--json", *more)
+        assert done.code == 0, done.err
+        (row,) = done.document["rows"]
+        assert isinstance(row, dict)
+        return row
+
+
+@pytest.fixture
+def jetson(project: Project) -> Jetson:
+    return Jetson(project)
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "11.4.1"])
+def test_an_engine_is_built_once_and_timed(version: str, jetson: Jetson) -> None:
+    jetson.setting("version", version)
+    row = jetson.bench("--sustained", "2s")
+    latency = row["latency"]
+    assert latency["scope"] == "graph", "trtexec times the bare graph"
+    assert latency["provenance"] == {"kind": "measured", "by": f"TensorRT {version}", "why": ""}
+    assert len(latency["rounds_ms"][0]) >= 8
+    told = latency["trtexec"]
+    assert told["with_copies_ms"] > row["summary"]["p50"]
+    assert told["gpu_bytes"] > 1 << 20
+    assert told["layers"] and 0 < sum(layer["share"] for layer in told["layers"]) <= 1.0001
+    assert set(told["precisions"]) == {"INT8", "FP32", "UINT8"}
+    assert told["tegrastats"]["mean_watts"] > 0
+    assert told["built_seconds"] is None or told["built_seconds"] > 0
+    assert row["sustained"]["intervals"]
+    page = (jetson.project.folder / "runs/bench/report/orin.md").read_text()
+    assert "## TensorRT" in page and "The slowest layers" in page
+    (engine,) = jetson.engines()
+    built = engine.stat().st_mtime_ns
+    jetson.bench()
+    assert [one.stat().st_mtime_ns for one in jetson.engines()] == [built], "it is kept"
+
+
+def test_another_tensorrt_or_gpu_has_its_own_engine(jetson: Jetson) -> None:
+    jetson.bench()
+    jetson.setting("version", "10.7.0")
+    jetson.bench()
+    assert len(jetson.engines()) == 2
+    # A GPU that does not tell its name apart: TensorRT itself refuses the engine, and it is built again.
+    before = jetson.engines()[0].read_text(), jetson.engines()[1].read_text()
+    jetson.setting("gpu", "Thor 11.0")
+    row = jetson.bench()
+    assert row["latency"]["settings"]["GPU"] == "Thor"
+    assert len(jetson.engines()) == 2
+    changed = [now for now in (one.read_text() for one in jetson.engines()) if now not in before]
+    assert [json.loads(one)["gpu"] for one in changed] == ["Thor"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("crash", "cannot run the engine"), ("space", "No space left on device"), ("profile", "exported no profile.json")],
+)  # fmt: skip
+def test_a_tool_that_fails(fault: str, said: str, jetson: Jetson) -> None:
+    jetson.setting("fault", fault)
+    done = jetson.project.edgekit("bench", ARTIFACT, "--device", "orin")
+    assert done.code == 1
+    assert said in done.sentence
+    (jetson.folder / "bin" / "trtexec.fault").unlink()
+    assert jetson.bench()["latency"]["provenance"]["kind"] == "measured"
+
+
+def test_old_times_are_never_read(jetson: Jetson) -> None:
+    """A run that exports nothing must not be given the numbers of the one before it."""
+    jetson.bench()
+    (times,) = jetson.cache.glob("engines/*/times.json")
+    tool = jetson.folder / "bin" / "trtexec"
+    tool.write_text(tool.read_text().replace('if path := flags.get("--exportTimes"):', "if False:"))
+    done = jetson.project.edgekit("bench", ARTIFACT, "--device", "orin")
+    assert done.code == 1
+    assert "exported no times.json" in done.sentence
+    assert not times.exists()
+
+
+def test_noise(jetson: Jetson) -> None:
+    jetson.setting("fault", "noise")
+    assert jetson.bench()["latency"]["trtexec"]["layers"]
+
+
+def test_accuracy_by_tensorrts_python(jetson: Jetson) -> None:
+    """With the Python package labels and the headline are the engine's own; trtexec tells the rest."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a C compiler makes the stand-in for CUDA's runtime")
+    library = jetson.folder / "lib"
+    library.mkdir()
+    stand_ins = Path(__file__).parent / "stand_ins"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", library / "libcudart.so", stand_ins / "cudart.c"], check=True
+    )  # fmt: skip
+    shutil.copy(stand_ins / "tensorrt.py", library)
+    information = library / "tensorrt-10.3.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt\nVersion: 10.3.0\n")
+    script = jetson.folder / "python"
+    more = f"export PYTHONPATH={library} LD_LIBRARY_PATH={library}\nexec"
+    script.write_text(script.read_text().replace("exec", more, 1))
+    done = jetson.project.run("--device", "orin", targets="tensorrt")
+    assert done.code == 0, done.err
+    rows = json.loads((jetson.project.folder / "out/report/report.json").read_text())["rows"]
+    here, there = (
+        next(row for row in rows if row["device"] == name and row["target"] == "tensorrt") for name in ("local", "orin")
+    )
+    assert here["provenance"]["miou"]["kind"] == "reference"
+    assert there["provenance"]["miou"] == {"kind": "measured", "by": "TensorRT 10.3.0", "why": ""}
+    assert there["miou"] == here["miou"]
+    assert there["latency_scope"] == "frame-to-labels"
+    document = json.loads((jetson.project.folder / "out/measurements/tensorrt-fp32-64x128.orin.json").read_text())
+    assert document["latency"]["trtexec"]["graph_ms"] > 0
+    # An engine of another GPU beside the model is refused by TensorRT, in a sentence.
+    (engine,) = jetson.engines()
+    engine.write_bytes(b"of another GPU")
+    done = jetson.project.edgekit("evaluate", ARTIFACT, "--frames", 2, "--device", "orin")
+    assert done.code == 1
+    assert "built for another GPU or TensorRT" in done.sentence
+    assert jetson.project.edgekit("devices", "clean", "orin").code == 0
+    assert jetson.project.edgekit("evaluate", ARTIFACT, "--frames", 2, "--device", "orin").code == 0
+
+
+def test_the_jetsons_page(jetson: Jetson) -> None:
+    """In a run the Jetson's own page takes the place of the page for a Jetson that is not there."""
+    done = jetson.project.run("--device", "orin", targets="tensorrt")
+    assert done.code == 0, done.err
+    report = jetson.project.folder / "out" / "report"
+    rows = json.loads((report / "report.json").read_text())["rows"]
+    (row,) = [row for row in rows if row["device"] == "orin"]
+    assert row["provenance"]["latency"]["kind"] == "measured"
+    assert row["latency_scope"] == "graph"
+    assert row["provenance"]["miou"]["kind"] == "reference", "without TensorRT's Python package labels come from here"
+    assert "no Python package of TensorRT" in row["provenance"]["miou"]["why"]
+    assert not any(row["device"] == "jetson" for row in rows)
+    assert "orin.md" in (report / "index.md").read_text()
+    assert "[jetson]" not in (report / "index.md").read_text()
+    assert "no device connected" not in (report / "orin.md").read_text()
+    text = jetson.project.edgekit("devices", "probe", "orin").out
+    assert "TensorRT 10.3.0" in text
