@@ -23,6 +23,8 @@ FAILED = 255
 """ssh's own exit code; any other is the command's."""
 ERRORS = 64 << 10
 """Bytes of standard error that are kept."""
+SOCKETS = "/tmp"
+"""Where connections' sockets lie: short, since a socket's path may have about 100 characters."""
 OPTIONS = (
     "BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ClearAllForwardings=yes",
     "RequestTTY=no", "RemoteCommand=none", "PermitLocalCommand=no", "ForwardX11=no", "LogLevel=ERROR",
@@ -93,8 +95,7 @@ class SshTransport:
         if program is None:
             raise DeviceError(f"device '{device.name}' needs ssh on this machine: install openssh-client")
         self._program = program
-        # Short: a socket's path may have about 100 characters.
-        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-ssh-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-ssh-", dir=SOCKETS))
         self._shared = self._shares_connections()
 
     def _destination(self) -> tuple[str, ...]:
