@@ -42,7 +42,8 @@ LOOK = """
 import sys
 sys.path[:] = [p for p in sys.path if p]
 import hashlib, json, os
-root = sys.argv[2] or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "edgekit")
+home = sys.argv[2] or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+root = os.path.join(home, "edgekit")
 agent = os.path.join(root, sys.argv[3])
 found = ""
 if os.path.isfile(agent):
