@@ -48,6 +48,7 @@ THREADS = 4
 _FRAME, _OUTPUT = "frame.bin", "output.bin"
 _OWN = re.compile(rf"[0-9a-f]{{64}}(\.[0-9a-f]{{8}}\.partial)?|{re.escape(_FRAME)}|{re.escape(_OUTPUT)}")
 """Names of the files that edgekit leaves on a phone."""
+_COUNT = re.compile(r"[0-9]{1,18}")
 _POLICIES = (
     "for p in /sys/devices/system/cpu/cpufreq/policy*; do "
     'r() { cat "$p/$1" 2>/dev/null; }; '
@@ -173,8 +174,13 @@ class Phone:
     def backends(self) -> tuple[Backend, ...]:
         """Where this tool can run graphs, as far as its flags tell."""
         tool = benchmark_model.tool_of(self._flags)
-        known = [one for one in BACKENDS if tool in one.flags]
-        return tuple(one for one in known if one.flags[tool][0][2:].partition("=")[0] in self._flags)
+        known = [one for one in BACKENDS if tool in one.flags and self._flags]
+        return tuple(one for one in known if not one.delegate or self._choosing(one))
+
+    def _choosing(self, backend: Backend) -> tuple[str, ...]:
+        """The flags that choose it, of those that this version of the tool has: old ones have no word for the CPU."""
+        flags = backend.flags[benchmark_model.tool_of(self._flags)]
+        return tuple(flag for flag in flags if flag[2:].partition("=")[0] in self._flags)
 
     # Work
 
@@ -210,7 +216,7 @@ class Phone:
         size = artifact.size
         command = (
             *self._command(model, threads),
-            *BACKENDS[0].flags["tflite"],
+            *self._choosing(BACKENDS[0]),
             # One run: its input's name is only compared with this one, and a difference only remarked.
             "--input_layer=frame", f"--input_layer_shape=1,{size.height},{size.width},3",
             f"--input_layer_value_files=frame:{given}", f"--output_filepath={result}",
@@ -274,7 +280,6 @@ class Phone:
     def _measure(
         self, artifacts: Sequence[Artifact], mode: Mode, share: Sequence[str], threads: int | None
     ) -> list[dict[str, Any] | EdgekitError]:
-        tool = benchmark_model.tool_of(self._flags)
         work: list[tuple[int, Backend]] = []
         models: dict[int, str] = {}
         results: list[dict[str, Any] | EdgekitError] = []
@@ -294,7 +299,7 @@ class Phone:
                 self.progress.update(
                     f"{self.device.name}: round {number + 1} of {ROUNDS}, {artifacts[index].title} on {backend.name}"
                 )
-                command = (*self._command(models[index], threads), *backend.flags[tool], *share)
+                command = (*self._command(models[index], threads), *self._choosing(backend), *share)
                 try:
                     run = self._again(lambda command=command: self._tool(command)[0])  # type: ignore[misc]
                     if backend.delegate and (why := benchmark_model.fallback(run, backend.delegate)):
@@ -336,7 +341,6 @@ class Phone:
     def _sustain(self, artifact: Artifact, seconds: float, threads: int | None) -> dict[str, Any]:
         interval = min(10.0, max(1.0, seconds / 60))
         model = self._send(artifact.model_path)
-        tool = benchmark_model.tool_of(self._flags)
         before = self._again(self._conditions)
         intervals: list[dict[str, Any]] = []
         settings: dict[str, Any] = {}
@@ -347,7 +351,7 @@ class Phone:
                 f"{self.device.name}: {artifact.title}, sustained load for {now - begin:.0f} of {seconds:.0f} s"
             )
             command = (
-                *self._command(model, threads), *BACKENDS[0].flags[tool], "--num_runs=1", f"--min_secs={span:g}",
+                *self._command(model, threads), *self._choosing(BACKENDS[0]), "--num_runs=1", f"--min_secs={span:g}",
                 f"--max_secs={span + 30:g}", "--warmup_runs=0", "--warmup_min_secs=0",
             )  # fmt: skip
             run = self._again(lambda command=command: self._tool(command)[0])  # type: ignore[misc]
@@ -383,7 +387,7 @@ class Phone:
     def _peak(self, model: str, threads: int | None) -> int | None:
         """A run of its own: looking at the memory disturbs the clock. None where it fails, which costs no measurement."""
         command = (
-            *self._command(model, threads), *BACKENDS[0].flags[benchmark_model.tool_of(self._flags)], "--num_runs=3",
+            *self._command(model, threads), *self._choosing(BACKENDS[0]), "--num_runs=3",
             "--min_secs=0.2", "--warmup_min_secs=0", "--report_peak_memory_footprint=true",
         )  # fmt: skip
         try:
@@ -500,7 +504,7 @@ class Phone:
     def _free(self) -> int | None:
         rows = [line.split() for line in lines(self._read("df", "-k", self._folder))]
         last = rows[-1] if rows else []
-        return int(last[3]) * 1024 if len(last) >= 4 and last[3].isdigit() else None
+        return int(last[3]) * 1024 if len(last) >= 4 and _COUNT.fullmatch(last[3]) else None
 
     def _held(self) -> list[tuple[int, str]]:
         """Size and path of every file of edgekit's, what was used least recently last.
@@ -511,7 +515,7 @@ class Phone:
         found = []
         for line in lines(self._read("sh", "-c", script, "sh", self._folder)):
             size, _, name = line.partition(" ")
-            if size.isdigit() and _OWN.fullmatch(name):
+            if _COUNT.fullmatch(size) and _OWN.fullmatch(name):
                 found.append((int(size), f"{self._folder}/{name}"))
         return found
 

@@ -23,6 +23,7 @@ from edgekit.devices.remote import (
     checked_frame,
     checked_interval,
     checked_latency,
+    checked_probe,
     failure_of,
     plain_values,
 )
@@ -56,7 +57,7 @@ class Board:
         self._log = logs / f"{device.name}.device.log"
         self.notes: list[str] = []
         with Agent(device, self._log) as agent:
-            self.found = plain_values(agent.ask({"do": "probe"}), 4)
+            self.found = checked_probe(device, agent.ask({"do": "probe"}))
         self._closed = False
         self._agent: Agent | None = None  # connected again with the first step, which may be hours away
 

@@ -39,7 +39,7 @@ class Device:
         port: of ssh, where the configuration does not say it.
         config: an ssh configuration file instead of the user's own.
         python: the interpreter there, 3.9 or newer with numpy and the runtime.
-        cache: folder there for what is sent; empty means ``~/.cache/edgekit``.
+        cache: folder there in which ``edgekit`` is made for what is sent (of a phone: that folder itself); empty means ``~/.cache``.
         cache_megabytes: the most that the folder may hold.
         runs: targets that are meant to run there; empty means what is found.
         emulated: what emulates the processor, as ``qemu``: its times then say nothing, and its accuracy is a reference.

@@ -13,7 +13,7 @@ from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError
 from edgekit.devices.formats import tegrastats, trtexec
 from edgekit.devices.local import Mode
-from edgekit.devices.remote import Agent
+from edgekit.devices.remote import Agent, told
 from edgekit.devices.ssh import clean_text
 
 BUILD_SECONDS = 3600.0
@@ -78,11 +78,11 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
     wanted = {"do": "engine", "artifact": artifact, "version": list(version)}
     place = agent.ask(wanted)
     if anew:
-        agent.ask({"do": "keep_engine", "artifact": artifact, "key": place["key"], "good": False})
+        agent.ask({"do": "keep_engine", "artifact": artifact, "key": place.get("key"), "good": False})
         place = agent.ask(wanted)
     gpu = clean_text(str(place.get("gpu", "")).encode(), 100)
     # They only ever go back to the device, which looks at them again.
-    key, folder, model = (str(place[name]) for name in ("key", "folder", "model"))
+    key, folder, model = told(agent.device, place, "key", "folder", "model")
     seconds = None
     if not place.get("ready"):
         command = trtexec.build_command(
@@ -136,7 +136,7 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
             ],
             "precisions": {clean_text(name.encode(), 20): count for name, count in precisions.items()},
             "warnings": [clean_text(warning.encode(), 200) for warning in run.warnings[:10]],
-            **_watched(done["tegrastats"]),
+            **_watched(done.get("tegrastats")),
         },
     }
 
@@ -159,7 +159,7 @@ def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> dic
         done = _time(agent, engine, Timing(1, span, warmup_ms=0))
         run, times = _timed(agent, engine, done)
         settings = _settings(engine, run)
-        watched = (_watched(done["tegrastats"])["tegrastats"]) or {}
+        watched = (_watched(done.get("tegrastats"))["tegrastats"]) or {}
         clock = watched.get("gpu_clock_mhz")
         end = time.monotonic()
         intervals.append(

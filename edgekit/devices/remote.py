@@ -17,14 +17,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
 from edgekit.devices.inventory import Device
-from edgekit.devices.local import LOCK_SECONDS
+from edgekit.devices.local import LOCK_SECONDS, Mode, Scope
 from edgekit.devices.pack import pack_agent
 from edgekit.devices.ssh import ERRORS, SshTransport, clean_text, end
 
@@ -42,7 +42,8 @@ LOOK = """
 import sys
 sys.path[:] = [p for p in sys.path if p]
 import hashlib, json, os
-root = sys.argv[2] or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "edgekit")
+home = sys.argv[2] or os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+root = os.path.join(home, "edgekit")
 agent = os.path.join(root, sys.argv[3])
 found = ""
 if os.path.isfile(agent):
@@ -348,6 +349,8 @@ class Agent:
         """
         artifacts, packs, frames = artifacts or {}, packs or {}, frames or {}
         missing = self.ask({"do": "have", "artifacts": list(artifacts), "packs": list(packs), "frames": list(frames)})
+        if not all(isinstance(missing.get(kind), list) for kind in ("artifacts", "packs", "frames")):
+            raise _nonsense(self.device, "what it has")
         wanted: dict[str, Path] = {}
         whole: dict[str, Any] = {}
         for key, (folder, manifest) in artifacts.items():
@@ -362,9 +365,9 @@ class Agent:
         if not wanted:
             return 0
         size = sum(path.stat().st_size for path in wanted.values())
-        place = self.ask({"do": "room", "bytes": size}).get("folder")
-        if not isinstance(place, str) or not place.startswith("/") or not place.isprintable():
-            raise _nonsense(self.device, "a folder's name")
+        (place,) = told(self.device, self.ask({"do": "room", "bytes": size}), "folder")
+        if not place.startswith("/"):
+            raise _nonsense(self.device, "folder")
         for key, path in wanted.items():
             self._transport.push(path, f"{place}/{key}")
         self._heard = time.monotonic()  # nobody listened meanwhile
@@ -401,6 +404,59 @@ def _nonsense(device: Device, what: str) -> DeviceError:
     )
 
 
+def checked_probe(device: Device, value: Any) -> dict[str, Any]:
+    """What an agent's ``probe`` says, as plain values of the types that are read; fields of other types are left out.
+
+    Raises:
+        DeviceError: it is no object at all.
+    """
+    if not isinstance(value, dict):
+        raise _nonsense(device, "a probe")
+    found = plain_values(value, 4)
+    checked: dict[str, Any] = {}
+    for key, kind in _PROBE.items():
+        if isinstance(found.get(key), kind):
+            checked[key] = found[key]
+    for key in ("runtimes", "missing", "programs"):
+        checked[key] = {
+            name: text for name, text in checked.get(key, {}).items() if text is None or isinstance(text, str)
+        }
+    environment = checked.setdefault("environment", {})
+    for key, kind in (("memory_bytes", int), ("cores", int), ("cpu_flags", list), ("packages", dict)):
+        if not isinstance(environment.get(key), kind):
+            environment.pop(key, None)
+    conditions = checked.setdefault("conditions", {})
+    for key in ("clock_khz", "temperature_c"):
+        conditions[key] = {name: number for name, number in _mapping(conditions.get(key)).items() if _number(number)}
+    cache = checked.get("cache", {})
+    if not (isinstance(cache.get("folder"), str) and all(_number(cache.get(key)) for key in ("bytes", "limit"))):
+        checked.pop("cache", None)
+    return checked
+
+
+_PROBE: Mapping[str, type] = {
+    "python": str, "system": str, "machine": str, "host": str, "boot": str, "runtimes": dict, "missing": dict,
+    "environment": dict, "conditions": dict, "compiler": str, "free_bytes": int, "jetpack": str, "tensorrt": dict,
+    "programs": dict, "cache": dict,
+}  # fmt: skip
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def told(device: Device, answer: Event, *names: str) -> list[str]:
+    """Texts that an answer must have.
+
+    Raises:
+        DeviceError: it has not.
+    """
+    texts = [answer.get(name) for name in names]
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+        raise _nonsense(device, " and ".join(names))
+    return [str(text) for text in texts]
+
+
 def checked_latency(device: Device, value: Any) -> dict[str, Any]:
     """A latency object of the agent's, with nothing in it that a measurement does not have.
 
@@ -408,6 +464,8 @@ def checked_latency(device: Device, value: Any) -> dict[str, Any]:
         DeviceError: samples that are no times, or another shape.
     """
     rounds = value.get("rounds_ms") if isinstance(value, dict) else None
+    if rounds is not None and (value.get("scope") not in get_args(Scope) or value.get("mode") not in get_args(Mode)):
+        raise _nonsense(device, "a latency's scope")
     if not isinstance(rounds, list) or not rounds or not all(_times(part) and part for part in rounds):
         raise _nonsense(device, "latency samples")
     if not _times(value.get("warmup_ms")) or not _times([value.get("first_ms"), value.get("load_ms")]):

@@ -23,6 +23,8 @@ FAILED = 255
 """ssh's own exit code; any other is the command's."""
 ERRORS = 64 << 10
 """Bytes of standard error that are kept."""
+SOCKETS = "/tmp"
+"""Where connections' sockets lie: short, since a socket's path may have about 100 characters."""
 OPTIONS = (
     "BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=5", "ServerAliveCountMax=3", "ClearAllForwardings=yes",
     "RequestTTY=no", "RemoteCommand=none", "PermitLocalCommand=no", "ForwardX11=no", "LogLevel=ERROR",
@@ -30,9 +32,9 @@ OPTIONS = (
 """Nobody can answer a question, a dead network is noticed in 15 s, and nothing of an interactive session is set up."""
 
 RECEIVE = """
-import os, shutil, sys
+import errno, os, shutil, sys
 path, size = sys.argv[1], int(sys.argv[2])
-partial = path + ".partial"
+partial = "%s.%d.partial" % (path, os.getpid())
 try:
     os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
     with open(partial, "wb") as file:
@@ -46,9 +48,9 @@ except (OSError, EOFError) as error:
     if isinstance(error, EOFError):
         sys.exit(4)
     sys.stderr.write("edgekit: %s (%s)" % (error.strerror, error.filename))
-    sys.exit(3 if error.errno in (27, 28, 122) else 2)
+    sys.exit(3 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 2)
 """
-"""What the device runs to take a file: exit code 2 refused, 3 no space (ENOSPC, EDQUOT, or over a limit), 4 cut off."""
+"""What the device runs to take a file: exit code 2 refused, 3 no space (or over a limit), 4 cut off."""
 
 SEND = """
 import shutil, sys
@@ -93,8 +95,7 @@ class SshTransport:
         if program is None:
             raise DeviceError(f"device '{device.name}' needs ssh on this machine: install openssh-client")
         self._program = program
-        # Short: a socket's path may have about 100 characters.
-        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-ssh-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="edgekit-ssh-", dir=SOCKETS))
         self._shared = self._shares_connections()
 
     def _destination(self) -> tuple[str, ...]:
@@ -104,9 +105,11 @@ class SshTransport:
 
     def _shares_connections(self) -> bool:
         """Whether the user's configuration shares connections by itself; then one that they opened by hand is used."""
-        done = subprocess.run(
-            (self._program, "-G", *self._destination()), capture_output=True, text=True, errors="replace", check=False
-        )
+        asked = (self._program, "-G", *self._destination())
+        try:
+            done = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False, timeout=30)
+        except subprocess.TimeoutExpired:  # a Match exec that hangs, of which the connection itself will tell
+            return False
         settings = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
         return settings.get("controlpath", "none") != "none" and settings.get("controlmaster", "false") != "false"
 

@@ -18,6 +18,7 @@ from edgekit import __version__
 from edgekit.core.errors import DeviceError, EdgekitError, UsageError
 from edgekit.core.files import sha256_json, write_bytes, write_json
 from edgekit.core.progress import Progress
+from edgekit.core.registry import target_names
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, Int32, Provenance, ProvenanceKind, Size
 from edgekit.devices.connected import Connected, connect_device
@@ -89,6 +90,16 @@ def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress:
     if failed := [board for board in boards if isinstance(board, DeviceError)]:
         raise failed[0]
     return connected
+
+
+def check_targets(boards: Sequence[Connected], targets: Sequence[str]) -> None:
+    """Raise DeviceError for a device that has nothing to do."""
+    for board in boards:
+        reasons = [why_not(board, target) for target in targets]
+        if None not in reasons:
+            name = board.device.name
+            why = next((reason for reason in reasons if reason), None) or board.lacks(targets[0]) or "see its runs ="
+            raise DeviceError(f"device '{name}' runs none of this run's targets, {', '.join(targets)}: {why}")
 
 
 def side_by_side(boards: Sequence[Connected], work: Callable[[Connected], Any]) -> list[Any]:
@@ -399,7 +410,13 @@ def _nearest(source: int, target: int) -> Int32:
 
 
 def check_devices(devices: Sequence[Device]) -> None:
-    """Raise UsageError for devices that cannot be measured on side by side."""
+    """Raise UsageError for devices that cannot be measured on side by side, or are to run what is no target."""
+    for device in devices:
+        if unknown := [name for name in device.runs if name not in target_names()]:
+            raise UsageError(
+                f"device '{device.name}': '{unknown[0]}' is no target: correct runs = in the inventory to some of "
+                f"{', '.join(target_names())}"
+            )
     addresses: dict[tuple[str, str, int | None], str] = {}
     for device in devices:
         place = (device.kind, device.address, device.port)

@@ -44,7 +44,7 @@ from edgekit.pipeline.accuracy import (
 )
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
-from edgekit.pipeline.devices import Work, check_devices, connect, measure_on_devices
+from edgekit.pipeline.devices import Work, check_devices, check_targets, connect, measure_on_devices
 from edgekit.pipeline.quantization import Calibration, check_calibration, refuse_evaluated
 from edgekit.pipeline.stored import bench_frames, model_key, stored_part
 
@@ -177,6 +177,7 @@ def run(plan: Plan, progress: Progress) -> Path:
     with ExitStack() as stack:
         # A device that is not there is told now, not after hours; connections are kept until it is their turn.
         boards = connect([device for device in plan.devices if device != THIS_MACHINE], stack, folder, progress)
+        check_targets(boards, plan.targets)
         made, failed = _convert(plan, progress)
         documents, errors = _measurements(plan, boards, made, failed, frames, progress)
     # Only now: an interrupted rerun leaves the finished run before it as it was.

@@ -42,7 +42,7 @@ class Project:
     def device(self, name: str = "board", **more: Any) -> Path:
         """Another device in the inventory; its cache's folder."""
         sshd.inventory(self.folder, self.server, name, **more)
-        return self.folder / f"cache-{name}"
+        return self.folder / f"cache-{name}" / "edgekit"
 
     def edgekit(self, *arguments: object) -> Done:
         """A command in this process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,12 +68,13 @@ def project(
     short_latency(monkeypatch)
     server = sshd.make_server(tmp_path / "sshd")
     server.start()
-    sockets = set(Path("/tmp").glob("edgekit-ssh-*"))
+    sockets = Path(tempfile.mkdtemp(dir="/tmp"))
+    monkeypatch.setattr("edgekit.devices.ssh.SOCKETS", str(sockets))
     yield Project(folder, server, made, monkeypatch, capfd)
     until = time.monotonic() + 15
     while left := [*server.sessions(), *server.others_with(str(tmp_path))]:
         assert time.monotonic() < until, [Path(f"/proc/{process}/cmdline").read_bytes() for process in left]
         time.sleep(0.05)
     server.stop()
-    assert set(Path("/tmp").glob("edgekit-ssh-*")) <= sockets, "a connection's socket was left"
+    sockets.rmdir()  # empty: no connection's socket was left
     assert {entry.name for entry in tmp_path.iterdir()} <= {"project", "sshd", "device"}, "written outside the project"

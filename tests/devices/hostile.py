@@ -49,7 +49,7 @@ LATENCY: dict[str, Any] = {
     "load_ms": 1.0, "peak_rss_bytes": 1 << 20, "settings": {"threads": 1, NASTY: NASTY}, "conditions": [],
 }  # fmt: skip
 WRONG = {"negative": {"rounds_ms": [[-1.0]]}, "empty": {"rounds_ms": []}, "words": {"rounds_ms": [["fast"]]},
-         "memory": {"peak_rss_bytes": "a lot"}, "first": {"first_ms": True}}  # fmt: skip
+         "scope": {"scope": ["graph"]}, "memory": {"peak_rss_bytes": "a lot"}, "first": {"first_ms": True}}  # fmt: skip
 
 for line in sys.stdin:
     command = json.loads(line)
@@ -63,6 +63,21 @@ for line in sys.stdin:
             version = "9.9.9"
         say(number, done={"protocol": 1, "edgekit": version, **who})
     elif do == "probe":
+        if MODE == "probe":  # nothing is of the type that it should be
+            wrong: list[Any] = [1, "x", [], {}, None, True]
+            keys = (
+                "environment",
+                "runtimes",
+                "missing",
+                "conditions",
+                "cache",
+                "tensorrt",
+                "free_bytes",
+                "python",
+                "machine",
+            )
+            say(number, done={key: wrong[index % len(wrong)] for index, key in enumerate(keys)})
+            continue
         environment = {"cpu": NASTY, "cores": 4, "os": NASTY, "packages": {NASTY: NASTY}}
         say(number, done={**who, "environment": environment, "free_bytes": 1})
     elif do == "have":
@@ -73,7 +88,7 @@ for line in sys.stdin:
         if MODE == "deep":
             OUT.write(f"@edgekit:{token}:".encode() + b"[" * 200_000 + b"\n")
             OUT.flush()
-        say(number, done={key: command[key] for key in ("artifacts", "packs", "frames")})
+        say(number, done={} if MODE == "have" else {key: command[key] for key in ("artifacts", "packs", "frames")})
     elif do == "room":
         os.makedirs(f"{root}/incoming", exist_ok=True)
         say(number, done={"folder": "../../../outside" if MODE == "folder" else f"{root}/incoming"})

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from adbd import Adbd, Phones
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_formats import BATTERY, CLASSIC_HELP, LITERT_CLASSIC_GPU, THERMAL_PIXEL, damaged
 
 from calibration.datasets import open_split
-from edgekit.core.errors import ArtifactError, DeviceError
+from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, SessionOptions, Size
 from edgekit.devices.android import CACHE, Phone
 from edgekit.devices.inventory import Device
+from edgekit.devices.transport import Done
 from edgekit.devices.worker import count_pack
 from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.pipeline.accuracy import Frames
@@ -388,3 +394,57 @@ def test_an_output_that_cannot_be_read_is_said(device: Device, artifact: Artifac
     odd = replace(artifact, manifest={**artifact.manifest, "native_output": "float32 [1,2,2,19] and more"})
     with connect(device, tmp_path) as phone, pytest.raises(ArtifactError, match="convert it again"):
         phone.labeller(odd, None)(np.zeros((1, SIZE.height, SIZE.width, 3), np.uint8))
+
+
+class Liar:
+    """A transport whose answers are right but for one."""
+
+    def __init__(self, device: Device, data: st.DataObject) -> None:
+        self.device, self.data, self.asked = device, data, 0
+        self.lie = data.draw(st.integers(0, 40))
+
+    def run(self, command: Sequence[str], data: bytes = b"", seconds: float = 60.0, limit: int = 1 << 24) -> Done:
+        first, last = command[0], command[-1]
+        answers = {
+            "getprop": GETPROP, "df": "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/x 9000 1 8999 1% /data\n",
+            "sha256sum": f"{last.rpartition('/')[2]}  {last}\n", "dumpsys": THERMAL_PIXEL if last == "thermalservice" else BATTERY,
+            "cat": {"/proc/cpuinfo": CPUINFO, "/proc/meminfo": "MemTotal: 8000000 kB\n"}.get(last, "0d1f\n"),
+            "sh": f"1234 {'a' * 64}\n" if "ls -t" in " ".join(command) else "0 1 2 3:walt:1785600:1785600\n",
+        }  # fmt: skip
+        text = answers.get(first, "")
+        if first.startswith(CACHE):
+            text = CLASSIC_HELP + "\t--use_gpu=false\tbool\n" if last == "--help" else LITERT_CLASSIC_GPU
+        self.asked += 1
+        if self.asked == self.lie:
+            text = self.data.draw(damaged(text) | st.text())
+            return Done(self.data.draw(st.integers(0, 255)), text.encode("utf-8", "replace"), b"")
+        return Done(0, text.encode(), b"")
+
+    def push(self, source: Path, remote: str) -> None:
+        pass
+
+    def pull(self, remote: str, destination: Path, limit: int) -> None:
+        raise AssertionError("not called")
+
+    def close(self) -> None:
+        pass
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_phone_that_lies_once_is_an_error_or_a_result(
+    data: st.DataObject, artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Never anything else, and never a number that JSON does not have."""
+    logs = tmp_path_factory.mktemp("liar")
+    device = Device("pixel", "adb", "R5CT123", benchmark_model=str(BIN / "benchmark_model"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgekit.devices.adb.connect", lambda device: Liar(device, data))
+        try:
+            with Phone(device, logs, Progress(silent=True)) as phone:
+                found = [phone.found, phone.clean(), phone.sustain(artifact, logs, 0.0011, 2)]  # one interval
+                found += phone.measure([artifact], logs, "quick", "graph", 2)
+        except EdgekitError as error:
+            assert "\n" not in str(error) and str(error).isprintable()
+        else:
+            json.dumps([one for one in found if not isinstance(one, EdgekitError)], allow_nan=False)

@@ -648,7 +648,7 @@ def test_anything_else_is_one_clear_error(text: str | bytes) -> None:
 
 
 NUMBERS = st.one_of(
-    st.integers().map(str), st.floats().map(str), st.sampled_from(["1e999", "-1e999", "1e-999", "nan", "inf", "-", "0", ""]),
+    st.integers().map(str), st.floats(allow_subnormal=False).map(str), st.sampled_from(["1e999", "-1e999", "1e-999", "nan", "inf", "-", "0", ""]),
     st.sampled_from([19, 400, 4301]).map(lambda digits: "9" * digits),  # than a float holds, and than int() takes
 )  # fmt: skip
 JUNK = st.text(max_size=20) | st.sampled_from(["\x1b[31m", "\r", "\u2028", "%s", "mName=", "count=", "{", "]", " = ms"])

@@ -202,6 +202,20 @@ def test_an_old_tool_gives_latency_without_accuracy(project: Project) -> None:
     assert "NPU" in project.page()
 
 
+def test_sustained_load_and_bench(project: Project) -> None:
+    done = project.run("--sustained", "4s")
+    assert done.code == 0, done.err
+    load = project.page().partition("## Sustained load")[2].partition("\n## ")[0]
+    assert "TFLite fp32" in load and "19.8" in load and "40 to 40" in load, load
+    assert (project.folder / "out/report/figures/pixel-sustained.svg").is_file()
+    (artifact,) = (project.folder / "out/artifacts").iterdir()
+    bench = project.edgekit("bench", artifact, "--device", "pixel", "--json")
+    assert bench.code == 0, bench.err
+    assert '"graph"' in bench.out and "benchmark_model" in bench.out
+    worded = project.edgekit("bench", artifact, "--device", "pixel")
+    assert worded.code == 0 and "graph: p50 19.8 ms" in worded.out and "on GPU: 8.9 ms" in worded.out, worded.out
+
+
 def test_probe_and_clean(project: Project) -> None:
     done = project.edgekit("devices", "probe", "pixel")
     assert done.code == 0, done.err

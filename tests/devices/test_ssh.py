@@ -118,11 +118,11 @@ def test_probe_and_clean(project: Project) -> None:
         project.edgekit("evaluate", "out/artifacts/onnxruntime-fp32-64x128", "--frames", 2, "--device", "board").code
         == 0
     )
-    assert cache.is_dir()
+    (cache / "mine.txt").write_text("the user's own")
     done = project.edgekit("devices", "clean", "board", "--json")
     assert done.code == 0, done.err
     assert done.document["bytes"] > 10_000
-    assert not cache.exists()
+    assert [entry.name for entry in cache.iterdir()] == ["mine.txt"], "only what edgekit put there"
 
 
 def test_bench_with_everything(project: Project) -> None:
@@ -155,6 +155,13 @@ def test_what_cannot_run_there(project: Project) -> None:
     done = project.edgekit("bench", "out/artifacts/tensorrt-fp32-64x128", "--device", "board")
     assert done.code == 1
     assert "apt install nvidia-jetpack" in done.sentence
+    done = project.run("--device", "board", targets="coreml,tensorrt")
+    assert done.code == 1
+    assert "device 'board' runs none of this run's targets" in done.sentence
+    project.device("typo", address="left", runs=["tflte"])
+    done = project.run("--device", "typo")
+    assert done.code == 2
+    assert "'tflte' is no target" in done.sentence
     done = project.edgekit("evaluate", project.made.checkpoint, "--device", "board")
     assert done.code == 2
     assert "give an artifact" in done.sentence
@@ -194,6 +201,6 @@ def test_nothing_of_a_device_reaches_a_shell(project: Project) -> None:
     project.device("board", cache=str(folder / "cache"), python=str(python))
     done = project.edgekit("bench", "out/artifacts/onnxruntime-fp32-64x128", "--device", "board", "--json")
     assert done.code == 0, done.err
-    assert list((folder / "cache" / "artifacts").iterdir())
+    assert list((folder / "cache" / "edgekit" / "artifacts").iterdir())
     for place in (project.folder, Path.home(), folder):
         assert not (place / "pwned").exists()

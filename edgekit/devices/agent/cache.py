@@ -15,6 +15,7 @@ from edgekit.core.errors import EdgekitError
 from edgekit.core.files import path_bytes, sha256_path, write_json
 
 _KEY = re.compile(r"[0-9a-f]{16,64}")
+_AGENT = re.compile(r"agent-[0-9a-f]{16}\.pyz(\.\d+\.partial)?")
 DONE = "manifest.json"
 """Written last into an artifact's folder: without it the folder is not whole."""
 
@@ -134,10 +135,11 @@ class Cache:
         return path_bytes(self.root)
 
     def clean(self) -> int:
-        """Remove everything that is kept here; returns how many bytes that were. The agent's own file goes too."""
+        """Remove everything that edgekit put here, agents too; returns how many bytes that were. Nothing else is touched."""
         freed = self.size()
         for entry in list(self.root.iterdir()):
-            _remove(entry)
+            if entry.name in ("incoming", "logs", *self.KINDS) or _AGENT.fullmatch(entry.name):
+                _remove(entry)
         try:
             self.root.rmdir()
         except OSError as error:

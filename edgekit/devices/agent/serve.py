@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
@@ -111,21 +112,22 @@ def serve(token: str, root: str, limit: int, version: str, silence: float = SILE
         command = commands.get()
         talk.number = command.get("id")
         try:
-            talk.say(done=COMMANDS[command["do"]](agent, command))
+            answer: dict[str, Any] = {"done": COMMANDS[command["do"]](agent, command)}
         except Exception as error:
             kind, text = _described(error)
             if kind == "bug":
                 traceback.print_exc()
-            talk.say(error={"kind": kind, "text": text})
-        talk.number = None
+            answer = {"error": {"kind": kind, "text": text}}
         commands.task_done()
+        talk.say(**answer)
+        talk.number = None
 
 
 def _described(error: Exception) -> tuple[str, str]:
     for kind, types in (("space", NoSpace), ("busy", Busy), ("missing", TargetError), ("artifact", ArtifactError)):
         if isinstance(error, types):
             return kind, str(error)
-    if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "space", f"no space left on the device ({error.filename or 'no file named'})"
     if isinstance(error, EdgekitError):
         return "refused", str(error)

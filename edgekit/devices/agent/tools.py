@@ -20,6 +20,8 @@ OUTPUT = 4 << 20
 """Bytes of a program's output that are kept: its end."""
 TRTEXEC = "/usr/src/tensorrt/bin"
 """Where JetPack puts trtexec, outside of PATH."""
+WATCHING = 5.0
+"""Seconds that tegrastats has for its first line, before what it is to watch begins."""
 PROGRAMS = ("trtexec", "tegrastats")
 
 
@@ -97,6 +99,9 @@ def run(program: str, arguments: Sequence[str], seconds: float, watched: bool, p
             watcher = subprocess.Popen(
                 lifeline((watcher_path, "--interval", "500")), stdin=subprocess.DEVNULL, stdout=beside, stderr=beside
             )
+            until = time.monotonic() + WATCHING
+            while not os.fstat(beside.fileno()).st_size and watcher.poll() is None and time.monotonic() < until:
+                time.sleep(0.02)
         process = subprocess.Popen(
             lifeline((path, *arguments)), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
