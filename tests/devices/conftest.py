@@ -14,6 +14,7 @@ import pytest
 import sshd
 from adbd import Adbd, Phones
 from boards import Made, Project, make_run
+from parts import missing
 from seam import short_latency
 
 
@@ -52,8 +53,8 @@ def phones(adb_server: None, tmp_path: Path) -> Iterator[Phones]:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, small_checkpoint: Path) -> Made:
     """A whole run here and on the device ``board``, every target in float. Copy its folder ``out``; do not write to it."""
-    if sshd.MISSING:
-        pytest.skip(sshd.MISSING)
+    if reason := missing("sshd"):
+        pytest.skip(reason)
     return make_run(tmp_path_factory.mktemp("made"), small_checkpoint)
 
 

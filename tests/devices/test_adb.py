@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import threading
 import time
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import pytest
 from adbd import Adbd, Phones
+from parts import missing
 
 from edgekit.core.errors import DeviceError, DeviceLost
 from edgekit.devices import adb
 from edgekit.devices.inventory import Device
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("adb") is None, reason="no adb here: make test-devices installs it (apt install adb)"
-)
+pytestmark = pytest.mark.skipif(missing("adb") is not None, reason=str(missing("adb")))
 
 
 def device(phone: Adbd | str) -> Device:

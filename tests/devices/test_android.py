@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ import pytest
 from adbd import Adbd, Phones
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from parts import missing
 from test_formats import BATTERY, CLASSIC_HELP, LITERT_CLASSIC_GPU, THERMAL_PIXEL, damaged
 
 from calibration.datasets import open_split
@@ -31,9 +31,7 @@ from edgekit.pipeline.accuracy import Frames
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
 from edgekit.pipeline.devices import frame_packs
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("adb") is None, reason="no adb here: make test-devices installs it (apt install adb)"
-)
+pytestmark = pytest.mark.skipif(missing("adb") is not None, reason=str(missing("adb")))
 BIN = Path(__file__).parent / "bin"
 SIZE = Size(64, 128)
 FRAMES = 3

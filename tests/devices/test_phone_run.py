@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 from adbd import Adbd, Phones
+from parts import missing
 from seam import Done, call, short_latency
 from test_android import BIN, DUMPSYS, GETPROP, calls, fault, folder, furnish
 
 from reports.document import validate
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("adb") is None, reason="no adb here: make test-devices installs it (apt install adb)"
-)
+pytestmark = pytest.mark.skipif(missing("adb") is not None, reason=str(missing("adb")))
 RUN = (
     "--targets", "tflite", "--precisions", "fp32", "--size", "64x128", "--frames", 3, "--samples", 2, "--threads", 1,
     "--out", "out", "--json",
