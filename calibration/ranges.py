@@ -144,7 +144,7 @@ def _percentile(share: float) -> Estimator:
 
 def _least_squares(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
     """The share of the whole range at which rounding and cutting off together err least."""
-    counts, edges = np.histogram(sample, LEAST_SQUARES_BINS, (low, high) if low < high else None)
+    counts, edges = np.histogram(sample.astype(np.float64), LEAST_SQUARES_BINS, (low, high) if low < high else None)
     values = torch.from_numpy((edges[1:] + edges[:-1]) / 2)
     weights = torch.from_numpy(counts)
     shares = np.linspace(0.2, 1.0, 41)
@@ -160,7 +160,7 @@ def _entropy(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[
     """The threshold at which the distribution in 128 steps is nearest to that in 2048 (NVIDIA's calibration, 2017)."""
     bins, steps = 2048, 128
     reach = max(-low, high)
-    counts = np.histogram(np.abs(sample), bins, (0.0, reach or 1.0))[0].astype(np.float64)
+    counts = np.histogram(np.abs(sample).astype(np.float64), bins, (0.0, reach or 1.0))[0].astype(np.float64)
     counts[0] = counts[1]  # the zeros of ReLU say nothing of the rest
     best, least = bins, np.inf
     for kept in range(steps, bins + 1, 16):

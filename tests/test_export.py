@@ -24,6 +24,7 @@ from edgekit.export.graph import FrameToLabels, deployable, normalize, reference
 from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
     apply_rewrites,
+    attend_with_heads,
     drop_idle,
     fold_batch_norm,
     pooling_matrix,
@@ -330,6 +331,23 @@ def test_large_maxima_are_taken_in_two_steps(
     module = exported(network, x)
     assert split_max_pooling(module) == (min(kernel) >= 4)
     assert torch.equal(module(x), network(x))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_without_heads_gets_one(masked: bool) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).transpose(1, 2)
+            mask = (torch.arange(6)[:, None] >= torch.arange(6))[None] if masked else None
+            attended = F.scaled_dot_product_attention(tokens, tokens * 2, tokens + 1, mask, scale=0.3)
+            heads = tokens[:, None]
+            return attended + F.scaled_dot_product_attention(heads, heads, heads)[:, 0] * attended
+
+    x = torch.randn(2, 4, 2, 3)
+    module = exported(Attention(), x)
+    assert attend_with_heads(module) == 1
+    torch.testing.assert_close(module(x), Attention()(x))
+    assert attend_with_heads(module) == 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -76,6 +76,15 @@ def test_no_estimator_leaves_what_was_seen(name: str) -> None:
         assert min(seen[0], 0.0) <= low <= high <= max(seen[1], 0.0)
 
 
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1 + 2e-7), (0.0, 3e-45), (0.0, 0.0), (-2.0, -2.0)])
+def test_values_almost_all_alike_have_a_range(name: str, low: float, high: float) -> None:
+    """float32 has no room for a histogram's edges there."""
+    sample = np.asarray([low, high] * 8, np.float32)
+    found = ESTIMATORS[name](sample, float(sample.min()), float(sample.max()), "asymmetric")
+    assert np.isfinite(found).all() and found[0] <= found[1]
+
+
 def test_limits_are_those_of_each_channel_in_any_layout() -> None:
     value = torch.randn(1, 6, 10, 14)
     expected = np.stack([value.amin((0, 2, 3)).numpy(), value.amax((0, 2, 3)).numpy()], 1)

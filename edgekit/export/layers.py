@@ -58,11 +58,18 @@ def layers_of(graph: DeployableGraph) -> tuple[Layer, ...]:
             elif node.target in ACTIVATIONS and source is not None and len(source.users) == 1:
                 names[node.name] = names[source.name]
             else:
-                names[node.name] = f"{module_of(node)}:{str(node.target).split('.')[1]}"
+                names[node.name] = f"{module_of(node)}:{_operation_of(node)}"
     together: dict[str, set[str]] = {}
     for node_name, name in names.items():
         together.setdefault(name, set()).add(node_name)
     return tuple(Layer(name, frozenset(nodes), name in weighted) for name, nodes in together.items())
+
+
+def _operation_of(node: Node) -> str:
+    """``relu`` of aten.relu.default; ``getitem`` where one of several results is taken."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def nodes_of(graph: DeployableGraph, layers: Collection[str]) -> frozenset[str]:

@@ -395,13 +395,6 @@ def _next_convolution(node: Node) -> Node | None:
 
 _XNNPACK = "which XNNPACK, LiteRT's fast path on a CPU, does not take"
 
-_NOT_EXECUTED = ("grid_sampler", "index", "index_put", "nonzero")
-"""ATen operations whose ML Program form edgekit's executor does not know, indexing by a mask only."""
-
-
-def _is_not_executed(node: Node) -> bool:
-    return _is_by_mask(node) if _operation(node) in ("index", "index_put") else True
-
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -685,13 +678,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "grid-sample",
         ("grid_sampler",),
-        (Outcome("slow", (TFLITE,), "some eighty operations stand in for it, comparisons and gathers among them"),),
+        (
+            Outcome("slow", (TFLITE,), "some eighty operations stand in for it, comparisons and gathers among them"),
+            Outcome("wrong", (TFLITE,), "the places to sample at are rounded to 255 steps over the map", "int8"),
+        ),
         "replace the warp by plain convolutions and resizes, or keep to the targets that have it",
     ),
     Rule(
         "affine-grid",
         ("affine_grid_generator",),
-        (Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not know affine_grid"),),
+        (
+            Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not know affine_grid"),
+            Outcome("fails", (COREML,), "coremltools knows affine_grid only with grid_sample right behind it"),
+        ),
         "the grid of a fixed transform is a constant: compute it once and register it as a buffer",
     ),
     Rule(
@@ -838,20 +837,6 @@ RULES: tuple[Rule, ...] = (
         (Outcome("slow", (TFLITE,), f"a strided slice, {_XNNPACK}"),),
         "use a convolution with stride 2, whose weights can do the same",
         _steps_over_a_map,
-    ),
-    Rule(
-        "core-ml-int8",
-        _NOT_EXECUTED,
-        (
-            Outcome(
-                "fails",
-                (COREML,),
-                "edgekit calibrates by executing the ML Program, and its executor does not know this operation",
-                "int8",
-            ),
-        ),
-        "convert to Core ML in fp16, or replace it: torch.where does without a mask's places",
-        _is_not_executed,
     ),
     Rule(
         "spectral-norm",

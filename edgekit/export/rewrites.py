@@ -259,6 +259,33 @@ SPLIT_FROM = 4
 """Windows of 3x3 are left alone: nine comparisons against six, and a map more to write."""
 
 
+def attend_with_heads(module: GraphModule) -> int:
+    """Attention over [N, L, E] as one head's over [N, 1, L, E].
+
+    Not among :data:`REWRITES`: PyTorch's ONNX exporter alone takes no other (torch 2.13, "only 4D query, key, and value").
+    """
+    count = 0
+    for node in list(module.graph.nodes):
+        attends = node.op == "call_function" and node.target is aten.scaled_dot_product_attention.default
+        if not attends or len(node_shape(node)) != 3:
+            continue
+        for index, given in enumerate(node.args):
+            if isinstance(given, Node) and len(node_shape(given)) == 3:
+                with module.graph.inserting_before(node):
+                    headed = module.graph.call_function(aten.unsqueeze.default, (given, 1))
+                headed.meta = {**given.meta, "val": given.meta["val"].unsqueeze(1)}
+                node.update_arg(index, headed)
+        with module.graph.inserting_after(node):
+            headless = module.graph.call_function(aten.squeeze.dim, (node, 1))
+        headless.meta = dict(node.meta)
+        node.meta["val"] = node.meta["val"].unsqueeze(1)
+        node.replace_all_uses_with(headless, lambda user, headless=headless: user is not headless)
+        count += 1
+    module.graph.lint()
+    module.recompile()
+    return count
+
+
 def drop_idle(module: GraphModule) -> int:
     """Remove what changes nothing in evaluation: dropout, copies, resizes to the same size, slices of everything."""
     count = 0

@@ -132,7 +132,7 @@ def _sample(value: NDArray[Any]) -> Float32:
         if value.size <= SAMPLES
         else np.random.default_rng(value.size).integers(0, value.size, SAMPLES)
     )
-    return np.asarray(value[np.unravel_index(positions, value.shape)], np.float32)
+    return np.asarray(value.reshape(-1)[positions], np.float32)
 
 
 def find_node(graph: DeployableGraph, quantization: Quantization, value: NDArray[Any]) -> str | None:

@@ -454,6 +454,8 @@ def _resize(a: Args, shape: tuple[int, ...]) -> Tensor:
 @_op("concat")
 def _concat(a: Args, shape: tuple[int, ...]) -> Tensor:
     values, axis = a["values"], a["axis"]
+    if not as_tensor(values[0]).ndim:  # numbers side by side make a vector
+        return torch.stack([as_tensor(value) for value in values])
     if not a.get("interleave", False):
         return torch.cat(values, axis)
     stacked = torch.stack(values, axis % len(shape) + 1)

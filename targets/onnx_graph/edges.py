@@ -90,6 +90,7 @@ def from_bordered(core: Any, graph: DeployableGraph, bordered: Bordered) -> Any:
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
     folding = _fold_columns(model, bytes_name, height, width)
+    _store_unsigned(model, bytes_name)
     nodes, constants = _border(graph, bordered, 0 if folding is None else folding.added)
     last = nodes[-1].output[0] if nodes else "frame"
     if folding is not None:
@@ -265,6 +266,27 @@ def _fold_columns(model: Any, bytes_name: str, height: int, width: int) -> Foldi
     for step in reversed(steps):
         model.graph.node.insert(place, step)
     return folding
+
+
+def _store_unsigned(model: Any, bytes_name: str) -> None:
+    """The weights that pixels are multiplied with as uint8 about 128: the same numbers, by another kernel.
+
+    On an x86 CPU without VNNI, ONNX Runtime adds two products of a byte and an int8 in 16 bits, which overflow where pixels are
+    bright (microsoft/onnxruntime#14642); of two unsigned bytes it does not. Later layers seldom come near.
+    """
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        source = makers.get(node.input[0]) if node.op_type == "Conv" else None
+        if source is None or source.op_type != "DequantizeLinear" or source.input[0] != bytes_name:
+            continue
+        dequantizing = makers[node.input[1]]
+        weight, zero_point = (_array(constants, dequantizing.input[index]) for index in (0, 2))
+        if weight.dtype != np.int8 or zero_point.any():
+            continue
+        for index, value in ((0, weight.astype(np.int16)), (2, zero_point.astype(np.int16))):
+            name = f"{dequantizing.input[index]}_unsigned"
+            dequantizing.input[index] = _constant(model, name, (value + 128).astype(np.uint8))
 
 
 def _copy(core: Any) -> Any:
