@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO
 
 from edgekit.core.errors import DeviceError, DeviceLost
-from edgekit.core.files import write_bytes
 from edgekit.devices.formats.text import lines, shortened
 from edgekit.devices.inventory import Device
 from edgekit.devices.transport import OUTPUT_LIMIT, Done
@@ -88,6 +87,8 @@ class AdbTransport:
         self.device = device
         self._adb = find_adb()
         self._seen = False
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
 
     def check(self) -> None:
         """Raise DeviceError unless the phone is there, lets this computer in, and its shell tells exit codes."""
@@ -122,21 +123,14 @@ class AdbTransport:
             self._failed_push(done, partial, remote)
         self._checked(("mv", "-f", partial, remote), f"{remote} cannot be written there")
 
-    def pull(self, remote: str, destination: Path, limit: int) -> None:
-        """See :class:`edgekit.devices.transport.Transport`.
-
-        Not by adb pull: that takes as many bytes as a device sends, and names from its folders.
-        """
-        done = self.run(("cat", remote), b"", CONNECT_SECONDS + limit * PUSH_SECONDS_PER_BYTE, limit)
-        if done.code:
-            raise self._error(f"{remote} cannot be read there ({_said(done)}): run again")
-        write_bytes(destination, done.out)
-
     def close(self) -> None:
         """See :class:`edgekit.devices.transport.Transport`.
 
         adb's own connection to a wireless device stays: others may use it too.
         """
+        self._closed = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def _connect(self) -> None:
         done = self._call(("connect", self.device.address), b"", CONNECT_SECONDS, OUTPUT_LIMIT)
@@ -167,7 +161,7 @@ class AdbTransport:
         done = self._call(("devices",), b"", CONNECT_SECONDS, OUTPUT_LIMIT)
         if done.code:
             raise self._error(f"adb does not work here ({_said(done)}): run adb devices by hand and look")
-        for line in lines(done.out):
+        for line in lines(done.out, endless_numbers=True):
             serial, tab, state = line.partition("\t")
             if tab and serial == self.device.address:
                 return state.strip()
@@ -221,9 +215,12 @@ class AdbTransport:
 
     def _call(self, arguments: Sequence[str], data: bytes, seconds: float, limit: int) -> Done:
         """The adb client to its end, with at most ``limit`` bytes of output and never longer than ``seconds``."""
-        process = subprocess.Popen(
-            (self._adb, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        process = self._process = subprocess.Popen(
+            (self._adb, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is edgekit's, which ends it; a terminal would send it to both
+        )  # fmt: skip
+        if self._closed:  # meanwhile, by another thread
+            process.kill()
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         out, err = _Reader(process.stdout, process, limit), _Reader(process.stderr, process, limit)
         writer = threading.Thread(target=_write, args=(process.stdin, data), daemon=True)
@@ -242,9 +239,12 @@ class AdbTransport:
                 # The adb server that a first call starts may hold the pipes open.
                 worker.join(max(1.0, min(5.0, deadline - time.monotonic())))
         finally:
+            self._process = None
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        if self._closed:
+            raise DeviceLost(f"device '{self.device.name}': the measurement was ended")
         if out.exceeded or err.exceeded:
             raise self._error(f"it sent more than {limit} bytes where less was due: see what runs there, and run again")
         return Done(process.returncode, bytes(out.taken), bytes(err.taken))

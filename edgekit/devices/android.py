@@ -59,6 +59,8 @@ _POLICY = re.compile(r"([0-9 ]{1,160}):([^:]*):([^:]*):([^:]*)")
 
 Heat lowers what they may have. What they have would be that of an idle phone: it is asked between calls of the tool.
 """
+LOG_LIMIT, LOG_CALL = 64 << 20, 256 << 10
+"""Bytes of what tools say that a device's log takes altogether, and of one call."""
 Answer = TypeVar("Answer")
 
 
@@ -110,6 +112,7 @@ class Phone:
         self._folder = device.cache or CACHE
         self._flags: frozenset[str] = frozenset()
         self._program = ""
+        self._closed = False
         serial = sha256_bytes(device.address.encode())[:16]
         self._lock = DeviceLock("another edgekit", Path(tempfile.gettempdir()) / f"edgekit-adb-{serial}.lock")
         self._transport = adb.connect(device)
@@ -126,8 +129,8 @@ class Phone:
         self.close()
 
     def close(self) -> None:
-        """End the connection; what was sent stays for the next time."""
-        self._lock.release()
+        """End the connection, also from another thread, whose work then ends; what was sent stays for the next time."""
+        self._closed = True
         self._transport.close()
 
     def clean(self) -> int:
@@ -167,9 +170,10 @@ class Phone:
         """What runs a target's artifacts there."""
         return f"LiteRT {self.found['benchmark_model']}"
 
-    def can_evaluate(self, artifact: Artifact) -> bool:
-        """Whether its labels can be had there: this version of the tool takes inputs and gives outputs."""
-        return {"input_layer_value_files", "output_filepath"} <= self._flags
+    def cannot_evaluate(self, artifact: Artifact) -> str | None:
+        """What the device has or lacks so that its labels cannot be had there; None when they can."""
+        able = {"input_layer_value_files", "output_filepath"} <= self._flags
+        return None if able else "has a benchmark_model that writes no outputs"
 
     def backends(self) -> tuple[Backend, ...]:
         """Where this tool can run graphs, as far as its flags tell."""
@@ -195,7 +199,7 @@ class Phone:
         Raises:
             ArtifactError: it cannot be run there.
         """
-        if not self.can_evaluate(artifact):
+        if self.cannot_evaluate(artifact):
             raise ArtifactError(
                 f"device '{self.device.name}': this benchmark_model writes no outputs: use LiteRT's classic one, "
                 "of 2024 or newer, which has --output_filepath"
@@ -336,12 +340,13 @@ class Phone:
             ``seconds``, ``scope``, ``settings``, ``before``, and ``intervals`` with ``statistics`` and conditions at their ends.
         """
         with self._alone():
-            return self._sustain(artifact, seconds, threads)
+            model = self._send(artifact.model_path)
+            # A phone cools while it is waited for, so that a load that was cut begins anew.
+            return self._again(lambda: self._sustain(artifact, model, seconds, threads))
 
-    def _sustain(self, artifact: Artifact, seconds: float, threads: int | None) -> dict[str, Any]:
+    def _sustain(self, artifact: Artifact, model: str, seconds: float, threads: int | None) -> dict[str, Any]:
         interval = min(10.0, max(1.0, seconds / 60))
-        model = self._send(artifact.model_path)
-        before = self._again(self._conditions)
+        before = self._conditions()
         intervals: list[dict[str, Any]] = []
         settings: dict[str, Any] = {}
         begin = now = time.monotonic()
@@ -354,13 +359,13 @@ class Phone:
                 *self._command(model, threads), *self._choosing(BACKENDS[0]), "--num_runs=1", f"--min_secs={span:g}",
                 f"--max_secs={span + 30:g}", "--warmup_runs=0", "--warmup_min_secs=0",
             )  # fmt: skip
-            run = self._again(lambda command=command: self._tool(command)[0])  # type: ignore[misc]
+            run, _ = self._tool(command)
             end = time.monotonic()
             settings = self._settings(run, threads)
             intervals.append(
                 {
                     "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "statistics": _statistics([run]),
-                    **self._again(self._conditions),
+                    **self._conditions(),
                 }
             )  # fmt: skip
             now = time.monotonic()
@@ -392,7 +397,9 @@ class Phone:
         )  # fmt: skip
         try:
             return self._again(lambda: self._tool(command)[0]).peak_bytes
-        except ArtifactError:
+        except DeviceLost:
+            raise
+        except (ArtifactError, DeviceError):
             return None
 
     def _command(self, model: str, threads: int | None) -> tuple[str, ...]:
@@ -407,9 +414,7 @@ class Phone:
         """
         done = self._transport.run(command, seconds=RUN_SECONDS)
         text = done.out + b"\n" + done.err
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            log.write(" ".join(command).encode() + b"\n" + "\n".join(lines(text)).encode() + b"\n")
+        self._keep(command, text)
         try:
             if done.code and b"Inference timings" not in text and b"BENCHMARK RESULTS" not in text:
                 benchmark_model.parse(text)  # says why
@@ -418,6 +423,14 @@ class Phone:
         except DeviceError as error:
             raise ArtifactError(f"device '{self.device.name}': {error} (its output is in {self._log})") from error
         return run, " ".join(list(lines(text))[-2:])
+
+    def _keep(self, command: Sequence[str], text: bytes) -> None:
+        """What the tool said, at most so much of one call and of all."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            if log.tell() < LOG_LIMIT:
+                said = "\n".join(lines(text[:LOG_CALL]))
+                log.write(" ".join(command).encode() + b"\n" + said.encode(errors="replace") + b"\n")
 
     # The phone
 
@@ -513,7 +526,7 @@ class Phone:
         """
         script = 'ls -t "$1" | while read -r f; do echo "$(stat -c %s "$1/$f") $f"; done'
         found = []
-        for line in lines(self._read("sh", "-c", script, "sh", self._folder)):
+        for line in lines(self._read("sh", "-c", script, "sh", self._folder), endless_numbers=True):
             size, _, name = line.partition(" ")
             if _COUNT.fullmatch(size) and _OWN.fullmatch(name):
                 found.append((int(size), f"{self._folder}/{name}"))
@@ -583,7 +596,7 @@ class Phone:
             try:
                 return work()
             except DeviceLost as error:
-                if attempt + 1 == ATTEMPTS:
+                if self._closed or attempt + 1 == ATTEMPTS:
                     raise
                 self.progress.say(f"{error}: waiting for it")
                 self._connect_again(error)
@@ -595,9 +608,11 @@ class Phone:
         while True:
             try:
                 self._transport = adb.connect(self.device)
+                if self._closed:
+                    self._transport.close()
                 break
             except DeviceError as error:
-                if time.monotonic() > until:
+                if self._closed or time.monotonic() > until:
                     raise DeviceLost(f"{lost} ({error})") from error
                 time.sleep(2)
         before, now = (

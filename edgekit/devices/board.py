@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +21,12 @@ from edgekit.devices.local import Mode, Scope, interval_of
 from edgekit.devices.remote import (
     Agent,
     Event,
+    checked_conditions,
+    checked_environment,
     checked_frame,
     checked_interval,
     checked_latency,
+    checked_placement,
     checked_probe,
     failure_of,
     plain_values,
@@ -89,7 +93,9 @@ class Board:
                 return work(self._agent or self._connect())
             except DeviceLost as error:
                 self._drop()
-                if self._closed or attempt + 1 == ATTEMPTS:
+                if self._closed:
+                    raise self._ended() from error
+                if attempt + 1 == ATTEMPTS:
                     raise
                 self._say(f"{error}: connecting again")
                 self._wait(error)
@@ -109,14 +115,25 @@ class Board:
 
     def _connect(self) -> Agent:
         """Connect and have the device alone."""
+        if self._closed:
+            raise self._ended()
         agent = self._agent = Agent(self.device, self._log)
-        agent.take(lambda holder: self._say(f"waiting for {holder}"))
+        try:
+            if self._closed:  # while it was being connected
+                raise self._ended()
+            agent.take(lambda holder: self._say(f"waiting for {holder}"))
+        except BaseException:
+            self._drop()
+            raise
         before, now = self.found.get("boot"), plain_values(agent.hello).get("boot")
         self.found["boot"] = now
         if before and now and now != before:
             self.notes.append(f"device '{self.device.name}' was started anew during the run")
             self._say("it was started anew meanwhile")
         return agent
+
+    def _ended(self) -> DeviceLost:
+        return DeviceLost(f"device '{self.device.name}': the measurement was ended")
 
     def _say(self, text: str) -> None:
         self.progress.say(f"{self.device.name}: {text}")
@@ -212,21 +229,27 @@ class Board:
             (key,) = self._have(agent, [artifact])
             subject = {"artifact": key, "title": artifact.title}
             opened = agent.ask({"do": "evaluate", "step": "open", "subject": subject, "threads": threads})
-            environment = plain_values(opened.get("environment"))
+            environment = checked_environment(opened.get("environment"))
             while done < len(packs):
                 self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
                 path = packs[done]()
-                content = sha256_path(path)
+                content, count = sha256_path(path), frames_in(path)
                 agent.send(packs={content: path})
                 taken: list[dict[str, Any]] = []
 
-                def take(event: Event, taken: list[dict[str, Any]] = taken) -> None:
+                def take(event: Event, taken: list[dict[str, Any]] = taken, count: int = count) -> None:
                     if "frame" in event:
+                        if len(taken) == count:
+                            raise DeviceError(
+                                f"device '{self.device.name}' counts more frames than it was sent: run again"
+                            )
                         taken.append(
                             checked_frame(self.device, event["frame"], len(classes), len(classes.category_names))
                         )
 
                 agent.ask({"do": "evaluate", "step": "pack", "pack": content, "classes": document}, take)
+                if len(taken) != count:
+                    raise DeviceError(f"device '{self.device.name}' counted {len(taken)} of {count} frames: run again")
                 frames.extend(taken)
                 done += 1
             agent.ask({"do": "evaluate", "step": "close"})
@@ -280,9 +303,9 @@ class Board:
             return True
         return scope != "graph" and self._tensorrt_python() is not None
 
-    def can_evaluate(self, artifact: Artifact) -> bool:
-        """Whether its labels can be had there."""
-        return self._by_agent(artifact, "frame-to-labels")
+    def cannot_evaluate(self, artifact: Artifact) -> str | None:
+        """What the device has or lacks so that its labels cannot be had there; None when they can."""
+        return None if self._by_agent(artifact, "frame-to-labels") else "has no Python package of TensorRT"
 
     def _interleaved(
         self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
@@ -301,7 +324,7 @@ class Board:
             if not isinstance(number, int) or not 0 <= number < len(subjects):
                 return
             if "latency" in event:
-                found[number] = checked_latency(self.device, event["latency"])
+                found[number] = checked_latency(self.device, event["latency"], mode, scope)
             else:
                 found[number] = failure_of(self.device, event.get("failed"))
 
@@ -316,7 +339,7 @@ class Board:
                 take,
             )  # fmt: skip
 
-        environment = plain_values(self.step(work).get("environment"))
+        environment = checked_environment(self.step(work).get("environment"))
         results: list[dict[str, Any] | EdgekitError] = []
         for index, artifact in enumerate(artifacts):
             own = {
@@ -347,11 +370,11 @@ class Board:
             (key,) = self._have(agent, [artifact])
             return agent.ask({"do": "placement", "artifact": key, "compute_units": list(COMPUTE_UNITS)})
 
-        return plain_values(dict(self.step(work)), 4)
+        return checked_placement(dict(self.step(work)))
 
     def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
         """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
-        if not self.can_evaluate(artifact):  # TensorRT without its Python package
+        if self.cannot_evaluate(artifact):  # TensorRT without its Python package
 
             def load(agent: Agent) -> dict[str, Any]:
                 (key,) = self._have(agent, [artifact], engines=False)
@@ -361,6 +384,8 @@ class Board:
         intervals: list[dict[str, Any]] = []
 
         def take(event: Event) -> None:
+            if len(intervals) > 2 * seconds / interval_of(seconds) + 10:
+                raise DeviceError(f"device '{self.device.name}' does not end its sustained load: run again")
             if "interval" in event:
                 intervals.append(checked_interval(self.device, event["interval"]))
                 self.progress.update(
@@ -384,7 +409,7 @@ class Board:
             raise ArtifactError(f"device '{self.device.name}' gave no interval for {artifact.title}")
         return {
             "seconds": seconds, "scope": "frame-to-labels", "settings": plain_values(done.get("settings")),
-            "before": plain_values(done.get("before")), "intervals": intervals,
+            "before": checked_conditions(done.get("before")), "intervals": intervals,
         }  # fmt: skip
 
     def _as_artifact(self, work: Callable[[], Answer]) -> Answer:
@@ -406,6 +431,12 @@ def tensorrt_version(found: Mapping[str, Any]) -> str | None:
         return ".".join(map(str, trtexec.parse_version(said))) if isinstance(said, str) else None
     except DeviceError:
         return None
+
+
+def frames_in(pack: Path) -> int:
+    """How many frames a file of them holds; see :func:`edgekit.devices.worker.count_pack`."""
+    with zipfile.ZipFile(pack) as archive:
+        return sum(name.endswith(".image.npy") for name in archive.namelist())
 
 
 def device_key(artifact: Artifact) -> str:

@@ -49,8 +49,8 @@ class Connected(Protocol):
         """What runs a target's artifacts there, and its version."""
         ...
 
-    def can_evaluate(self, artifact: Artifact) -> bool:
-        """Whether its labels can be had there."""
+    def cannot_evaluate(self, artifact: Artifact) -> str | None:
+        """What the device has or lacks so that its labels cannot be had there; None when they can."""
         ...
 
     def evaluate(
@@ -77,7 +77,7 @@ class Connected(Protocol):
         ...
 
     def close(self) -> None:
-        """End the connection and what runs there."""
+        """End the connection and what runs there; also from another thread, whose work then ends."""
         ...
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError
 from edgekit.devices.formats import tegrastats, trtexec
+from edgekit.devices.formats.text import clean_text
 from edgekit.devices.local import Mode
 from edgekit.devices.remote import Agent, told
-from edgekit.devices.ssh import clean_text
 
 BUILD_SECONDS = 3600.0
 """An engine of a segmentation network takes minutes on a small board."""
@@ -80,7 +80,7 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
     if anew:
         agent.ask({"do": "keep_engine", "artifact": artifact, "key": place.get("key"), "good": False})
         place = agent.ask(wanted)
-    gpu = clean_text(str(place.get("gpu", "")).encode(), 100)
+    gpu = clean_text(str(place.get("gpu", "")), 100)
     # They only ever go back to the device, which looks at them again.
     key, folder, model = told(agent.device, place, "key", "folder", "model")
     seconds = None
@@ -131,11 +131,11 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
             "gpu_bytes": run.gpu_bytes,
             "with_copies_ms": sorted(copied)[len(copied) // 2] if copied else None,
             "layers": [
-                {"name": clean_text(layer.name.encode(), 160), "mean_ms": layer.mean_ms, "share": layer.share}
+                {"name": clean_text(layer.name, 160), "mean_ms": layer.mean_ms, "share": layer.share}
                 for layer in sorted(profile, key=lambda layer: -layer.share)[:SLOWEST]
             ],
-            "precisions": {clean_text(name.encode(), 20): count for name, count in precisions.items()},
-            "warnings": [clean_text(warning.encode(), 200) for warning in run.warnings[:10]],
+            "precisions": {clean_text(name, 20): count for name, count in precisions.items()},
+            "warnings": [clean_text(warning, 200) for warning in run.warnings[:10]],
             **_watched(done.get("tegrastats")),
         },
     }
@@ -256,4 +256,4 @@ def _watched(output: Any) -> dict[str, Any]:
 def _why(output: str) -> str:
     """The first error that trtexec printed."""
     found = re.search(r"\[E\] (?:\[TRT\] )?(.*)", output)
-    return clean_text((found[1] if found else output[-300:]).encode(), 300)
+    return clean_text(found[1] if found else output[-300:], 300)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 import selectors
@@ -17,20 +16,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
+from edgekit.devices.formats.text import clean_text
 from edgekit.devices.inventory import Device
 from edgekit.devices.local import LOCK_SECONDS, Mode, Scope
 from edgekit.devices.pack import pack_agent
-from edgekit.devices.ssh import ERRORS, SshTransport, clean_text, end
+from edgekit.devices.ssh import ERRORS, SshTransport, end
 
 LINE = 16 << 20
 """The longest line that is taken."""
-TOTAL = 1 << 30
+TOTAL = 1 << 28
 """Bytes that one command's answers may have together."""
 ALIVE = 10.0
 """Seconds between the lines that tell the agent that somebody is there."""
@@ -247,7 +247,7 @@ class Agent:
                 raise _nonsense(self.device, "a line of the talk")
 
     def _refusal(self, error: Event) -> Refused:
-        kind, text = str(error.get("kind"))[:20], clean_text(str(error.get("text")).encode(), 600)
+        kind, text = str(error.get("kind"))[:20], clean_text(str(error.get("text")), 600)
         name = self.device.name
         if kind == "space":
             text = f"device '{name}' is out of space: {text}: free some there, or run edgekit devices clean {name}"
@@ -278,7 +278,8 @@ class Agent:
                 if place >= 0:
                     self._heard = time.monotonic()
                     return line[place + len(self._mark) :].decode(errors="replace").rstrip("\r"), size
-                self._noise += line[: max(0, ERRORS - len(self._noise))] + b"\n"
+                if len(self._noise) < ERRORS:
+                    self._noise += line[: ERRORS - len(self._noise)] + b"\n"
                 continue
             if time.monotonic() - self._heard > SILENCE:
                 raise DeviceLost(
@@ -379,7 +380,7 @@ class Agent:
 
         def told(event: Event) -> None:
             if "busy" in event:
-                waiting(clean_text(str(event["busy"]).encode(), 100))
+                waiting(clean_text(str(event["busy"]), 100))
 
         self.ask({"do": "take", "seconds": seconds}, told)
 
@@ -421,22 +422,48 @@ def checked_probe(device: Device, value: Any) -> dict[str, Any]:
         checked[key] = {
             name: text for name, text in checked.get(key, {}).items() if text is None or isinstance(text, str)
         }
-    environment = checked.setdefault("environment", {})
-    for key, kind in (("memory_bytes", int), ("cores", int), ("cpu_flags", list), ("packages", dict)):
-        if not isinstance(environment.get(key), kind):
-            environment.pop(key, None)
-    conditions = checked.setdefault("conditions", {})
-    for key in ("clock_khz", "temperature_c"):
-        conditions[key] = {name: number for name, number in _mapping(conditions.get(key)).items() if _number(number)}
+    checked["environment"] = checked_environment(found.get("environment"))
+    checked["conditions"] = checked_conditions(found.get("conditions"))
     cache = checked.get("cache", {})
     if not (isinstance(cache.get("folder"), str) and all(_number(cache.get(key)) for key in ("bytes", "limit"))):
         checked.pop("cache", None)
     return checked
 
 
+def checked_environment(value: Any) -> dict[str, Any]:
+    """A device's description of its machine; what is of another type than reports read is left out."""
+    environment = plain_values(value)
+    for key, kind in (("memory_bytes", int), ("cores", int), ("cpu_flags", list), ("packages", dict)):
+        if not isinstance(environment.get(key), kind):
+            environment.pop(key, None)
+    return environment
+
+
+def checked_conditions(value: Any) -> dict[str, Any]:
+    """Clocks and temperatures at one moment: what is no number is left out."""
+    found = plain_values({key: _mapping(value).get(key) for key in ("clock_khz", "temperature_c")})
+    return {
+        key: {name: number for name, number in _mapping(of).items() if _number(number)} for key, of in found.items()
+    }
+
+
+def checked_placement(value: Any) -> dict[str, Any]:
+    """Where Core ML runs operations, by compute units: counts and shares, or why there is no plan."""
+    checked: dict[str, Any] = {}
+    for units, plan in plain_values(value, 4).items():
+        if isinstance(plan, dict):
+            checked[units] = {
+                key: {name: number for name, number in _mapping(plan.get(key)).items() if _number(number)}
+                for key in ("operations", "cost", "elsewhere")
+            }
+            if isinstance(plan.get("failed"), str):
+                checked[units]["failed"] = plan["failed"]
+    return checked
+
+
 _PROBE: Mapping[str, type] = {
     "python": str, "system": str, "machine": str, "host": str, "boot": str, "runtimes": dict, "missing": dict,
-    "environment": dict, "conditions": dict, "compiler": str, "free_bytes": int, "jetpack": str, "tensorrt": dict,
+    "compiler": str, "free_bytes": int, "jetpack": str, "tensorrt": dict,
     "programs": dict, "cache": dict,
 }  # fmt: skip
 
@@ -457,27 +484,31 @@ def told(device: Device, answer: Event, *names: str) -> list[str]:
     return [str(text) for text in texts]
 
 
-def checked_latency(device: Device, value: Any) -> dict[str, Any]:
+def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dict[str, Any]:
     """A latency object of the agent's, with nothing in it that a measurement does not have.
+
+    Args:
+        mode, scope: that were asked for.
 
     Raises:
         DeviceError: samples that are no times, or another shape.
     """
     rounds = value.get("rounds_ms") if isinstance(value, dict) else None
-    if rounds is not None and (value.get("scope") not in get_args(Scope) or value.get("mode") not in get_args(Mode)):
+    if rounds is not None and (value.get("scope") != scope or value.get("mode") != mode):
         raise _nonsense(device, "a latency's scope")
     if not isinstance(rounds, list) or not rounds or not all(_times(part) and part for part in rounds):
         raise _nonsense(device, "latency samples")
     if not _times(value.get("warmup_ms")) or not _times([value.get("first_ms"), value.get("load_ms")]):
         raise _nonsense(device, "latency samples")
     peak = value.get("peak_rss_bytes")
-    if peak is not None and (not isinstance(peak, int) or isinstance(peak, bool) or peak < 0):
+    if peak is not None and not (isinstance(peak, int) and _number(peak) and peak >= 0):
         raise _nonsense(device, "its memory")
     latency = {
-        key: value[key] for key in ("scope", "mode", "rounds_ms", "warmup_ms", "first_ms", "load_ms", "peak_rss_bytes")
+        key: value.get(key)
+        for key in ("scope", "mode", "rounds_ms", "warmup_ms", "first_ms", "load_ms", "peak_rss_bytes")
     }
     latency["settings"] = plain_values(value.get("settings"))
-    latency["conditions"] = [plain_values(entry) for entry in _list(value.get("conditions"))]
+    latency["conditions"] = [checked_conditions(entry) for entry in _list(value.get("conditions"))]
     if (jump := value.get("clock_set_seconds")) is not None and _number(jump):
         latency["clock_set_seconds"] = jump
     return latency
@@ -489,8 +520,7 @@ def checked_interval(device: Device, value: Any) -> dict[str, Any]:
         raise _nonsense(device, "latency samples")
     if not all(_number(value.get(key)) and value[key] >= 0 for key in ("begin_s", "end_s")):
         raise _nonsense(device, "a time")
-    rest = plain_values({key: value.get(key) for key in ("clock_khz", "temperature_c")})
-    return {**{key: value[key] for key in ("begin_s", "end_s", "samples_ms")}, **rest}
+    return {**{key: value[key] for key in ("begin_s", "end_s", "samples_ms")}, **checked_conditions(value)}
 
 
 def checked_frame(device: Device, value: Any, classes: int, categories: int) -> dict[str, Any]:
@@ -523,14 +553,14 @@ def plain_values(value: Any, depth: int = 3) -> dict[str, Any]:
     """A device's own description of itself, as far as a report can hold it: short texts, numbers, lists and objects."""
     if not isinstance(value, dict):
         return {}
-    return {clean_text(str(key).encode(), 60): _plain(item, depth) for key, item in list(value.items())[:200]}
+    return {clean_text(str(key), 60): _plain(item, depth) for key, item in list(value.items())[:200]}
 
 
 def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool) or _number(value):
         return value
     if isinstance(value, str):
-        return clean_text(value.encode(errors="replace"))
+        return clean_text(value)
     if isinstance(value, dict) and depth:
         return plain_values(value, depth - 1)
     if isinstance(value, list) and depth:
@@ -539,7 +569,8 @@ def _plain(value: Any, depth: int) -> Any:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that any text and any picture can show; no device has a quantity beyond it."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _times(value: Any) -> bool:
@@ -553,4 +584,4 @@ def _list(value: Any) -> Sequence[Any]:
 def failure_of(device: Device, value: Any) -> ArtifactError:
     """Why one artifact could not be measured there."""
     text = value.get("text") if isinstance(value, dict) else value
-    return ArtifactError(f"device '{device.name}': {clean_text(str(text).encode(), 600)}")
+    return ArtifactError(f"device '{device.name}': {clean_text(str(text), 600)}")

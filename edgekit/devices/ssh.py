@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from edgekit.core.errors import DeviceError, DeviceLost
+from edgekit.devices.formats.text import clean_text
 from edgekit.devices.inventory import Device
 from edgekit.devices.transport import OUTPUT_LIMIT, Done
 
@@ -52,30 +52,11 @@ except (OSError, EOFError) as error:
 """
 """What the device runs to take a file: exit code 2 refused, 3 no space (or over a limit), 4 cut off."""
 
-SEND = """
-import shutil, sys
-try:
-    with open(sys.argv[1], "rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
-except OSError as error:
-    sys.stderr.write("edgekit: %s" % error.strerror)
-    sys.exit(2)
-"""
-
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
-
 _LOST = ("closed by", "Broken pipe", "Connection reset", "not responding", "disconnect", "client_loop", "mux_client")
 _UNREACHABLE = (
     "Could not resolve", "Connection refused", "No route to host", "timed out", "Network is unreachable",
     "Name or service not known", "Host is down", "banner exchange",
 )  # fmt: skip
-
-
-def clean_text(data: bytes, limit: int = 300) -> str:
-    """What a device wrote as one line of plain text: no control signs, no colours."""
-    text = _ANSI.sub(" ", data.decode(errors="replace"))
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 class SshTransport:
@@ -149,25 +130,12 @@ class SshTransport:
                 "set cache to a folder that the user there may write to"
             )
 
-    def pull(self, remote: str, destination: Path, limit: int) -> None:
-        """See :class:`~edgekit.devices.transport.Transport`."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", suffix=".partial", dir=destination.parent)
-        try:
-            with os.fdopen(handle, "wb") as file, open(os.devnull, "rb") as nothing:
-                command = (self.device.python, "-c", SEND, remote)
-                code, err = self._stream(command, nothing, 120 + limit / (100 << 10), limit, file.write)
-            if code != 0:
-                raise DeviceError(f"device '{self.device.name}' does not give {remote}: {clean_text(err)}")
-            os.replace(name, destination)
-        finally:
-            Path(name).unlink(missing_ok=True)
-
     def open(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a command whose streams stay open; the caller ends it."""
         return subprocess.Popen(
-            self.arguments(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+            self.arguments(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is edgekit's, which ends it; a terminal would send it to both
+        )  # fmt: skip
 
     def close(self) -> None:
         """See :class:`~edgekit.devices.transport.Transport`."""
@@ -194,7 +162,11 @@ class SshTransport:
         """Exit code and standard error of a command; its output goes to ``take`` as it comes."""
         name = self.device.name
         process = subprocess.Popen(
-            self.arguments(command), stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            self.arguments(command),
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         assert process.stdout is not None
         assert process.stderr is not None

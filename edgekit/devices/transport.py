@@ -55,15 +55,6 @@ class Transport(Protocol):
         """
         ...
 
-    def pull(self, remote: str, destination: Path, limit: int) -> None:
-        """Copy one file from the device, through a temporary name and a rename.
-
-        Raises:
-            DeviceError: it is not there, or has more than ``limit`` bytes; then nothing is left here.
-            DeviceLost: the connection went.
-        """
-        ...
-
     def close(self) -> None:
-        """End the connection and everything of it on this side."""
+        """End the connection and everything of it on this side; also from another thread, whose command then ends."""
         ...

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
 from edgekit import __version__
-from edgekit.core.errors import DeviceError, EdgekitError, TargetError, UsageError
+from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_text
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
@@ -180,7 +180,8 @@ def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
     Latency is taken on streets frames at the artifacts' size: the content does not change the work.
 
     Raises:
-        DeviceError: a device cannot be reached, or can run none of the artifacts.
+        DeviceError: a device cannot be reached, can run none of the artifacts, or failed on the way; then the pages hold what
+            was finished, there and elsewhere.
     """
     sizes = {artifact.size for artifact in plan.artifacts}
     if len(sizes) > 1:
@@ -197,9 +198,17 @@ def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
         if THIS_MACHINE in plan.devices:
             rows += _bench_here(plan, frames, evaluated, progress)
         samples = bench_frames(frames, plan.artifacts[0].size, plan.folder)
-        for found in side_by_side(boards, lambda board: _bench_there(plan, board, samples, evaluated, progress)):
-            rows += found
-    _write_bench(plan, rows)
+        done = side_by_side(boards, lambda board: _bench_there(plan, board, samples, evaluated, progress))
+    for found, _ in done:
+        rows += found
+    told = {row["device"] for row in rows if "scope" in row["latency"] or "accuracy" in row}
+    lost = {found[0]["device"] for found, error in done if error is not None} - told
+    if told:  # a device of which nothing is known now leaves its page as it was
+        _write_bench(plan, [row for row in rows if row["device"] not in lost])
+    if failures := [error for _, error in done if error is not None]:
+        if told:
+            progress.say(f"what was finished is in {plan.folder / 'report'}")
+        raise failures[0]
     if plan.evaluation is not None:
         for row in rows:
             if "accuracy" in row:  # all metrics of the frames together, in the place of each frame's counts
@@ -247,13 +256,22 @@ def _bench_here(plan: Bench, frames: Frames, evaluated: Frames | None, progress:
 
 def _bench_there(
     plan: Bench, board: Connected, samples: Path, evaluated: Frames | None, progress: Progress
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], EdgekitError | None]:
+    """A row for each artifact, and what went wrong with the device itself, after which the rows are what was finished."""
     lacking = {artifact.folder: board.lacks(artifact.target) for artifact in plan.artifacts}
     able = [artifact for artifact in plan.artifacts if lacking[artifact.folder] is None]
+    lost: EdgekitError | None = None
+    measured: list[dict[str, Any]] = []
     if not able:
-        raise DeviceError(next(reason for reason in lacking.values() if reason))
-    measured = latencies_there(board, able, samples, plan.mode, plan.scope, plan.threads, progress)
-    taken = dict(zip([artifact.folder for artifact in able], measured, strict=True))
+        lost = DeviceError(next(reason for reason in lacking.values() if reason))
+    else:
+        try:
+            measured = latencies_there(board, able, samples, plan.mode, plan.scope, plan.threads, progress)
+        except EdgekitError as error:
+            lost = error
+            progress.say(f"{board.device.name}: {error}")
+            lacking = {artifact.folder: lacking[artifact.folder] or str(error) for artifact in plan.artifacts}
+    taken = dict(zip([artifact.folder for artifact in able], measured, strict=False))
     rows = []
     for artifact in plan.artifacts:
         reason = lacking[artifact.folder]
@@ -263,12 +281,42 @@ def _bench_there(
         latency = dict(taken[artifact.folder])
         environment = latency.pop("environment", None) or board.environment
         row = _bench_row(artifact, board.device.name, latency, environment)
-        if evaluated is not None and reason is None and board.can_evaluate(artifact):
-            row["accuracy"] = accuracy_there(board, artifact, evaluated, None, plan.folder, plan.threads)
-        if plan.sustained is not None and reason is None:
-            row["sustained"] = board.sustain(artifact, samples, plan.sustained, plan.threads)
+        if lost is None and reason is None:
+            try:
+                _bench_more(plan, board, artifact, samples, evaluated, row, progress)
+            except DeviceError as error:
+                lost = error
+                progress.say(f"{board.device.name}: {error}")
+        if lost is not None and evaluated is not None and "accuracy" not in row:
+            row["accuracy_why"] = str(lost)
         rows.append(row)
-    return rows
+    return rows, lost
+
+
+def _bench_more(
+    plan: Bench,
+    board: Connected,
+    artifact: Artifact,
+    samples: Path,
+    evaluated: Frames | None,
+    row: dict[str, Any],
+    progress: Progress,
+) -> None:
+    """Put accuracy and sustained load on a device into its row, as far as they were asked for and this artifact has them."""
+    if evaluated is not None:
+        reason = board.cannot_evaluate(artifact)
+        try:
+            if reason is not None:
+                raise ArtifactError(f"device '{board.device.name}' {reason}")
+            row["accuracy"] = accuracy_there(board, artifact, evaluated, None, plan.folder, plan.threads)
+        except ArtifactError as error:
+            row["accuracy_why"] = str(error)
+            progress.say(f"{board.device.name}: {artifact.title} not evaluated, {error}")
+    if plan.sustained is not None and not board.device.emulated:
+        try:
+            row["sustained"] = board.sustain(artifact, samples, plan.sustained, plan.threads)
+        except ArtifactError as error:
+            progress.say(f"{board.device.name}: {artifact.title}, no sustained load, {error}")
 
 
 def _bench_row(
@@ -299,7 +347,7 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
                 **document,
                 "device": row["device"],
                 "device_pages": [],
-                "accuracy_why": why,
+                "accuracy_why": row.get("accuracy_why", why),
                 "sustained": row.get("sustained"),
             }
         )

@@ -178,17 +178,18 @@ def _by(board: Connected, target: str) -> str:
 
 def _machine(board: Connected) -> list[Any]:
     environment = board.environment
-    return [board.device.name, environment.get("cpu"), environment.get("cores"), environment.get("board")]
+    gpu = (board.found.get("tensorrt") or {}).get("gpu")
+    return [board.device.name, environment.get("cpu"), environment.get("cores"), environment.get("board"), gpu]
 
 
 def _evaluate(
     board: Connected, target: Target, artifact: Artifact, work: Work, part: dict[str, Any], progress: Progress
 ) -> None:
     name = board.device.name
-    if not board.can_evaluate(artifact):
+    if (reason := board.cannot_evaluate(artifact)) is not None:
         local = work.accuracies.get(artifact.folder.name)
         if local is not None:
-            why = "ran on this machine, not on the device, which has no Python package of TensorRT"
+            why = f"ran on this machine, not on the device, which {reason}"
             provenance = Provenance("reference", str(local["provenance"]["by"]), why).to_json()
             part["accuracy"] = {**local, "provenance": provenance}
         return
@@ -235,8 +236,6 @@ def accuracy_there(
     split, emulated = frames.split, board.device.emulated
     packs = frame_packs(frames, artifact.size, reference, folder / "cache" / "packs")
     counted, environment = board.evaluate(artifact, packs, split.classes, threads)
-    if len(counted) != len(frames):
-        raise DeviceError(f"device '{board.device.name}' counted {len(counted)} of {len(frames)} frames: run again")
     kind: ProvenanceKind = "reference" if emulated else "measured"
     why = f"the device's processor is emulated by {emulated}" if emulated else ""
     return {
@@ -260,10 +259,9 @@ def _time(
     name = board.device.name
     if not chosen:
         return
-    if board.device.emulated:
-        why = f"the device's processor is emulated by {board.device.emulated}, whose times say nothing: measure on the board"
+    if (unmeasured := _if_emulated(board)) is not None:
         for _, artifact in chosen:
-            parts[artifact.folder.name]["latency"] = {"provenance": Provenance("not measured", "", why).to_json()}
+            parts[artifact.folder.name]["latency"] = dict(unmeasured)
         return
     artifacts = [artifact for _, artifact in chosen]
     key = sha256_json(
@@ -283,6 +281,16 @@ def _time(
         parts[artifact.folder.name]["latency"] = latency
 
 
+def _if_emulated(board: Connected) -> dict[str, Any] | None:
+    """The ``latency`` object of everything on a device whose processor is emulated; None where it is a real one."""
+    if not board.device.emulated:
+        return None
+    why = (
+        f"the device's processor is emulated by {board.device.emulated}, whose times say nothing: measure on the board"
+    )
+    return {"provenance": Provenance("not measured", "", why).to_json()}
+
+
 def latencies_there(
     board: Connected,
     artifacts: Sequence[Artifact],
@@ -293,6 +301,8 @@ def latencies_there(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """The ``latency`` object of each artifact with its provenance; ``failed`` where there are no samples."""
+    if (unmeasured := _if_emulated(board)) is not None:
+        return [dict(unmeasured) for _ in artifacts]
     found: list[dict[str, Any]] = []
     for artifact, outcome in zip(artifacts, board.measure(artifacts, samples, mode, scope, threads), strict=True):
         if isinstance(outcome, EdgekitError):

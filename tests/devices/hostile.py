@@ -26,7 +26,9 @@ if ARGUMENTS[0] == "-c":
     os.execv(sys.executable, [sys.executable, *ARGUMENTS])
 
 _, _, token, root, _, version = ARGUMENTS[:6]
-NASTY = "\x1b[2J\x1b]0;owned\x07../../../etc <script>alert(1)</script> | `$(touch pwned)`\r\n# heading"
+NASTY = (
+    "\x1b[2J\x1b]0;owned\x07../../../etc <script>alert(1)</script> | `$(touch pwned)`\u009b2J\u202e\ud800\r\n# heading"
+)
 
 
 def say(number: Any, **content: Any) -> None:
@@ -46,10 +48,12 @@ def frame() -> dict[str, Any]:
 
 LATENCY: dict[str, Any] = {
     "scope": "frame-to-labels", "mode": "quick", "rounds_ms": [[1.0, 1.1]] * 8, "warmup_ms": [1.0], "first_ms": 1.0,
-    "load_ms": 1.0, "peak_rss_bytes": 1 << 20, "settings": {"threads": 1, NASTY: NASTY}, "conditions": [],
+    "load_ms": 1.0, "peak_rss_bytes": 1 << 20, "settings": {"threads": 1, NASTY: NASTY},
+    "conditions": [{"clock_khz": "fast", "temperature_c": {NASTY: "hot", "cpu": 10**400}}, "warm"],
 }  # fmt: skip
 WRONG = {"negative": {"rounds_ms": [[-1.0]]}, "empty": {"rounds_ms": []}, "words": {"rounds_ms": [["fast"]]},
-         "scope": {"scope": ["graph"]}, "memory": {"peak_rss_bytes": "a lot"}, "first": {"first_ms": True}}  # fmt: skip
+         "scope": {"scope": ["graph"]}, "memory": {"peak_rss_bytes": "a lot"}, "first": {"first_ms": True},
+         "huge": {"peak_rss_bytes": 10**400}, "mode": {"mode": "full"}}  # fmt: skip
 
 for line in sys.stdin:
     command = json.loads(line)
@@ -83,6 +87,8 @@ for line in sys.stdin:
     elif do == "have":
         if MODE == "line":
             flood(b"x" * (1 << 20))
+        if MODE == "newlines":
+            OUT.write(b"\n" * 3_000_000)
         if MODE == "lines":
             flood(f'@edgekit:{token}:{{"id": {number}, "event": {{"progress": "{"x" * 1000}"}}}}\n'.encode())
         if MODE == "deep":

@@ -155,7 +155,7 @@ def test_labels_of_the_phone_are_those_of_its_model(
     packs = frame_packs(Frames(split), SIZE, None, tmp_path / "packs")
     fault(handset, noise)
     with connect(device, tmp_path) as phone:
-        assert phone.can_evaluate(artifact)
+        assert phone.cannot_evaluate(artifact) is None
         counted, environment = phone.evaluate(artifact, packs, split.classes, None)
     with load_target("tflite").open(artifact, SessionOptions(threads=1)) as session:
         expected = [frame for pack in packs for frame in count_pack(session.run, pack(), split.classes)]
@@ -233,6 +233,7 @@ def test_what_is_not_edgekits_stays_on_the_phone(
     """The folder may be one that the user chose, with other things in it."""
     with connect(device, tmp_path) as phone:
         phone.labeller(artifact, None)(np.zeros((1, SIZE.height, SIZE.width, 3), np.uint8))
+        (folder(handset) / ("1234567890" * 7)[:64]).write_text("a hash of digits")
         photo = folder(handset) / "photo.jpg"
         photo.write_bytes(b"x" * (2 << 20))
         assert phone.clean() >= artifact.model_path.stat().st_size
@@ -320,7 +321,7 @@ def test_an_old_tool_times_without_percentiles_and_litert_has_its_own(
         assert latency["compute_units"]["GPU"] == {"mean": 9.0, "operations": {"GPU": "60 of 60"}}
     fault(handset, "litert")
     with connect(device, tmp_path) as phone:
-        assert phone.found["backends"] == ["CPU", "GPU", "NPU"] and not phone.can_evaluate(artifact)
+        assert phone.found["backends"] == ["CPU", "GPU", "NPU"] and phone.cannot_evaluate(artifact)
         (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
         assert isinstance(latency, dict) and latency["statistics"]["p50"] == pytest.approx(19.8)
         assert latency["settings"]["tool"] == "LiteRT benchmark_model"
@@ -338,6 +339,48 @@ def test_sustained_load(device: Device, handset: Adbd, artifact: Artifact, tmp_p
     assert all(
         interval["temperature_c"] == {"skin": 39.5} and interval["statistics"]["n"] for interval in load["intervals"]
     )
+
+
+def test_a_load_that_was_cut_begins_anew(device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path) -> None:
+    """A phone cools while nobody asks anything of it."""
+    fault(handset, "slow")
+
+    def back() -> None:
+        handset.faults.gone = False
+
+    with connect(device, tmp_path) as phone:
+        threading.Timer(2.0, handset.vanish).start()
+        threading.Timer(4.0, back).start()
+        load = phone.sustain(artifact, tmp_path / "none.npy", 3, None)
+    spans = [(interval["begin_s"], interval["end_s"]) for interval in load["intervals"]]
+    assert spans[0][0] < 0.1 and all(end - begin < 2.5 for begin, end in spans) and 3 <= spans[-1][1] < 6
+
+
+def test_a_phone_that_is_let_go_stops_at_once(
+    device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path
+) -> None:
+    """From another thread, as on Ctrl-C: nothing goes on, and nobody else gets the phone before."""
+    fault(handset, "slow")
+    ended: list[Exception] = []
+    with connect(device, tmp_path) as phone:
+
+        def measure() -> None:
+            try:
+                phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+            except DeviceError as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=measure)
+        (handset.root / "calls").touch()
+        thread.start()
+        while len(calls(handset)) < 3:
+            time.sleep(0.05)
+        phone.close()
+        thread.join(10)
+        assert not thread.is_alive() and "was ended" in str(ended[0])
+        made = len(calls(handset))
+        time.sleep(1.5)
+        assert len(calls(handset)) == made
 
 
 def test_a_hostile_phone_is_cut_off(device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path) -> None:

@@ -338,9 +338,12 @@ def test_the_agent_is_killed(project: Project, monkeypatch: pytest.MonkeyPatch) 
     assert "connecting again" in done.err
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_the_host_ends(how: signal.Signals, project: Project) -> None:
-    """Ctrl-C, or a kill: nothing runs on, here or there, and the next run goes on."""
+@pytest.mark.parametrize(
+    ("how", "whom"), [(signal.SIGINT, os.kill), (signal.SIGINT, os.killpg), (signal.SIGKILL, os.kill)],
+    ids=["interrupted", "interrupted at a terminal", "killed"],
+)  # fmt: skip
+def test_the_host_ends(how: signal.Signals, whom: Callable[[int, int], None], project: Project) -> None:
+    """Ctrl-C, which a terminal sends to what edgekit called too, or a kill: nothing runs on, and the next run goes on."""
     cache = project.device()
     (project.folder / "sitecustomize.py").write_text(MOMENT.replace("64, 0.0", "64, 30.0"))
     process = start(
@@ -348,7 +351,7 @@ def test_the_host_ends(how: signal.Signals, project: Project) -> None:
         cwd=project.folder, env=environment(project.folder),
     )  # fmt: skip
     until(lambda: list((project.folder / "out/measurements").glob("*.board.accuracy.json")) and workers(cache))
-    os.kill(process.pid, how)
+    whom(process.pid, how)
     _, err = process.communicate(timeout=30)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), err
     assert "Traceback" not in err
@@ -497,7 +500,7 @@ HOSTILE = {
     "probe": "has no ONNX Runtime", "have": "what it has", "nan": "answers nonsense", "scope": "a latency's scope",
     "negative": "latency samples", "empty": "latency samples", "words": "latency samples", "memory": "its memory",
     "first": "latency samples", "counts": "a frame's counts", "hits": "a frame's counts",
-    "agreement": "a frame's agreement", "more": "counted 1000 of 5 frames",
+    "agreement": "a frame's agreement", "more": "counts more frames than it was sent", "huge": "its memory", "mode": "a latency's scope",
 }  # fmt: skip
 
 
@@ -518,7 +521,44 @@ def test_a_hostile_device(mode: str, project: Project, monkeypatch: pytest.Monke
     new = [name for name in files(project.folder) if name not in before]
     assert all(re.match(r"(runs/bench/|cache-board/)", name) for name in new), new
     assert sum((project.folder / name).stat().st_size for name in new if name.startswith("runs/")) < 4 << 20
-    assert not (project.folder / "runs" / "bench" / "report").exists(), "no page is made of it"
+    page = project.folder / "runs" / "bench" / "report" / "board.md"
+    if mode in ("counts", "hits", "agreement", "more"):  # its latency was one
+        assert HOSTILE[mode] in page.read_text() and " 1.00 |" in page.read_text()
+    else:
+        assert not page.parent.exists(), "no page is made of it"
+
+
+def test_endless_noise(project: Project) -> None:
+    """What is no part of the talk is kept to a limit, empty lines too."""
+    folder = project.folder.parent / "device"
+    folder.mkdir()
+    (folder / "python").write_text(
+        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("hostile.py")} newlines "$@"\n'
+    )
+    (folder / "python").chmod(0o755)
+    project.device(python=str(folder / "python"))
+    done = project.edgekit("bench", ARTIFACT, "--device", "board")
+    assert done.code == 0, done.err
+    assert (project.folder / "runs" / "bench" / "logs" / "board.device.log").stat().st_size < 300_000
+
+
+def test_what_is_finished_on_one_device_outlasts_anothers_failure(project: Project) -> None:
+    folder = project.folder.parent / "device"
+    folder.mkdir()
+    (folder / "python").write_text(
+        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("hostile.py")} counts "$@"\n'
+    )
+    (folder / "python").chmod(0o755)
+    project.device("good", address="left")
+    project.device("bad", python=str(folder / "python"), address="right")
+    done = project.edgekit(
+        "bench", ARTIFACT, "--data", "streets", "--frames", 5, "--device", "local,bad,good"
+    )  # fmt: skip
+    failed(done, "device 'bad'", "a frame's counts")
+    assert "what was finished is in runs/bench/report" in done.err
+    pages = {name: (project.folder / f"runs/bench/report/{name}.md").read_text() for name in ("local", "bad", "good")}
+    assert "a frame's counts" in pages["bad"] and "a frame's counts" not in pages["good"] + pages["local"]
+    assert all("| onnxruntime fp32 |" in page.lower().replace("onnx runtime", "onnxruntime") for page in pages.values())
 
 
 def test_a_device_with_a_nasty_name(project: Project) -> None:
@@ -533,7 +573,7 @@ def test_a_device_with_a_nasty_name(project: Project) -> None:
     done = project.edgekit("bench", ARTIFACT, "--data", "streets", "--frames", 5, "--device", "board")
     assert done.code == 0, done.err
     page = (project.folder / "runs" / "bench" / "report" / "board.md").read_text()
-    assert "\x1b" not in page + done.out
+    assert not re.search("[\x1b\x9b\u202e\ud800]", page + done.out)
     assert "<script>" not in page
     assert "\n# heading" not in page
     for mode in ("none", "probe"):

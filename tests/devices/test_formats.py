@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgekit.core.errors import DeviceError
 from edgekit.devices.formats import battery, benchmark_model, tegrastats, thermalservice, trtexec
-from edgekit.devices.formats.text import LINE_LIMIT, lines
+from edgekit.devices.formats.text import LINE_LIMIT, clean_text, lines
 
 # TensorFlow Lite 2.4's benchmark_model: no percentiles, no log prefix.
 TFLITE_24 = """STARTING!
@@ -613,6 +613,13 @@ def test_colours_carriage_returns_and_noise_change_nothing(reader, text) -> None
     noisy = "".join(f"\x1b[1;32m{line}\x1b[0m\x00\r\n\x1b]0;title\x07\r" for line in text.splitlines())
     assert reader(noisy) == reader(noisy.encode()) == expected
     assert reader(text.encode() + b"\n\xff\xfe garbage \x1b[" + b"\n") == expected
+
+
+def test_a_devices_words_are_plain_text() -> None:
+    said = b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \r\n two\x00 " + "a\u009b2Jb\u202eevil \u200bz".encode() + b" \xff"
+    assert clean_text(said) == "red two a2Jbevil z \ufffd"
+    assert clean_text("half \ud800 a sign").encode() == b"half a sign"
+    assert clean_text("1" * 64) == "1" * 64 and len(clean_text("x" * 5000, 100)) == 100
 
 
 @pytest.mark.parametrize(("reader", "text"), READERS)

@@ -177,3 +177,20 @@ def test_the_jetsons_page(jetson: Jetson) -> None:
     assert "no device connected" not in (report / "orin.md").read_text()
     text = jetson.project.edgekit("devices", "probe", "orin").out
     assert "TensorRT 10.3.0" in text
+
+
+def test_what_was_measured_with_another_gpu_is_not_this_ones(jetson: Jetson) -> None:
+    """A PC may get another one."""
+
+    def run(gpu: str) -> str:
+        tool = jetson.folder / "bin" / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\necho '{gpu}'\n")
+        tool.chmod(0o755)
+        done = jetson.project.run("--device", "orin", targets="tensorrt")
+        assert done.code == 0, done.err
+        return done.err
+
+    known = "orin: latency of 1 artifacts already measured"
+    assert known not in run("RTX 4070, 8.9")
+    assert known in run("RTX 4070, 8.9")
+    assert known not in run("RTX 5080, 12.0")

@@ -198,6 +198,7 @@ def test_an_old_tool_gives_latency_without_accuracy(project: Project) -> None:
     assert done.code == 0, done.err
     row = project.row()
     assert row["provenance"]["latency"]["kind"] == "measured" and row["provenance"]["miou"]["kind"] != "measured"
+    assert "a benchmark_model that writes no outputs" in row["provenance"]["miou"]["why"]
     assert "NPU" in project.page()
 
 

@@ -147,6 +147,32 @@ def test_bench_with_everything(project: Project) -> None:
     assert here["miou"] == row["accuracy"]["miou"]
 
 
+def test_an_emulated_device_is_not_timed(project: Project) -> None:
+    project.device(emulated="qemu")
+    artifact = project.folder / "out" / "artifacts" / "onnxruntime-fp32-64x128"
+    arguments = (
+        "bench",
+        artifact,
+        "--device",
+        "board",
+        "--data",
+        "streets",
+        "--frames",
+        2,
+        "--sustained",
+        "3s",
+        "--json",
+    )
+    done = project.edgekit(*arguments)
+    assert done.code == 0, done.err
+    (row,) = done.document["rows"]
+    assert (
+        row["latency"]["provenance"]["kind"] == "not measured"
+        and "emulated by qemu" in row["latency"]["provenance"]["why"]
+    )
+    assert row["accuracy"]["provenance"]["kind"] == "reference" and "sustained" not in row
+
+
 def test_what_cannot_run_there(project: Project) -> None:
     project.device()
     done = project.edgekit("bench", "out/artifacts/coreml-fp32-64x128", "--device", "board")
