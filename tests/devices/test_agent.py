@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import queue
@@ -333,6 +334,46 @@ def test_files_are_kept_by_what_they_hold(tmp_path: Path) -> None:
         cache.keep(damaged, cache.pack(damaged))
     assert not cache.has(cache.pack(damaged))
     assert not cache.incoming(damaged).exists()
+
+
+def test_without_hard_links_half_a_copy_is_never_taken_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a file system (FAT, some network mounts) fills up in the middle of a copy; with space it is copied whole."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def fill(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    key = pushed(cache, b"frames")
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", fill)
+        with pytest.raises(OSError, match="No space left"):
+            cache.keep(key, cache.pack(key))
+    assert not cache.has(cache.pack(key))
+    assert not list((cache.root / "packs").iterdir()), "nothing of it is left"
+    cache.keep(key, cache.pack(key))
+    assert cache.pack(key).read_bytes() == b"frames"
+    assert [entry.name for entry in (cache.root / "packs").iterdir()] == [f"{key}.npz"]
+
+
+def test_an_engine_beside_its_model_is_held_once(tmp_path: Path) -> None:
+    """An artifact only has a link to its engine, which lies with the engines: both fit where both are allowed."""
+    cache = Cache(tmp_path / "cache", 5000)
+    engine = cache.engine("e" * 32)
+    engine.mkdir()
+    (engine / "model.engine").write_bytes(b"x" * 2000)
+    cache.keep_artifact("a" * 32, {"model.onnx": pushed(cache, b"model")}, {})
+    (cache.artifact("a" * 32) / "model.engine").symlink_to(engine / "model.engine")
+    cache.empty_incoming()
+    assert 2000 < cache.size() < 2500
+    cache.make_room(2000)
+    assert (cache.artifact("a" * 32) / "model.engine").is_file(), "nothing had to go"
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "a//b", "", ".", "..\\out", "a/."])
