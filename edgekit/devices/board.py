@@ -265,7 +265,12 @@ class Board:
             except DeviceLost:
                 raise
             except EdgekitError as error:
-                results[index] = error
+                headline = results[index]
+                if index in by_agent and isinstance(headline, dict):  # measured, and good without trtexec's figures
+                    headline["trtexec"] = {"failed": str(error)}
+                    self._say(f"{artifact.title}, no figures of trtexec's own, {error}")
+                else:
+                    results[index] = error
                 continue
             outcome = results[index]
             if index in by_agent and isinstance(outcome, dict):  # the agent's own is the headline

@@ -269,6 +269,38 @@ def test_a_tool_that_does_not_end(talk: Callable[..., Talk], tmp_path: Path, mon
     assert done["tegrastats"] is None
 
 
+ROWS = """[
+  { "startEnqMs" : 1000.1, "startComputeMs" : 1000.2, "endComputeMs" : 1003.3, "h2dMs" : 0, "computeMs" : 3.1, "d2hMs" : 0, "latencyMs" : 3.4 }
+, { "startEnqMs" : 1003.4, "startComputeMs" : 1003.5, "endComputeMs" : 1006.7, "h2dMs" : 0, "computeMs" : 3.2, "d2hMs" : 0, "latencyMs" : 3.5 }
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ROWS, ""), (ROWS.replace("\n", ""), ""), (json.dumps(json.loads(ROWS)), ""), (None, ""),
+        (ROWS[:200], "cut short"), ("", "cut short"), ("[]", "no timed query"), (ROWS.replace("3.1", "nan"), "no timed query"),
+        (ROWS.replace("3.1", "1e999"), "no timed query"), (ROWS.replace("3.1", "[3.1]"), "no number"),
+    ],
+)  # fmt: skip
+def test_times_that_trtexec_exported(talk: Callable[..., Talk], tmp_path: Path, text: str | None, said: str) -> None:
+    """Only the numbers that are asked for are sent, at most as many as are taken."""
+    one = talk()
+    one.ask("have", artifacts=[], packs=[], frames=[])
+    folder = tmp_path / "cache" / "engines" / ("e" * 32)
+    folder.mkdir()
+    if text is not None:
+        (folder / "times.json").write_text(text)
+    for field, limit, times in (("computeMs", 9, [3.1, 3.2]), ("latencyMs", 9, [3.4, 3.5]), ("computeMs", 1, [3.1])):
+        answer = one.ask("times", key="e" * 32, name="times.json", field=field, limit=limit)
+        if said and field == "computeMs":
+            assert answer["error"]["kind"] == "artifact"
+            assert said in answer["error"]["text"]
+        elif not said:
+            assert answer["done"]["times"] == (None if text is None else times)
+
+
 # Its lock
 
 
