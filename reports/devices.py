@@ -17,6 +17,7 @@ from reports.text import Notes, distinct_names, escape, interval, table
 
 SHOWN = 4
 """Artifacts in the figure of sustained load: more lines could not be told apart."""
+MIXED = "tegrastats did not always say that the GPU was under load: moments without may be among these"
 
 
 def _sustained(results: Sequence[Result]) -> list[tuple[str, Result, Sustained]]:
@@ -44,14 +45,16 @@ def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) ->
     held = _sustained(results)
     if not held:
         return []
-    rows = []
-    for name, _, found in held:
+    rows, notes = [], Notes()
+    for name, result, found in held:
         heats = [entry.temperature for entry in found.intervals if entry.temperature is not None]
         clocks = [entry.clock for entry in found.intervals if entry.clock is not None]
+        raw = result.document["sustained"]["intervals"]
+        mixed = [MIXED] if any(entry.get("under_load") is False for entry in raw) else []
         rows.append([
             escape(name), f"{found.seconds / 60:.3g}", milliseconds(found.first), milliseconds(found.last),
             f"{100 * found.slowdown:+.1f}", throttling(found),
-            f"{clocks[0]:.2f} to {clocks[-1]:.2f}" if clocks else "unavailable",
+            notes.mark(f"{clocks[0]:.2f} to {clocks[-1]:.2f}", *mixed) if clocks else "unavailable",
             f"{heats[0]:.0f} to {max(heats):.0f}" if heats else "unavailable",
         ])  # fmt: skip
     header = [
@@ -61,14 +64,29 @@ def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) ->
     lead = (
         "Each artifact ran without a pause, alone. Throttling begins with the minute from which every minute's p50 is more "
         f"than {100 * SLOWER:g} % above the first one's; under {SHORT / 60:g} minutes first and last are sixths of the whole. "
-        "The clock is the fastest core's, first and last; the temperature the hottest sensor's, first and highest."
+        f"The clock is {_whose_clock(held)}, first and last; the temperature the hottest sensor's, first and highest."
     )
-    lines = ["## Sustained load", "", lead, "", *table(header, rows)]
+    lines = ["## Sustained load", "", lead, "", *table(header, rows), *notes.lines()]
     if "sustained" in pictures:
         lines += [f"![Latency, clock and temperature under sustained load]({pictures['sustained']})", ""]
         if len(held) > SHOWN:
             lines += [f"The chart shows the {SHOWN} fastest artifacts.", ""]
     return lines
+
+
+def _whose_clock(held: Sequence[tuple[str, Result, Sustained]]) -> str:
+    """A load by trtexec comes with the GPU's clock, any other with the cores'."""
+    gpus = [
+        any("GPU" in _mapping(entry.get("clock_khz")) for entry in result.document["sustained"]["intervals"])
+        for _, result, _ in held
+    ]
+    if all(gpus):
+        return "the GPU's under load (the median of each interval)"
+    return "the fastest core's (the GPU's under load for TensorRT)" if any(gpus) else "the fastest core's"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def units_section(results: Sequence[Result]) -> list[str]:
@@ -122,21 +140,25 @@ def _unit_cell(unit: Any, notes: Notes) -> str:
 
 def tensorrt_section(results: Sequence[Result]) -> list[str]:
     """What trtexec tells beside the latency: copies, memory, power, and the slowest layers."""
-    rows, layers = [], []
+    rows, layers, notes = [], [], Notes()
     chosen = [result for result in results if (result.document.get("latency") or {}).get("trtexec")]
     for name, result in zip(distinct_names(chosen), chosen, strict=True):
         told = result.document["latency"]["trtexec"]
         watched = told.get("tegrastats") or {}
         graph = told.get("graph_ms")
-        if graph is None and result.latency is not None:
+        failed = [f"trtexec failed: {why}"] if (why := told.get("failed")) else []
+        if graph is None and result.latency is not None and not failed:
             graph = result.latency.p50
+        unstable = told.get("unstable_cv")
+        beside = [f"warning, unstable by trtexec's own word: CV is {100 * unstable:.1f} %"] if unstable else failed
+        mixed = [MIXED] if watched.get("under_load") is False else []
         heat = max((watched.get("max_celsius") or {}).values(), default=None)
         rows.append([
-            escape(name), "unavailable" if graph is None else milliseconds(graph),
+            escape(name), notes.mark("unavailable" if graph is None else milliseconds(graph), *beside),
             *("unavailable" if value is None else text(value) for value, text in (
                 (told.get("with_copies_ms"), milliseconds),
                 (told.get("gpu_bytes"), lambda value: megabytes(value, 0)),
-                (watched.get("mean_watts"), lambda value: f"{value:.1f}"),
+                (watched.get("mean_watts"), lambda value, mixed=mixed: notes.mark(f"{value:.1f}", *mixed)),
                 (heat, lambda value: f"{value:.0f}"),
             )),
             escape(", ".join(f"{count} {kind}" for kind, count in (told.get("precisions") or {}).items())) or "unavailable",
@@ -156,7 +178,7 @@ def tensorrt_section(results: Sequence[Result]) -> list[str]:
         "Hottest sensor, C",
         "Layers",
     ]
-    lines = ["## TensorRT", "", "By trtexec and tegrastats on the device.", "", *table(header, rows)]
+    lines = ["## TensorRT", "", "By trtexec and tegrastats on the device.", "", *table(header, rows), *notes.lines()]
     if layers:
         lines += ["The slowest layers.", "", *table(["Artifact", "Layer", "Mean, ms", "Share, %"], layers, left=2)]
     return lines

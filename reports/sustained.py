@@ -28,7 +28,8 @@ class Interval:
         p50: milliseconds; the mean where a tool prints no median.
         p90: milliseconds; None where a tool that keeps its samples to itself does not print it.
         n: samples.
-        clock: the highest clock of any core at its end, GHz; None where the device does not say.
+        clock: the highest clock of any core at its end, or the GPU's under load by trtexec, GHz; None where the device
+            does not say.
         temperature: of its hottest sensor, Celsius; None likewise.
     """
 

@@ -153,9 +153,9 @@ def sha256_path(path: Path) -> str:
 
 
 def path_bytes(path: Path) -> int:
-    """Size in bytes of a file, or of all files under a folder."""
+    """Size in bytes of a file, or of all files under a folder; what its links lead to lies elsewhere and is not counted."""
     if path.is_dir():
-        return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())
+        return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file() and not entry.is_symlink())
     return path.stat().st_size
 
 

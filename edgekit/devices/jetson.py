@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from edgekit.core.contract import LATENCY_CONTRACTS
-from edgekit.core.errors import ArtifactError, DeviceError
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices.formats import tegrastats, trtexec
 from edgekit.devices.formats.text import clean_text
 from edgekit.devices.local import Mode
@@ -20,8 +21,14 @@ BUILD_SECONDS = 3600.0
 """An engine of a segmentation network takes minutes on a small board."""
 ENGINE, TIMES, PROFILE, LAYERS, CACHE = "model.engine", "times.json", "profile.json", "layers.json", "timing.cache"
 FILE_LIMIT = 12 << 20
+QUERIES = 1_000_000
+"""Times of one call that are taken, some ten bytes each: full mode's minute has as many at 0.06 ms."""
 SLOWEST = 12
 """Layers that a report shows."""
+LOADED = 50
+"""Percent of GPU load above which a sample of tegrastats' counts: it is there before trtexec has loaded its engine."""
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,28 @@ class Engine:
         return f"{self.folder}/{ENGINE}"
 
 
+def _of_one_artifact(work: Callable[Concatenate[Agent, Given], Answer]) -> Callable[Concatenate[Agent, Given], Answer]:
+    """What goes wrong with TensorRT is its artifact's error: other targets run there all the same. A lost device stays one."""
+
+    @wraps(work)
+    def guarded(agent: Agent, /, *given: Given.args, **named: Given.kwargs) -> Answer:
+        try:
+            return work(agent, *given, **named)
+        except DeviceLost:
+            raise
+        except DeviceError as error:
+            text, name = str(error), f"device '{agent.device.name}'"
+            raise ArtifactError(text if text.startswith(name) else f"{name}: {text}") from error
+
+    return guarded
+
+
 def version_of(agent: Agent) -> trtexec.Version:
     """TensorRT's version, as trtexec says it."""
     return trtexec.parse_version(_run(agent, "", ("--help",), 60)["output"])
 
 
+@_of_one_artifact
 def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
     """The engine of an artifact that was sent: built on the device, or the one of the same ONNX, TensorRT and GPU.
 
@@ -72,7 +96,8 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
         anew: build it even so.
 
     Raises:
-        ArtifactError: TensorRT cannot build it.
+        ArtifactError: TensorRT cannot build it, for whatever reason.
+        DeviceLost: the connection went.
     """
     version = version_of(agent)
     wanted = {"do": "engine", "artifact": artifact, "version": list(version)}
@@ -96,6 +121,7 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
     return Engine(key, folder, version, gpu, seconds)
 
 
+@_of_one_artifact
 def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
     """Latency of the bare graph by trtexec: a ``latency`` object without its provenance.
 
@@ -115,11 +141,11 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
     profile = trtexec.parse_profile(_read(agent, engine, PROFILE))
     precisions = Counter(trtexec.parse_layers(_read(agent, engine, LAYERS)).values())
     with_copies = _time(agent, engine, Timing(contract.queries, contract.seconds, transfers=True))
-    copied = trtexec.parse_times(_read(agent, engine, TIMES)).latency if with_copies["code"] == 0 else ()
+    copied = _times(agent, engine, "latencyMs") if with_copies["code"] == 0 else ()
     return {
         "scope": "graph",
         "mode": mode,
-        "rounds_ms": [list(times.compute)],
+        "rounds_ms": [list(times)],
         "warmup_ms": None,
         "first_ms": None,
         "load_ms": None if run.seconds is None else run.seconds * 1e3,
@@ -129,6 +155,7 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
         "trtexec": {
             "built_seconds": engine.built_seconds,
             "gpu_bytes": run.gpu_bytes,
+            "unstable_cv": trtexec.unstable(run),
             "with_copies_ms": sorted(copied)[len(copied) // 2] if copied else None,
             "layers": [
                 {"name": clean_text(layer.name, 160), "mean_ms": layer.mean_ms, "share": layer.share}
@@ -141,11 +168,13 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
     }
 
 
+@_of_one_artifact
 def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> dict[str, Any]:
     """The bare graph under load for so long: each interval is a call of trtexec, its engine loaded anew.
 
     Returns:
-        As :func:`edgekit.devices.local.sustain`, scope ``graph``; clocks are the GPU's.
+        As :func:`edgekit.devices.local.sustain`, scope ``graph``; clocks are the GPU's, and where ``under_load`` is false
+        they are not only those under load.
 
     Raises:
         ArtifactError: TensorRT cannot build or run it.
@@ -160,12 +189,13 @@ def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> dic
         run, times = _timed(agent, engine, done)
         settings = _settings(engine, run)
         watched = (_watched(done.get("tegrastats"))["tegrastats"]) or {}
-        clock = watched.get("gpu_clock_mhz")
+        clocks = watched.get("gpu_clock_mhz")
         end = time.monotonic()
         intervals.append(
             {
-                "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "samples_ms": list(times.compute),
-                "clock_khz": {"GPU": clock[0] * 1000} if clock else {}, "temperature_c": watched.get("max_celsius") or {},
+                "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "samples_ms": list(times),
+                "clock_khz": {"GPU": clocks["median"] * 1000} if clocks else {},
+                "temperature_c": watched.get("max_celsius") or {}, "under_load": watched.get("under_load"),
             }
         )  # fmt: skip
         now = end
@@ -192,14 +222,26 @@ def _time(agent: Agent, engine: Engine, timing: Timing) -> Mapping[str, Any]:
     return _run(agent, engine.key, _flags(engine, timing), 600 + 20 * timing.seconds, True, (TIMES, PROFILE))
 
 
-def _timed(agent: Agent, engine: Engine, done: Mapping[str, Any]) -> tuple[trtexec.TrtexecRun, trtexec.Times]:
-    """What a timing printed and exported."""
+def _timed(agent: Agent, engine: Engine, done: Mapping[str, Any]) -> tuple[trtexec.TrtexecRun, Sequence[float]]:
+    """What a timing printed, and milliseconds of the graph in each query."""
     if done["code"] != 0:
         raise ArtifactError(f"device '{agent.device.name}' cannot run the engine: {_why(done['output'])}")
-    times = trtexec.parse_times(_read(agent, engine, TIMES))
-    if not times.compute or not all(0 < value < 1e9 for value in times.compute):
-        raise ArtifactError(f"device '{agent.device.name}': trtexec exported no times: look at its output by hand")
-    return trtexec.parse_output(done["output"]), times
+    return trtexec.parse_output(done["output"]), _times(agent, engine, "computeMs")
+
+
+def _times(agent: Agent, engine: Engine, field: str) -> Sequence[float]:
+    """Milliseconds of every query of the last timing; warm-ups are not among them."""
+    wanted = {"do": "times", "key": engine.key, "name": TIMES, "field": field, "limit": QUERIES}
+    values = agent.ask(wanted).get("times")
+    if values is None:
+        raise ArtifactError(f"device '{agent.device.name}': trtexec exported no {TIMES}: look at its output by hand")
+    if not isinstance(values, list) or not 0 < len(values) <= QUERIES or not all(map(_is_time, values)):
+        raise ArtifactError(f"device '{agent.device.name}' answers times that are none: nothing of them was kept")
+    return values
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
 
 
 def _run(
@@ -229,28 +271,39 @@ def _read(agent: Agent, engine: Engine, name: str) -> str:
 
 
 def _watched(output: Any) -> dict[str, Any]:
-    """Power, heat and clocks meanwhile; nothing where the board has no tegrastats."""
+    """Heat meanwhile, and power and clocks under load; nothing where the board has no tegrastats.
+
+    ``under_load`` is false where no sample says that it was: power and clocks are of all of them then, idle ones too.
+    """
     if not isinstance(output, str):
         return {"tegrastats": None}
     try:
         samples = tegrastats.parse(output)
     except DeviceError:
         return {"tegrastats": None}
-    watts = [sample.watts for sample in samples if sample.watts is not None]
+    loaded = [sample for sample in samples if sample.gpu_load is not None and sample.gpu_load > LOADED]
+    # Thor's tegrastats tells no load, and a short call may end before the second sample.
+    kept: Sequence[tegrastats.TegraSample] = loaded or samples
+    watts = [sample.watts for sample in kept if sample.watts is not None]
     celsius: dict[str, float] = {}
     for sample in samples:
         for name, value in sample.celsius.items():
             celsius[name] = max(value, celsius.get(name, value))
-    clocks = [sample.gpu_clock for sample in samples if sample.gpu_clock]
+    clocks = sorted(sample.gpu_clock for sample in kept if sample.gpu_clock)
     return {
         "tegrastats": {
-            "samples": len(samples),
+            "samples": len(kept),
+            "under_load": bool(loaded),
             "mean_watts": sum(watts) / len(watts) if watts else None,
             "max_watts": max(watts, default=None),
             "max_celsius": celsius,
-            "gpu_clock_mhz": [min(clocks), max(clocks)] if clocks else None,
+            "gpu_clock_mhz": _spread(clocks) if clocks else None,
         }
     }
+
+
+def _spread(ordered: Sequence[int]) -> dict[str, int]:
+    return {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]}
 
 
 def _why(output: str) -> str:

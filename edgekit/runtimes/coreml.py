@@ -102,9 +102,9 @@ def placement(artifact: Artifact, compute_units: str) -> dict[str, Any]:
             units = getattr(ct.ComputeUnit, compute_units)
             model = ct.models.MLModel(str(artifact.model_path), compute_units=units)
             plan = plans.MLComputePlan.load_from_path(path=model.get_compiled_model_path(), compute_units=units)
-        except Exception as error:  # as above, and an older macOS has no plan
+            return count_placement(plan)
+        except Exception as error:  # as above; an older macOS has no plan, and a newer one may have another
             raise ArtifactError(f"Core ML makes no compute plan here: {first_line(error)}") from error
-    return count_placement(plan)
 
 
 def count_placement(plan: Any) -> dict[str, Any]:

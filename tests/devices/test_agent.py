@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import queue
@@ -268,6 +269,38 @@ def test_a_tool_that_does_not_end(talk: Callable[..., Talk], tmp_path: Path, mon
     assert done["tegrastats"] is None
 
 
+ROWS = """[
+  { "startEnqMs" : 1000.1, "startComputeMs" : 1000.2, "endComputeMs" : 1003.3, "h2dMs" : 0, "computeMs" : 3.1, "d2hMs" : 0, "latencyMs" : 3.4 }
+, { "startEnqMs" : 1003.4, "startComputeMs" : 1003.5, "endComputeMs" : 1006.7, "h2dMs" : 0, "computeMs" : 3.2, "d2hMs" : 0, "latencyMs" : 3.5 }
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ROWS, ""), (ROWS.replace("\n", ""), ""), (json.dumps(json.loads(ROWS)), ""), (None, ""),
+        (ROWS[:200], "cut short"), ("", "cut short"), ("[]", "no timed query"), (ROWS.replace("3.1", "nan"), "no timed query"),
+        (ROWS.replace("3.1", "1e999"), "no timed query"), (ROWS.replace("3.1", "[3.1]"), "no number"),
+    ],
+)  # fmt: skip
+def test_times_that_trtexec_exported(talk: Callable[..., Talk], tmp_path: Path, text: str | None, said: str) -> None:
+    """Only the numbers that are asked for are sent, at most as many as are taken."""
+    one = talk()
+    one.ask("have", artifacts=[], packs=[], frames=[])
+    folder = tmp_path / "cache" / "engines" / ("e" * 32)
+    folder.mkdir()
+    if text is not None:
+        (folder / "times.json").write_text(text)
+    for field, limit, times in (("computeMs", 9, [3.1, 3.2]), ("latencyMs", 9, [3.4, 3.5]), ("computeMs", 1, [3.1])):
+        answer = one.ask("times", key="e" * 32, name="times.json", field=field, limit=limit)
+        if said and field == "computeMs":
+            assert answer["error"]["kind"] == "artifact"
+            assert said in answer["error"]["text"]
+        elif not said:
+            assert answer["done"]["times"] == (None if text is None else times)
+
+
 # Its lock
 
 
@@ -333,6 +366,46 @@ def test_files_are_kept_by_what_they_hold(tmp_path: Path) -> None:
         cache.keep(damaged, cache.pack(damaged))
     assert not cache.has(cache.pack(damaged))
     assert not cache.incoming(damaged).exists()
+
+
+def test_without_hard_links_half_a_copy_is_never_taken_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a file system (FAT, some network mounts) fills up in the middle of a copy; with space it is copied whole."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    def fill(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", refuse)
+    cache = Cache(tmp_path / "cache", 1 << 20)
+    key = pushed(cache, b"frames")
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", fill)
+        with pytest.raises(OSError, match="No space left"):
+            cache.keep(key, cache.pack(key))
+    assert not cache.has(cache.pack(key))
+    assert not list((cache.root / "packs").iterdir()), "nothing of it is left"
+    cache.keep(key, cache.pack(key))
+    assert cache.pack(key).read_bytes() == b"frames"
+    assert [entry.name for entry in (cache.root / "packs").iterdir()] == [f"{key}.npz"]
+
+
+def test_an_engine_beside_its_model_is_held_once(tmp_path: Path) -> None:
+    """An artifact only has a link to its engine, which lies with the engines: both fit where both are allowed."""
+    cache = Cache(tmp_path / "cache", 5000)
+    engine = cache.engine("e" * 32)
+    engine.mkdir()
+    (engine / "model.engine").write_bytes(b"x" * 2000)
+    cache.keep_artifact("a" * 32, {"model.onnx": pushed(cache, b"model")}, {})
+    (cache.artifact("a" * 32) / "model.engine").symlink_to(engine / "model.engine")
+    cache.empty_incoming()
+    assert 2000 < cache.size() < 2500
+    cache.make_room(2000)
+    assert (cache.artifact("a" * 32) / "model.engine").is_file(), "nothing had to go"
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "a//b", "", ".", "..\\out", "a/."])

@@ -10,10 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from boards import Project
+
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
+from edgekit.devices import jetson as jetson_module
 
 BIN = Path(__file__).parent / "bin"
 ARTIFACT = "out/artifacts/tensorrt-fp32-64x128"
@@ -34,6 +38,25 @@ class Jetson:
 
     def setting(self, name: str, text: str) -> None:
         (self.folder / "bin" / f"trtexec.{name}").write_text(text)
+
+    def with_python(self) -> None:
+        """TensorRT's Python package is there too: labels and frame-to-labels latency are the engine's own."""
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip("a C compiler makes the stand-in for CUDA's runtime")
+        library = self.folder / "lib"
+        library.mkdir()
+        stand_ins = Path(__file__).parent / "stand_ins"
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-o", library / "libcudart.so", stand_ins / "cudart.c"], check=True
+        )  # fmt: skip
+        shutil.copy(stand_ins / "tensorrt.py", library)
+        information = library / "tensorrt-10.3.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt\nVersion: 10.3.0\n")
+        script = self.folder / "python"
+        more = f"export PYTHONPATH={library} LD_LIBRARY_PATH={library}\nexec"
+        script.write_text(script.read_text().replace("exec", more, 1))
 
     def engines(self) -> list[Path]:
         return sorted(self.cache.glob("engines/*/model.engine"))
@@ -115,6 +138,98 @@ def test_old_times_are_never_read(jetson: Jetson) -> None:
     assert not times.exists()
 
 
+def test_clock_and_power_are_those_under_load(jetson: Jetson) -> None:
+    """tegrastats begins before trtexec: its first sample is of an idle board with idle clocks, in each interval."""
+    jetson.setting("fault", "slow")
+    row = jetson.bench("--sustained", "2s")
+    watched = row["latency"]["trtexec"]["tegrastats"]
+    assert watched["under_load"] is True
+    assert watched["mean_watts"] == 14.9
+    assert watched["gpu_clock_mhz"] == {"median": 918, "min": 918, "max": 918}
+    assert [entry["clock_khz"] for entry in row["sustained"]["intervals"]] == [{"GPU": 918_000}] * len(
+        row["sustained"]["intervals"]
+    )
+    page = (jetson.project.folder / "runs/bench/report/orin.md").read_text()
+    assert "The clock is the GPU's under load" in page
+    assert "0.92 to 0.92 " in page
+    assert "moments without may be among these" not in page
+    # One that tells no load, as on Thor: the page says what the numbers are of.
+    (jetson.folder / "bin" / "tegrastats.mute").write_text("")
+    row = jetson.bench("--sustained", "2s")
+    assert row["latency"]["trtexec"]["tegrastats"]["under_load"] is False
+    assert "moments without may be among these" in (jetson.project.folder / "runs/bench/report/orin.md").read_text()
+
+
+def test_a_fast_engine_exports_more_than_a_line_of_the_talk_holds(jetson: Jetson) -> None:
+    """In full mode a minute of an engine of 1 ms has 60 000 queries, 17 MB of JSON: only the times leave the device."""
+    jetson.setting("queries", "60000")
+    row = jetson.bench("--sustained", "2s")
+    (times,) = jetson.cache.glob("engines/*/times.json")
+    assert times.stat().st_size > 12 << 20
+    assert [len(part) for part in row["latency"]["rounds_ms"]] == [60_000]
+    assert row["latency"]["trtexec"]["with_copies_ms"] > row["summary"]["p50"]
+    assert len(row["sustained"]["intervals"][0]["samples_ms"]) == 60_000
+
+
+def test_trtexecs_own_warning_stands_beside_its_number(jetson: Jetson) -> None:
+    jetson.setting("fault", "unstable")
+    assert jetson.bench()["latency"]["trtexec"]["unstable_cv"] > 0.025
+    assert "unstable by trtexec's own word" in (jetson.project.folder / "runs/bench/report/orin.md").read_text()
+
+
+def test_a_headline_stays_where_trtexec_fails(jetson: Jetson) -> None:
+    """What the engine's own Python measured is good, whatever becomes of trtexec's figures beside it."""
+    jetson.with_python()
+    jetson.setting("fault", "crash")  # only when it times: engines are built
+    row = jetson.bench()
+    assert row["latency"]["scope"] == "frame-to-labels"
+    assert row["latency"]["provenance"]["kind"] == "measured"
+    assert row["summary"]["p50"] > 0
+    assert "cannot run the engine" in row["latency"]["trtexec"]["failed"]
+    page = (jetson.project.folder / "runs/bench/report/orin.md").read_text()
+    assert "trtexec failed: device 'orin' cannot run the engine" in page
+
+
+def test_a_tensorrt_that_is_too_old_ends_nothing_else(jetson: Jetson) -> None:
+    """With or without its Python package: what else the device runs is evaluated, timed and kept under load."""
+    jetson.with_python()
+    jetson.setting("version", "8.5.2")
+    jetson.project.device("nano", python=str(jetson.folder / "python"), runs=["tensorrt", "onnxruntime"])
+    jetson.project.run("--device", "nano", "--sustained", "2s", targets="tensorrt,onnxruntime")
+    folder = jetson.project.folder / "out"
+    documents = {
+        target: json.loads((folder / f"measurements/{target}-fp32-64x128.nano.json").read_text())
+        for target in ("tensorrt", "onnxruntime")
+    }
+    good, old = documents["onnxruntime"], documents["tensorrt"]
+    assert good["accuracy"]["provenance"]["kind"] == good["latency"]["provenance"]["kind"] == "measured"
+    assert good["sustained"]["intervals"]
+    assert old["accuracy"] is None and "TensorRT 8.5.2 is too old" in old["accuracy_why"]
+    assert "TensorRT 8.5.2 is too old" in old["latency"]["failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"), [(DeviceLost("the cable"), DeviceLost), (DeviceError("it is odd"), ArtifactError)]
+)  # fmt: skip
+def test_only_a_lost_connection_is_the_devices_fault(error: DeviceError, becomes: type[Exception]) -> None:
+    """A lost one is made again and the step done once more; all else fails one artifact."""
+
+    class Broken:
+        device = SimpleNamespace(name="orin")
+
+        def ask(self, command: object) -> None:
+            raise error
+
+    for work in (
+        lambda agent: jetson_module.build(agent, "a" * 32),
+        lambda agent: jetson_module.measure(agent, "a" * 32, "quick"),
+        lambda agent: jetson_module.sustain(agent, "a" * 32, 1.0, 1.0),
+    ):
+        with pytest.raises(becomes, match=str(error)) as raised:
+            work(Broken())
+        assert type(raised.value) is becomes
+
+
 def test_noise(jetson: Jetson) -> None:
     jetson.setting("fault", "noise")
     assert jetson.bench()["latency"]["trtexec"]["layers"]
@@ -122,22 +237,7 @@ def test_noise(jetson: Jetson) -> None:
 
 def test_accuracy_by_tensorrts_python(jetson: Jetson) -> None:
     """With the Python package labels and the headline are the engine's own; trtexec tells the rest."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("a C compiler makes the stand-in for CUDA's runtime")
-    library = jetson.folder / "lib"
-    library.mkdir()
-    stand_ins = Path(__file__).parent / "stand_ins"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", library / "libcudart.so", stand_ins / "cudart.c"], check=True
-    )  # fmt: skip
-    shutil.copy(stand_ins / "tensorrt.py", library)
-    information = library / "tensorrt-10.3.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorrt\nVersion: 10.3.0\n")
-    script = jetson.folder / "python"
-    more = f"export PYTHONPATH={library} LD_LIBRARY_PATH={library}\nexec"
-    script.write_text(script.read_text().replace("exec", more, 1))
+    jetson.with_python()
     done = jetson.project.run("--device", "orin", targets="tensorrt")
     assert done.code == 0, done.err
     rows = json.loads((jetson.project.folder / "out/report/report.json").read_text())["rows"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgekit.core.errors import DeviceError
+from edgekit.devices.agent.tools import exported_times
 from edgekit.devices.formats import tegrastats, trtexec
 
 BIN = Path(__file__).parent / "bin"
@@ -49,10 +50,13 @@ def test_build_and_time(named: str, transfers: bool, tmp_path: Path) -> None:
         version, "m.engine", "t.json", "p.json", warmup_ms=10, seconds=1, queries=64, transfers=transfers
     )
     code, text = call(tmp_path, timing, trtexec=named, fault="noise")
-    run, times = trtexec.parse_output(text), trtexec.parse_times((tmp_path / "t.json").read_text())
-    assert code == 0 and run.queries == len(times.compute) == 64 and run.version == version
-    assert run.metrics["GPU Compute Time"].mean == pytest.approx(sum(times.compute) / 64, rel=1e-4)
-    assert (times.copy_in[0] > 0) == (times.latency[0] > times.compute[0]) == transfers
+    run = trtexec.parse_output(text)
+    compute, latency, copy = (
+        exported_times(tmp_path / "t.json", field, 100) for field in ("computeMs", "latencyMs", "h2dMs")
+    )
+    assert code == 0 and run.queries == len(compute) == len(latency) == 64 and run.version == version
+    assert run.metrics["GPU Compute Time"].mean == pytest.approx(sum(compute) / 64, rel=1e-4)
+    assert (copy[0] > 0) == (latency[0] > compute[0]) == transfers
     profile = trtexec.parse_profile((tmp_path / "p.json").read_text())
     assert {layer.name for layer in profile} == set(precisions) and sum(
         layer.share for layer in profile
@@ -93,5 +97,6 @@ def test_tegrastats(tmp_path: Path) -> None:
     text = b"".join(process.stdout.readline() for _ in range(3))
     process.kill()
     process.communicate()
-    samples = tegrastats.parse(text)
-    assert len(samples) == 3 and samples[0].watts == 14.9 and samples[0].gpu_load == 99
+    idle, *loaded = tegrastats.parse(text)
+    assert (idle.watts, idle.gpu_load, idle.gpu_clock) == (4.9, 0, 306), "it begins before what it watches"
+    assert [(sample.watts, sample.gpu_load, sample.gpu_clock) for sample in loaded] == [(14.9, 99, 918)] * 2

@@ -82,7 +82,14 @@ class Cache:
         try:
             os.link(source, path)
         except OSError:  # a file system without links
-            shutil.copyfile(source, path)
+            # Beside it first: half a file under its own name would count as whole.
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            try:
+                shutil.copyfile(source, partial)
+                os.replace(partial, path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
 
     def empty_incoming(self) -> None:
         """Remove what was pushed and has its place, or never got one."""

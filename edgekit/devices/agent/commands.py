@@ -268,6 +268,14 @@ def read(agent: Agent, command: Answer) -> Answer:
     return {"text": path.read_text(errors="replace")}
 
 
+def times(agent: Agent, command: Answer) -> Answer:
+    """One number of each query that trtexec timed and exported, None where it exported nothing."""
+    path = _export(agent, command["key"], command["name"])
+    if not path.is_file():
+        return {"times": None}
+    return {"times": tools.exported_times(path, command["field"], int(command["limit"]))}
+
+
 def _export(agent: Agent, key: str, name: str) -> Path:
     if "/" in name or name.startswith("."):
         raise EdgekitError(f"{name!r} is no file's name")
@@ -324,5 +332,6 @@ COMMANDS: Mapping[str, Callable[[Agent, Answer], Answer]] = {
     "keep_engine": keep_engine,
     "tool": tool,
     "read": read,
+    "times": times,
     "clean": clean,
 }

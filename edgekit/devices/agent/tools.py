@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.core.errors import EdgekitError
+from edgekit.core.errors import ArtifactError, EdgekitError
 from edgekit.core.progress import Progress
 
 OUTPUT = 4 << 20
@@ -122,6 +124,36 @@ def run(program: str, arguments: Sequence[str], seconds: float, watched: bool, p
             "tegrastats": None if watcher is None else _end(beside),
             "program": path,
         }
+
+
+def exported_times(path: Path, field: str, limit: int) -> list[float]:
+    """One number of each query in a file of trtexec's ``--exportTimes``, in order.
+
+    The file takes some 270 bytes a query, which is over a hundred megabytes where a minute has hundreds of thousands:
+    it is read line by line, as trtexec writes it, and only what is asked for leaves the device.
+
+    Args:
+        field: ``computeMs``, ``latencyMs``, ``h2dMs`` or ``d2hMs``.
+        limit: how many, from the first on.
+
+    Raises:
+        ArtifactError: it was cut short, or holds no such numbers.
+    """
+    wanted = re.compile(rf'"{re.escape(field)}"\s*:\s*([^\s,}}]+)')
+    values: list[float] = []
+    last = ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            last = line.strip() or last
+            try:
+                values += [round(float(found), 6) for found in wanted.findall(line)]
+            except ValueError:
+                raise ArtifactError(f"trtexec's {path.name} holds a time that is no number: look at it") from None
+    if not last.endswith("]"):
+        raise ArtifactError(f"trtexec's {path.name} was cut short: free some space there and run again")
+    if not values or not all(map(math.isfinite, values)):
+        raise ArtifactError(f"trtexec's {path.name} holds no timed query: look at trtexec's output by hand")
+    return values[:limit]
 
 
 def _end(file: Any) -> str:

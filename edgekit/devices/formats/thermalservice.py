@@ -43,15 +43,6 @@ class Heat:
         """The status in Android's word."""
         return STATUSES[min(self.status, len(STATUSES) - 1)]
 
-    @property
-    def skin(self) -> float | None:
-        """What throttling goes by on most phones, or the battery's where no skin sensor is."""
-        for part in ("skin", "battery"):
-            found = [value for name, value in self.celsius.items() if part in name.lower()]
-            if found:
-                return max(found)
-        return None
-
 
 def parse(text: str | bytes) -> Heat:
     """Read the dump.

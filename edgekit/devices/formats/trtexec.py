@@ -88,19 +88,6 @@ class TrtexecRun:
 
 
 @dataclass(frozen=True)
-class Times:
-    """Milliseconds of every timed query, in order; warm-ups are not among them.
-
-    ``latency`` is the copy in, the graph and the copy out; both copies are 0 where transfers were off.
-    """
-
-    compute: tuple[float, ...]
-    latency: tuple[float, ...]
-    copy_in: tuple[float, ...]
-    copy_out: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class LayerTime:
     """One layer of the engine: its mean and median milliseconds, and its part of the whole."""
 
@@ -250,20 +237,6 @@ def unstable(run: TrtexecRun) -> float | None:
     found = (match for warning in run.warnings if (match := _UNSTABLE.search(warning)))
     value = next((_finite(match[1]) for match in found), None)
     return None if value is None else value / 100
-
-
-def parse_times(text: str | bytes) -> Times:
-    """``--exportTimes``.
-
-    Raises:
-        DeviceError: it is not that, is cut short, or holds no query.
-    """
-    rows = _rows(text, "--exportTimes")
-    fields = ("computeMs", "latencyMs", "h2dMs", "d2hMs")
-    if not rows or not all(_is_number(row.get(field)) for row in rows for field in fields):
-        raise DeviceError("trtexec's --exportTimes holds no timed query: raise --duration, or look at its log")
-    compute, latency, copy_in, copy_out = (tuple(float(row[field]) for row in rows) for field in fields)
-    return Times(compute, latency, copy_in, copy_out)
 
 
 def parse_profile(text: str | bytes) -> tuple[LayerTime, ...]:

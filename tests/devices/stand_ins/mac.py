@@ -14,6 +14,10 @@ from typing import Any
 
 NOT_THERE = "CPU_AND_NE"
 """Compute units that this Mac refuses."""
+ODD = "CPU_ONLY"
+"""Compute units whose plan has another shape than it should."""
+no_coremltools = False
+"""Whether the agent's own process cannot import coremltools."""
 real_import = importlib.import_module
 
 
@@ -63,6 +67,10 @@ class MLComputePlan:
     def load_from_path(cls, path: str, compute_units: Any) -> MLComputePlan:
         program = real_import("coremltools").utils.load_spec(path).mlProgram
         (block,) = program.functions["main"].block_specializations.values()
+        if compute_units.name == ODD:
+            plan = cls([])
+            plan.model_structure = types.SimpleNamespace(program=None)
+            return plan
         return cls([types.SimpleNamespace(operator_name=f"ios17.{one.type}") for one in block.operations])
 
     def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
@@ -78,6 +86,8 @@ class MLComputePlan:
 def import_module(name: str, package: str | None = None) -> Any:
     if name == "coremltools.models.compute_plan":
         return types.SimpleNamespace(MLComputePlan=MLComputePlan)
+    if name == "coremltools" and no_coremltools and "serve" in sys.argv:
+        raise ImportError("libmilstoragepython is of another macOS")
     module = real_import(name, package)
     if name == "coremltools":
         return types.SimpleNamespace(
