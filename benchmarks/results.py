@@ -90,8 +90,12 @@ def artifacts(document: dict[str, Any]) -> str:
 
 
 def machine(document: dict[str, Any]) -> str:
-    """Where something was measured."""
-    return f"{document['environment']['cpu']}, {document['environment']['cores']} cores"
+    """Where something was measured, and what the CPU has for int8, on which its speed and its overflows depend."""
+    environment = document["environment"]
+    flags = set(environment["cpu_flags"])
+    known = [name for name, needed in (("AMX", {"amx_int8"}), ("VNNI", {"avx512_vnni", "avx_vnni"})) if flags & needed]
+    without = ["no VNNI"] if "avx2" in flags and not known else []
+    return ", ".join([environment["cpu"], *known[:1], *without, f"{environment['cores']} cores"])
 
 
 def arm64() -> list[str]:
@@ -190,7 +194,8 @@ def int8() -> list[str]:
         "side is the straight export with their tools' defaults; edgekit's is `edgekit quantize --max-drop 0.01`. Both calibrate on "
         "the same 64 training frames; val, on which these networks were trained too, is all that guides a repair, and test "
         "proves it. coremltools calibrates activations on macOS only. Core ML's and TensorRT's rows are references, by the executor "
-        "for ML Programs and by ONNX Runtime.",
+        f"for ML Programs and by ONNX Runtime. On {machine(document)}: without VNNI the vendors' x86 kernels add int8 products in 16 bits, which "
+        "may overflow.",
     ]
     for name, sides in document["result"].items():
         if "edgekit" not in sides:
