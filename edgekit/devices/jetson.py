@@ -15,7 +15,7 @@ from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices.formats import tegrastats, trtexec
 from edgekit.devices.formats.text import clean_text
 from edgekit.devices.local import Mode
-from edgekit.devices.remote import Agent, told
+from edgekit.devices.remote import Agent, are_times, told
 
 BUILD_SECONDS = 3600.0
 """An engine of a segmentation network takes minutes on a small board."""
@@ -235,13 +235,10 @@ def _times(agent: Agent, engine: Engine, field: str) -> Sequence[float]:
     values = agent.ask(wanted).get("times")
     if values is None:
         raise ArtifactError(f"device '{agent.device.name}': trtexec exported no {TIMES}: look at its output by hand")
-    if not isinstance(values, list) or not 0 < len(values) <= QUERIES or not all(map(_is_time, values)):
+    if not are_times(values) or not 0 < len(values) <= QUERIES:
         raise ArtifactError(f"device '{agent.device.name}' answers times that are none: nothing of them was kept")
-    return values
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
+    times: Sequence[float] = values
+    return times
 
 
 def _run(

@@ -496,9 +496,9 @@ def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dic
     rounds = value.get("rounds_ms") if isinstance(value, dict) else None
     if rounds is not None and (value.get("scope") != scope or value.get("mode") != mode):
         raise _nonsense(device, "a latency's scope")
-    if not isinstance(rounds, list) or not rounds or not all(_times(part) and part for part in rounds):
+    if not isinstance(rounds, list) or not rounds or not all(are_times(part) and part for part in rounds):
         raise _nonsense(device, "latency samples")
-    if not _times(value.get("warmup_ms")) or not _times([value.get("first_ms"), value.get("load_ms")]):
+    if not are_times(value.get("warmup_ms")) or not are_times([value.get("first_ms"), value.get("load_ms")]):
         raise _nonsense(device, "latency samples")
     peak = value.get("peak_rss_bytes")
     if peak is not None and not (isinstance(peak, int) and _number(peak) and peak >= 0):
@@ -516,7 +516,7 @@ def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dic
 
 def checked_interval(device: Device, value: Any) -> dict[str, Any]:
     """One interval of a sustained load; see :func:`checked_latency`."""
-    if not isinstance(value, dict) or not _times(value.get("samples_ms")) or not value["samples_ms"]:
+    if not isinstance(value, dict) or not are_times(value.get("samples_ms")) or not value["samples_ms"]:
         raise _nonsense(device, "latency samples")
     if not all(_number(value.get(key)) and value[key] >= 0 for key in ("begin_s", "end_s")):
         raise _nonsense(device, "a time")
@@ -573,7 +573,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
 
 
-def _times(value: Any) -> bool:
+def are_times(value: Any) -> bool:
+    """Whether it is a list of durations, in any unit that a measurement has."""
     return isinstance(value, list) and all(_number(item) and 0 < item < 1e9 for item in value)
 
 

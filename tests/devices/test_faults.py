@@ -504,17 +504,22 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def hostile_python(project: Project, mode: str) -> Path:
+    """The Python of a device that does one thing as no device should; see ``hostile.py``."""
+    path = project.folder.parent / "device" / "python"
+    path.parent.mkdir(exist_ok=True)
+    script = Path(__file__).with_name("hostile.py")
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} {script} {mode} "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
 @pytest.mark.parametrize("mode", HOSTILE)
 def test_a_hostile_device(mode: str, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that it says fills this machine's memory or disk, becomes a path, or a number in a report."""
     monkeypatch.setattr(remote, "TOTAL", 24 << 20)
-    folder = project.folder.parent / "device"
-    folder.mkdir()
-    (folder / "python").write_text(
-        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("hostile.py")} {mode} "$@"\n'
-    )
-    (folder / "python").chmod(0o755)
-    project.device(python=str(folder / "python"))
+    python = hostile_python(project, mode)
+    project.device(python=str(python))
     before = files(project.folder)
     done = project.edgekit("bench", ARTIFACT, "--data", "streets", "--frames", 5, "--device", "board")
     failed(done, "device 'board'", HOSTILE[mode])
@@ -530,27 +535,17 @@ def test_a_hostile_device(mode: str, project: Project, monkeypatch: pytest.Monke
 
 def test_endless_noise(project: Project) -> None:
     """What is no part of the talk is kept to a limit, empty lines too."""
-    folder = project.folder.parent / "device"
-    folder.mkdir()
-    (folder / "python").write_text(
-        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("hostile.py")} newlines "$@"\n'
-    )
-    (folder / "python").chmod(0o755)
-    project.device(python=str(folder / "python"))
+    python = hostile_python(project, "newlines")
+    project.device(python=str(python))
     done = project.edgekit("bench", ARTIFACT, "--device", "board")
     assert done.code == 0, done.err
     assert (project.folder / "runs" / "bench" / "logs" / "board.device.log").stat().st_size < 300_000
 
 
 def test_what_is_finished_on_one_device_outlasts_anothers_failure(project: Project) -> None:
-    folder = project.folder.parent / "device"
-    folder.mkdir()
-    (folder / "python").write_text(
-        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("hostile.py")} counts "$@"\n'
-    )
-    (folder / "python").chmod(0o755)
+    python = hostile_python(project, "counts")
     project.device("good", address="left")
-    project.device("bad", python=str(folder / "python"), address="right")
+    project.device("bad", python=str(python), address="right")
     done = project.edgekit(
         "bench", ARTIFACT, "--data", "streets", "--frames", 5, "--device", "local,bad,good"
     )  # fmt: skip
@@ -563,13 +558,8 @@ def test_what_is_finished_on_one_device_outlasts_anothers_failure(project: Proje
 
 def test_a_device_with_a_nasty_name(project: Project) -> None:
     """What it calls itself is plain text in the page."""
-    folder = project.folder.parent / "device"
-    folder.mkdir()
-    (folder / "python").write_text(
-        f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("hostile.py")} none "$@"\n'
-    )
-    (folder / "python").chmod(0o755)
-    project.device(python=str(folder / "python"))
+    python = hostile_python(project, "none")
+    project.device(python=str(python))
     done = project.edgekit("bench", ARTIFACT, "--data", "streets", "--frames", 5, "--device", "board")
     assert done.code == 0, done.err
     page = (project.folder / "runs" / "bench" / "report" / "board.md").read_text()
@@ -577,7 +567,7 @@ def test_a_device_with_a_nasty_name(project: Project) -> None:
     assert "<script>" not in page
     assert "\n# heading" not in page
     for mode in ("none", "probe"):
-        (folder / "python").write_text((folder / "python").read_text().replace(" none ", f" {mode} "))
+        hostile_python(project, mode)
         done = project.edgekit("devices", "probe", "board")
         assert done.code == 0, done.err
         assert "\x1b" not in done.out
