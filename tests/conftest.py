@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,18 @@ torch.set_num_threads(1)
 os.environ["CI"] = "true"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_children() -> Iterator[None]:
+    """Puts the handler of SIGCHLD back after each test.
+
+    torch's loader with workers leaves its own in the process for good. With the converters' libraries in the same process, as
+    only tests have them, the signal of the next child that ended killed the process (SIGSEGV while it was delivered).
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 def _frames(count: int, height: int, width: int, split: str = "val") -> list[Frame]:
