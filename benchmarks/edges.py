@@ -55,7 +55,7 @@ def network_alone(name: str, graph: DeployableGraph, checkpoint: Checkpoint, fol
         import openvino
 
         openvino.save_model(tools.to_openvino(graph.module, planes), place / "model.xml", compress_to_fp16=False)
-        return describe(place, checkpoint, name, {"INFERENCE_PRECISION_HINT": "f32"})
+        return describe(place, checkpoint, name, {"INFERENCE_PRECISION_HINT": "f32", "share": True})
     if name == "onnxruntime":
         tools.to_onnx(graph.module, planes, place / "model.onnx")
         return describe(place, checkpoint, name)

@@ -3,7 +3,7 @@
 Run: python benchmarks/floor.py. Operations of the deployable graph over the rate of a large matrix product (float32,
 bfloat16, int8), and bytes over the bandwidth of a large copy. Bytes: weights once, every map written once and read once by
 each operation that reads it; an activation function belongs to what it follows. No engine that runs operation after
-operation can be below both; ``docs/results.md`` sets the measured times beside them.
+operation can be below both; ``benchmarks/results.md`` sets the measured times beside them.
 """
 
 from __future__ import annotations

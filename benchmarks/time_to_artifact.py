@@ -1,9 +1,9 @@
 """How long all artifacts take, float and int8, against the vendors' converters called one after another.
 
-Run: python benchmarks/time_to_artifact.py [SIZE] [SAMPLES] [ROUNDS]; 1024x2048, 32 and 3 by default. One side is a fresh
+Run: python benchmarks/time_to_artifact.py [SIZE] [SAMPLES] [ROUNDS]; 1024x2048, 32 and 5 by default. One side is a fresh
 process that does what each converter's documentation says, with defaults, on the network as it is: coremltools, litert-torch
-and ai-edge-quantizer, OpenVINO and NNCF, torch.onnx.export and ONNX Runtime's quantize_static, the latter once more in
-TensorRT's form, reading the calibration frames for each. coremltools has no int8 of activations on Linux: that artifact is
+and ai-edge-quantizer, OpenVINO and NNCF, torch.onnx.export and, of its one file, ONNX Runtime's quantize_static twice, the
+second time in TensorRT's form, reading the calibration frames for each. coremltools has no int8 of activations on Linux: that artifact is
 edgekit's alone. The other side is edgekit's conversion of all ten, as ``edgekit run`` does it, and once more of the nine
 that the vendors make too. All run in turns.
 Memory is the proportional share (PSS) of all living processes of a side together, sampled.
@@ -87,9 +87,9 @@ def vendors(size: Size, samples: int, folder: Path) -> dict[str, float]:
     watch.stop("OpenVINO fp32")
     openvino.save_model(tools.quantize_openvino(model, frames()), folder / "int8.xml")
     watch.stop("OpenVINO int8")
+    tools.to_onnx(network, example, folder / "model.onnx")
+    watch.stop("ONNX, for ONNX Runtime and TensorRT")
     for title, symmetric in (("ONNX Runtime", False), ("TensorRT", True)):
-        tools.to_onnx(network, example, folder / "model.onnx")
-        watch.stop(f"{title} {'fp32, for fp16' if symmetric else 'fp32'}")
         tools.quantize_onnx(folder / "model.onnx", frames(), folder / "int8.onnx", symmetric)
         watch.stop(f"{title} int8")
     return watch.seconds
@@ -200,7 +200,7 @@ def main() -> None:
         return
     size = Size.parse(sys.argv[1] if len(sys.argv) > 1 else "1024x2048")
     samples = int(sys.argv[2]) if len(sys.argv) > 2 else 32
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     taken: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(rounds):
         for side in taken:

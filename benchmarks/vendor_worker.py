@@ -31,6 +31,7 @@ class Pipeline:
 
     Attributes:
         infer: logits [1, C, H, W] of the native input; called again for one forward pass of the bare model.
+        channels_last: the native input is [1, H, W, 3], laid out so before ``infer``.
         dtype: of the native input.
         scale, zero_point: of a quantized input.
     """
@@ -39,6 +40,7 @@ class Pipeline:
     mean: Float32
     std: Float32
     settings: Mapping[str, Any]
+    channels_last: bool = False
     dtype: Any = np.float32
     scale: float = 1.0
     zero_point: int = 0
@@ -49,7 +51,8 @@ class Pipeline:
         x = normalized(frame, self.mean, self.std)
         if self.dtype != np.float32:
             x = np.clip(np.round(x / self.scale) + self.zero_point, -128, 127).astype(self.dtype)
-        self.last = x
+        self.last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if self.channels_last else x
+        x = self.last
         labels: UInt8 = np.asarray(self.infer(x)).argmax(1).astype(np.uint8)
         return labels
 
@@ -59,13 +62,15 @@ class Pipeline:
 
 
 def openvino(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, dict[str, Any]]:
-    """compile_model with its defaults, or with the inference precision that ``options`` names."""
+    """compile_model with its defaults, or with the inference precision that ``options`` names; ``share`` copies nothing."""
     import openvino as ov
 
-    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", options)
+    share = {f"share_{side}": True for side in ("inputs", "outputs") if options.get("share")}
+    chosen = {name: value for name, value in options.items() if name != "share"}
+    compiled = ov.Core().compile_model(folder / "model.xml", "CPU", chosen)
     request = compiled.create_infer_request()
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return lambda x: request.infer([x])[0], {"inference precision": precision}
+    return lambda x: request.infer([x], **share)[0], {"inference precision": precision}
 
 
 def onnxruntime(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, dict[str, Any]]:
@@ -107,12 +112,13 @@ def opener(folder: Path, options: SessionOptions) -> Iterator[Pipeline]:
         source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
         def infer(x: Any) -> Any:
-            interpreter.set_tensor(source["index"], x.transpose(0, 2, 3, 1) if chosen.get("channels_last") else x)
+            interpreter.set_tensor(source["index"], x)
             interpreter.invoke()
             return interpreter.get_tensor(result["index"])
 
         scale, zero_point = source["quantization"]
-        yield Pipeline(infer, mean, std, {"threads": threads}, source["dtype"], scale or 1.0, zero_point)
+        last = bool(chosen.get("channels_last"))
+        yield Pipeline(infer, mean, std, {"threads": threads}, last, source["dtype"], scale or 1.0, zero_point)
         return
     engine = {"openvino": openvino, "onnxruntime": onnxruntime, "pytorch": pytorch}[kind]
     infer, settings = engine(folder, chosen, threads)

@@ -324,7 +324,10 @@ def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     best = ops.topk(node, np.int64(1), 1, "max", "none", index_element_type="i32")
     labels = ops.convert(best.output(1), "u8").output(0)
     if decision != graph.size:
-        labels = to_size(labels, graph.size, "nearest").output(0)
+        stride = recipe.output_stride
+        labels = to_size(labels, Size(decision.height * stride, decision.width * stride), "nearest").output(0)
+        begin, end = (np.asarray(sides, np.int64) for sides in ([0, 0], [graph.size.height, graph.size.width]))
+        labels = ops.slice(labels, begin, end, np.ones(2, np.int64), np.asarray([2, 3], np.int64)).output(0)
     labels = ops.squeeze(labels, np.asarray([1], np.int64)).output(0)
     labels.get_tensor().set_names({"labels"})
     return ov.Model([ops.result(labels)], [frame], "edgekit")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
     apply_rewrites,
     attend_with_heads,
+    crop_transposed_convolutions,
     drop_idle,
     fold_batch_norm,
+    number_padding,
     pooling_matrix,
     replace_adaptive_pooling,
     split_max_pooling,
+    step_by_the_factor,
     sum_before_resizing,
 )
 from edgekit.networks.checkpoint import load_checkpoint
@@ -123,6 +127,18 @@ class Divisible(nn.Module):
         return self.head(x + y)
 
 
+class Unfit(nn.Module):
+    """Logits that are NaN, or others in every run."""
+
+    def __init__(self, classes, form):
+        super().__init__()
+        self.head = nn.Conv2d(3, classes, 3, 2, 1)
+        self.form = form
+
+    def forward(self, x):
+        return self.head(x.log() if self.form == "nan" else F.dropout(x, 0.5, training=True))
+
+
 class Unexportable(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -135,6 +151,14 @@ class Unexportable(nn.Module):
 
 def own(classes, stride=2):
     return Own(classes, stride)
+
+
+def nan(classes):
+    return Unfit(classes, "nan")
+
+
+def random(classes):
+    return Unfit(classes, "random")
 
 
 def own1(classes):
@@ -231,10 +255,13 @@ def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: in
         module = exported(network, example)
         for rewrite, gone in (
             (drop_idle, ("dropout",)),
+            (number_padding, ("conv2d.padding",)),
             (fold_batch_norm, ("batch_norm",)),
             (replace_adaptive_pooling, ("adaptive_avg_pool",)),
+            (step_by_the_factor, ()),
             (sum_before_resizing, ()),
             (split_max_pooling, ()),
+            (crop_transposed_convolutions, ()),
         ):
             before = operations(module)
             count = rewrite(module)
@@ -535,6 +562,19 @@ def test_a_network_that_refuses_the_size(own: Any, tmp_path: Path) -> None:
     refused(lambda: deployable(checkpoint, Size(65, 96)), ConversionError, "own_networks:Divisible", "65x96")
 
 
+@pytest.mark.parametrize(("factory", "words"), [("nan", ("NaN", "logarithm")), ("random", ("again", "dropout"))])
+def test_a_network_without_logits_of_its_own(own: Any, tmp_path: Path, factory: str, words: tuple[str, ...]) -> None:
+    """What would otherwise be taken for a rewrite that is wrong."""
+    checkpoint, _ = make(own, tmp_path, factory)
+    refused(lambda: deployable(checkpoint, Size(64, 64)), CheckpointError, f"own_networks:{factory}", *words)
+
+
+def test_more_classes_than_a_byte_has_values(own: Any, tmp_path: Path) -> None:
+    checkpoint, _ = make(own, tmp_path, "own")
+    many = replace(checkpoint, class_names=tuple(f"class {number}" for number in range(257)))
+    refused(lambda: deployable(many, Size(64, 64)), ConversionError, "257 classes", "256")
+
+
 def test_a_network_that_cannot_be_exported(own: Any, tmp_path: Path) -> None:
     checkpoint, _ = make(own, tmp_path, "Unexportable")
     refused(lambda: deployable(checkpoint, Size(64, 64)), ConversionError, "own_networks:Unexportable", "64x64")
@@ -563,8 +603,7 @@ def test_output_strides_repeat_decisions(
         labels = FrameToLabels(graph, channels_last, output_stride=stride)(given)
         raw = FrameToLabels(graph, channels_last, output="logits")(given)
     decided = reference_labels(logits, Size(-(-100 // stride), -(-140 // stride)))
-    rows = (torch.arange(100) * decided.shape[1]) // 100
-    columns = (torch.arange(140) * decided.shape[2]) // 140
+    rows, columns = torch.arange(100) // stride, torch.arange(140) // stride
     assert tuple(labels.shape) == (1, 100, 140)
     assert (labels == decided[:, rows][:, :, columns]).float().mean() > 0.999
     torch.testing.assert_close(raw.permute(0, 3, 1, 2) if channels_last else raw, logits, rtol=1e-4, atol=1e-4)
@@ -583,6 +622,111 @@ def test_pooling_matrix_is_adaptive_pooling(length: int, bins: int) -> None:
     assert matrix.dtype == torch.float32
     assert matrix.shape == (bins, length)
     torch.testing.assert_close(x @ matrix.double().T, expected, rtol=1e-6, atol=1e-6)
+
+
+def rewritten(network: nn.Module, x: Tensor, rewrite: Callable[[GraphModule], int], count: int) -> GraphModule:
+    """The network's graph after one rewrite that did what it says, so many times, and changed nothing."""
+    module = exported(network, x)
+    assert rewrite(module) == count
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), network(x), rtol=1e-5, atol=1e-5)
+    values = {node.name: node.meta["val"] for node in module.graph.nodes if node.op == "call_function"}
+    Shapes(module, values).run(x)
+    return module
+
+
+class Shapes(torch.fx.Interpreter):
+    """Holds every value of a graph to the shape that its node claims."""
+
+    def __init__(self, module: GraphModule, claimed: dict[str, Any]) -> None:
+        super().__init__(module)
+        self.claimed = claimed
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        claimed = self.claimed.get(n.name)
+        assert not isinstance(claimed, Tensor) or result.shape == claimed.shape, n
+        return result
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)), dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    groups=st.sampled_from([1, 2]), bias=st.booleans(), padding=st.sampled_from(["same", "valid"]),
+)  # fmt: skip
+def test_padding_by_name_becomes_numbers(
+    kernel: tuple[int, int], dilation: tuple[int, int], groups: int, bias: bool, padding: str
+) -> None:
+    """And a batch norm behind is then folded like any other."""
+    convolution = nn.Conv2d(4, 6, kernel, padding=padding, dilation=dilation, groups=groups, bias=bias)
+    network, x = nn.Sequential(convolution, lively(nn.BatchNorm2d(6))).eval(), torch.randn(1, 4, 13, 15)
+    module = rewritten(network, x, number_padding, 1)
+    assert "aten.conv2d.padding" not in operations(module)
+    module = exported(network, x)
+    assert set(apply_rewrites(module)) == {"number_padding x 1", "fold_batch_norm x 1"}
+    kinds = operations(module)
+    assert kinds.count("aten.conv2d.default") == 1 and not {"aten.mul.Tensor", "aten.conv2d.padding"} & set(kinds)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+transposed = given(
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)), stride=st.tuples(st.integers(2, 3), st.integers(2, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)), extra=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    groups=st.sampled_from([1, 2]), dilation=st.integers(1, 2), bias=st.booleans(),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@transposed
+def test_batch_norm_behind_a_transposed_convolution_is_folded(bias: bool, groups: int, **form: Any) -> None:
+    convolution = nn.ConvTranspose2d(
+        4, 6, form["kernel"], form["stride"], form["padding"], form["extra"], groups, bias, form["dilation"]
+    )
+    network = nn.Sequential(convolution, lively(nn.BatchNorm2d(6))).eval()
+    module = rewritten(network, torch.randn(1, 4, 8, 9), fold_batch_norm, 1)
+    assert operations(module) == ["aten.conv_transpose2d.input"]
+
+
+@settings(max_examples=40, deadline=None)
+@transposed
+def test_transposed_convolutions_are_cropped_where_tensorflow_cannot_pad(bias: bool, groups: int, **form: Any) -> None:
+    kernel, stride, padding, extra = (form[name] for name in ("kernel", "stride", "padding", "extra"))
+    network = nn.ConvTranspose2d(4, 6, kernel, stride, padding, extra, groups, bias, form["dilation"]).eval()
+    fits = all(p == 0 or (2 * p == k - s and e == 0) for k, s, p, e in zip(kernel, stride, padding, extra, strict=True))
+    possible = form["dilation"] == 1 and not fits and all(e <= p for p, e in zip(padding, extra, strict=True))
+    module = rewritten(network, torch.randn(1, 4, 8, 9), crop_transposed_convolutions, int(possible))
+    if possible:
+        (node,) = (entry for entry in module.graph.nodes if entry.target is torch.ops.aten.conv_transpose2d.input)
+        assert list(node.args[4]) == [0, 0] and list(node.args[5]) == [0, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 40), width=st.integers(1, 40), channels=st.integers(1, 3),
+    factor=st.sampled_from([0.25, 0.3, 0.5, 0.75, 1.3, 1.5, 2.0, 2.4, 3.0]), aligned=st.booleans(),
+)  # fmt: skip
+def test_resizes_by_a_factor_keep_its_step(
+    height: int, width: int, channels: int, factor: float, aligned: bool
+) -> None:
+    """Those, and only those, whose sizes have another ratio, which is all that converters keep."""
+    if min(height, width) * factor < 1:
+        return
+    x = torch.randn(1, channels, height, width)
+    network = nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=aligned)
+    uneven = not aligned and any(length * factor % 1 for length in (height, width))
+    module = rewritten(network, x, step_by_the_factor, int(uneven))
+    assert ("aten.upsample_bilinear2d.vec" in operations(module)) != uneven
+
+
+def test_many_bins_take_a_matrix_for_each_axis() -> None:
+    """129x257 bins of 257x513 would take 17 GB as one matrix, and a hundred times the products."""
+    pooling = nn.AdaptiveAvgPool2d((129, 257))
+    module = rewritten(pooling, torch.randn(1, 2, 257, 513), replace_adaptive_pooling, 1)
+    assert sum(value.numel() for value in module.buffers()) == 129 * 257 + 257 * 513
 
 
 @settings(max_examples=12, deadline=None)

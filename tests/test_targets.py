@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from calibration.datasets import open_split
 from calibration.equalization import equalized, find_scales
@@ -25,6 +26,8 @@ from edgekit.core.registry import load_target, target_names
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size
 from edgekit.decoder import HEADER
 from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
+from edgekit.export.rewrites import apply_rewrites
+from edgekit.export.sizes import decision_size
 from edgekit.export.values import channel_limits, visit_values
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, open_artifact
@@ -106,7 +109,7 @@ def test_output_variants(name: str, make: Make) -> None:
     variants = {"labels": {"output": "labels"}, "logits": {}, "stride8": {"output": "labels", "output_stride": 8}}
     for key, recipe in variants.items():
         if name == "tflite" and key == "stride8":
-            continue  # the longest conversion; the module is the one Core ML and the others trace
+            continue  # the longest conversion: see test_odd_sizes_and_strides
         artifact = make(name, "fp32", **recipe)
         with target.open(artifact, SessionOptions()) as session:
             results[key] = session.run(frame)
@@ -119,6 +122,82 @@ def test_output_variants(name: str, make: Make) -> None:
         blocks = results["stride8"][0].reshape(SMALL.height // 8, 8, SMALL.width // 8, 8)
         assert (blocks == blocks[:, :1, :, :1]).all()
         assert (results["stride8"] == results["labels"]).mean() > 0.6
+
+
+class Bends(nn.Module):
+    """What a converter gets wrong by itself: a resize by a factor that leaves a part over, padding by name, a transposed
+    convolution padded as TensorFlow cannot, each with a batch norm behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 4, padding="same"), nn.BatchNorm2d(8), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 8, 3, 2, 1, output_padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Conv2d(8, 5, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = F.interpolate(self.first(x), scale_factor=0.5, mode="bilinear", align_corners=False)
+        logits: torch.Tensor = self.head(self.up(half))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def bends() -> DeployableGraph:
+    """Rewritten, at a size that nothing divides."""
+    torch.manual_seed(3)
+    network = Bends()
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
+            part.running_var.uniform_(0.3, 2.0)  # type: ignore[union-attr]
+    size = Size(67, 93)
+    with torch.no_grad():
+        module = export_aten(network.eval(), torch.zeros(1, 3, size.height, size.width))
+        apply_rewrites(module)
+        logits = module(torch.zeros(1, 3, size.height, size.width))
+    return DeployableGraph(module, size, Size(*logits.shape[2:]), tuple("abcde"), Normalization(), "0" * 64)
+
+
+@pytest.mark.parametrize("precision", ["float", "int8"])
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("name", OWN)
+def test_odd_sizes_and_strides(name: str, stride: int, precision: str, bends: DeployableGraph, tmp_path: Path) -> None:
+    """Labels are PyTorch's on every target, decided at a stride and repeated by whole blocks from the first pixel on."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    target, size = load_target(name), bends.size
+    frame = streets_draw("train", 0, size.height, size.width).image[None]
+    floats: Precision = "fp16" if name == "coreml" else "fp32"
+    recipe = Recipe("int8" if precision == "int8" else floats, "labels", stride)
+    with noise_to(tmp_path / "log"):
+        quantization = calibrate(bends, lambda: iter([frame]), 1).quantization if precision == "int8" else None
+        converted = target.convert(bends, recipe, quantization, tmp_path)
+    artifact = Artifact(
+        tmp_path, target, recipe.precision, size, bends.class_names, "labels", stride, converted.model, {"notes": {}}
+    )
+    with target.open(artifact, SessionOptions(1)) as session:
+        labels = session.run(frame)[0]
+    with torch.no_grad():
+        logits = bends.module(normalize(torch.from_numpy(frame), bends.normalization))
+    decided = reference_labels(logits, decision_size(size, stride))[0].numpy()
+    expected = decided.repeat(stride, 0).repeat(stride, 1)[: size.height, : size.width]
+    assert len(np.unique(expected)) > 2
+    assert (labels == expected).mean() > (0.9 if precision == "int8" else 0.99)
+    blocks = labels[::stride, ::stride].repeat(stride, 0).repeat(stride, 1)[: size.height, : size.width]
+    assert np.array_equal(labels, blocks)
+
+
+def test_tensorrt_makes_bytes_of_floats_only(bends: DeployableGraph, tmp_path: Path) -> None:
+    """uint8 converts from and to floats alone in TensorRT: its rules say so of the graph that ONNX Runtime is given."""
+    if (sentence := missing("tensorrt")) is not None:
+        pytest.skip(sentence)
+    from targets.onnx_graph.build import build
+    from targets.onnx_graph.rules import check
+
+    made = {scheme: build(bends, Recipe("fp32", "labels"), None, scheme) for scheme in ("symmetric", "asymmetric")}
+    assert check(made["symmetric"]) == []
+    assert [finding.text for finding in check(made["asymmetric"])] == [
+        "uint8 is made of floats only: a Cast to float must stand before it"
+    ]
 
 
 def test_tflite_graph(make: Make) -> None:

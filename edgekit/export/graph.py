@@ -21,6 +21,10 @@ PROOF_TOLERANCE = 1e-4
 """Largest difference between rewritten and original logits that float rounding explains, relative to the largest logit."""
 
 
+MOST_CLASSES = 256
+"""That one byte of a label map can tell apart."""
+
+
 class Logits(nn.Module):
     """A user's network reduced to its logits: the first item of a tuple or list, the first ``classes`` channels (None: all)."""
 
@@ -79,12 +83,18 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     """The checkpoint's network at a static size, rewritten, and proved equal to the original on a random frame.
 
     Raises:
-        CheckpointError: the weights do not fit, or the output is no map of logits.
-        ConversionError: the network does not run at this size, or ``torch.export`` cannot take it.
+        CheckpointError: the weights do not fit, or the output is no map of finite logits, the same in every run.
+        ConversionError: the network does not run at this size, ``torch.export`` cannot take it, or a byte has too few values
+            for its classes.
         RuntimeError: a rewrite changed its output, which is a bug.
     """
     flush_subnormals()  # here, since this is the first parallel work of most commands
     size.check()
+    if len(checkpoint.class_names) > MOST_CLASSES:
+        raise ConversionError(
+            f"network '{checkpoint.network}' has {len(checkpoint.class_names)} classes, and a label is one byte: "
+            f"{MOST_CLASSES} at most can be converted"
+        )
     network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(1, 3, size.height, size.width, generator=generator)
@@ -97,6 +107,11 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
             raise ConversionError(
                 f"network '{checkpoint.network}' does not run at {size} ({first_line(error)}): try another --size"
             ) from error
+        if not expected.isfinite().all():
+            raise CheckpointError(
+                f"network '{checkpoint.network}' gives logits that are NaN or infinite on a frame of noise at {size}: "
+                "look for such weights, a logarithm or a division in it"
+            )
         try:
             module = export_aten(network, example)
         except Exception as error:  # torch.export raises many types; each means that this network cannot be exported
@@ -106,8 +121,14 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
             ) from error
         applied = apply_rewrites(module)
         difference = (module(example) - expected).abs().max().item()
-    largest = expected.abs().max().item()
-    if not difference <= PROOF_TOLERANCE * largest:
+        largest = expected.abs().max().item()
+        holds = difference <= PROOF_TOLERANCE * largest
+        if not holds and not torch.allclose(network(example), expected, rtol=0, atol=PROOF_TOLERANCE * largest):
+            raise CheckpointError(
+                f"network '{checkpoint.network}' gives other logits when it runs again on the same frame: "
+                "leave out what is random in evaluation, such as dropout that is always on"
+            )
+    if not holds:
         raise RuntimeError(
             f"the rewrites changed the logits of '{checkpoint.network}' at {size} by {difference:.3g} (largest {largest:.3g})"
         )
@@ -147,6 +168,7 @@ class FrameToLabels(nn.Module):
         self.output = output
         self.size = graph.size
         self.logits_size = graph.logits_size
+        self.output_stride = output_stride
         self.decision = decision_size(graph.size, output_stride)
         self.label_dtype = label_dtype
         shape = (1, 1, 1, 3) if channels_last else (1, 3, 1, 1)
@@ -169,8 +191,9 @@ class FrameToLabels(nn.Module):
         else:
             labels = reference_labels(logits, self.decision).to(self.label_dtype)
         if self.decision != self.size:
-            full = (self.size.height, self.size.width)
-            labels = F.interpolate(labels[:, None].float(), size=full, mode="nearest")[:, 0].to(self.label_dtype)
+            # By a whole multiple, since LiteRT's nearest resize takes other pixels otherwise.
+            repeated = F.interpolate(labels[:, None].float(), scale_factor=self.output_stride, mode="nearest")
+            labels = repeated[:, 0, : self.size.height, : self.size.width].to(self.label_dtype)
         return cast(Tensor, labels)
 
 

@@ -24,8 +24,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgekit.core.errors import EdgekitError, first_line
 from edgekit.core.values import Size
-from edgekit.export.graph import Logits, export_aten, module_of
-from edgekit.export.rewrites import apply_rewrites
+from edgekit.export.graph import MOST_CLASSES, Logits, export_aten, module_of
+from edgekit.export.rewrites import apply_rewrites, argument, can_be_cropped, fits_tensorflow
 from edgekit.networks.subnormals import flush_subnormals
 
 Severity = Literal["fails", "wrong", "slow", "rewritten"]
@@ -118,15 +118,6 @@ def _operation(node: Node) -> str:
     return node.target._schema.name.removeprefix("aten::")
 
 
-def _argument(node: Node, name: str) -> Any:
-    """An argument by its name in the operation's schema, given or default; None when there is none of that name."""
-    for position, argument in enumerate(cast(torch._ops.OpOverload, node.target)._schema.arguments):
-        if argument.name == name:
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
-            return argument.default_value if given is None and argument.has_default_value() else given
-    return None
-
-
 def _value(node: Any) -> Tensor | None:
     """The fake tensor that a node makes, or None."""
     value = node.meta.get("val") if isinstance(node, Node) else None
@@ -172,10 +163,10 @@ def _annotate(module: GraphModule) -> None:
 
 def _weight(module: GraphModule, node: Node) -> Tensor | None:
     """The weights of a convolution at their values, where they are constants."""
-    argument = _argument(node, "weight")
-    if not isinstance(argument, Node) or argument.op != "get_attr":
+    weight = argument(node, "weight")
+    if not isinstance(weight, Node) or weight.op != "get_attr":
         return None
-    return cast(Tensor, attrgetter(str(argument.target))(module).detach())
+    return cast(Tensor, attrgetter(str(weight.target))(module).detach())
 
 
 def _is_constant(node: Any) -> bool:
@@ -188,7 +179,7 @@ def _of_a_map(node: Node) -> bool:
 
 
 def _divides(node: Node) -> bool:
-    (height, width), (rows, columns) = _sides(_source(node)), _pair(_argument(node, "output_size"), 1)
+    (height, width), (rows, columns) = _sides(_source(node)), _pair(argument(node, "output_size"), 1)
     return height % rows == 0 and width % columns == 0
 
 
@@ -202,8 +193,16 @@ def _not_enlarged_evenly(node: Node) -> bool:
     return tall % height != 0 or wide % width != 0
 
 
+def _leaves_a_part_over(node: Node) -> bool:
+    """A resize by a factor, to a map that no whole number of pixels gives."""
+    factors = argument(node, "scale_factors") or ()
+    lengths = _sides(_source(node))
+    aligned = bool(argument(node, "align_corners"))
+    return not aligned and any(length * factor % 1 for length, factor in zip(lengths, factors, strict=False))
+
+
 def _groups(node: Node) -> int:
-    return int(_argument(node, "groups") or 1)
+    return int(argument(node, "groups") or 1)
 
 
 def _has_groups(node: Node) -> bool:
@@ -212,55 +211,40 @@ def _has_groups(node: Node) -> bool:
 
 def _has_wide_groups(node: Node) -> bool:
     """Groups with more than one output channel each, and a bias."""
-    return _groups(node) > 1 and _shape(_argument(node, "weight"))[1] > 1 and _argument(node, "bias") is not None
+    return _groups(node) > 1 and _shape(argument(node, "weight"))[1] > 1 and argument(node, "bias") is not None
 
 
 def _has_narrow_groups(node: Node) -> bool:
     """Neither dense nor depthwise, with at most four channels a group."""
-    weight = _shape(_argument(node, "weight"))
+    weight = _shape(argument(node, "weight"))
     return _groups(node) > 1 and 1 < weight[1] <= 4
 
 
 def _is_depthwise(node: Node) -> bool:
-    return _groups(node) > 1 and _shape(_argument(node, "weight"))[1] == 1
+    return _groups(node) > 1 and _shape(argument(node, "weight"))[1] == 1
 
 
 def _is_wide_depthwise(node: Node) -> bool:
-    return _is_depthwise(node) and prod(_shape(_argument(node, "weight"))[2:]) > 25
+    return _is_depthwise(node) and prod(_shape(argument(node, "weight"))[2:]) > 25
 
 
 def _unlike_tensorflow(node: Node) -> bool:
-    """A transposed convolution that TensorFlow's two paddings (VALID, SAME) cannot say."""
-    kernel = _shape(_argument(node, "weight"))[2:]
-    stride, padding = _pair(_argument(node, "stride"), 1), _pair(_argument(node, "padding"), 0)
-    extra, dilation = _pair(_argument(node, "output_padding"), 0), _pair(_argument(node, "dilation"), 1)
-    return dilation != (1, 1) or any(
-        padding[axis] != 0 and (2 * padding[axis] != kernel[axis] - stride[axis] or extra[axis] != 0) for axis in (0, 1)
-    )
-
-
-def _scales_a_transposed_convolution(node: Node) -> bool:
-    """A constant factor per channel straight behind one, as an unfolded batch norm leaves it."""
-    operands = [operand for operand in node.args[:2] if isinstance(operand, Node)]
-    return any(_operation(operand) == "conv_transpose2d" for operand in operands) and any(
-        _is_constant(operand) and prod(_shape(operand)) > 1 for operand in operands
-    )
+    """A transposed convolution that neither TensorFlow's two paddings (VALID, SAME) nor a crop behind can say."""
+    return not fits_tensorflow(node) and not can_be_cropped(node)
 
 
 def _is_unfolded_batch_norm(node: Node) -> bool:
     """The product that ``fold_batch_norm`` leaves where there is no convolution to fold into."""
     factor = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(factor, Node) or not str(factor.target).startswith("batch_norm_scale"):
-        return False
-    return not _scales_a_transposed_convolution(node)
+    return isinstance(factor, Node) and str(factor.target).startswith("batch_norm_scale")
 
 
 def _wraps_around(node: Node) -> bool:
-    return bool(_argument(node, "mode") == "circular")
+    return bool(argument(node, "mode") == "circular")
 
 
 def _mirrors(node: Node) -> bool:
-    return _argument(node, "mode") in ("reflect", "replicate")
+    return argument(node, "mode") in ("reflect", "replicate")
 
 
 def _reads_places(node: Node) -> bool:
@@ -269,22 +253,22 @@ def _reads_places(node: Node) -> bool:
 
 
 def _leaves_out_padding(node: Node) -> bool:
-    return _argument(node, "count_include_pad") is False and max(_pair(_argument(node, "padding"), 0)) > 0
+    return argument(node, "count_include_pad") is False and max(_pair(argument(node, "padding"), 0)) > 0
 
 
 def _is_dilated(node: Node) -> bool:
-    return max(_pair(_argument(node, "dilation"), 1)) > 1
+    return max(_pair(argument(node, "dilation"), 1)) > 1
 
 
 def _bounds_are_integers(node: Node) -> bool:
     """Bounds given as integers, nn.Hardtanh(-2, 2); ReLU6's own have a form of their own."""
-    bounds = (_argument(node, "min_val"), _argument(node, "max_val"))
+    bounds = (argument(node, "min_val"), argument(node, "max_val"))
     return any(isinstance(bound, int) for bound in bounds) and bounds != (0, 6)
 
 
 def _is_not_relu6(node: Node) -> bool:
     low, high = (
-        _argument(node, name) for name in (("min", "max") if _operation(node) == "clamp" else ("min_val", "max_val"))
+        argument(node, name) for name in (("min", "max") if _operation(node) == "clamp" else ("min_val", "max_val"))
     )
     return (low, high) != (0, 6) and None not in (low, high) and _of_a_map(node)
 
@@ -304,14 +288,14 @@ def _leads_to_a_convolution(node: Node, same_size: bool = False) -> bool:
 
 def _reorders_channels_of_a_convolution(node: Node) -> bool:
     """Channels in another order, read by a convolution, by way of operations that keep channels apart."""
-    over_channels = _argument(node, "dim") in (1, -3) and _is_constant(_argument(node, "index"))
+    over_channels = argument(node, "dim") in (1, -3) and _is_constant(argument(node, "index"))
     return over_channels and _leads_to_a_convolution(node, same_size=True)
 
 
 def _is_by_mask(node: Node) -> bool:
     if _operation(node) == "nonzero":
         return True
-    indices = [_value(index) for index in cast("Sequence[Any]", _argument(node, "indices") or ())]
+    indices = [_value(index) for index in cast("Sequence[Any]", argument(node, "indices") or ())]
     return any(index is not None and index.dtype == torch.bool for index in indices)
 
 
@@ -327,11 +311,11 @@ def _repeats_for_a_convolution(node: Node) -> bool:
 
 
 def _steps_over_a_map(node: Node) -> bool:
-    return int(_argument(node, "step") or 1) > 1 and _of_a_map(node) and int(_argument(node, "dim") or 0) % 4 > 1
+    return int(argument(node, "step") or 1) > 1 and _of_a_map(node) and int(argument(node, "dim") or 0) % 4 > 1
 
 
 def _uses_running_statistics(node: Node) -> bool:
-    return _argument(node, "use_input_stats") is False
+    return argument(node, "use_input_stats") is False
 
 
 def _uses_own_statistics(node: Node) -> bool:
@@ -339,7 +323,7 @@ def _uses_own_statistics(node: Node) -> bool:
 
 
 def _divides_by_a_map(node: Node) -> bool:
-    divisor = _argument(node, "other")
+    divisor = argument(node, "other")
     return isinstance(divisor, Node) and not _is_constant(divisor)
 
 
@@ -468,9 +452,20 @@ RULES: tuple[Rule, ...] = (
                 "bins that do not divide the map become slices and sums, one or more for every bin",
             ),
         ),
-        "nothing to do: edgekit makes it one product with a constant bin matrix",
+        "nothing to do: edgekit makes it a product with a constant bin matrix, or one each for rows and columns",
         _leaves_remainder,
         "replace_adaptive_pooling",
+    ),
+    Rule(
+        "uneven-factor",
+        ("upsample_bilinear2d",),
+        (
+            Outcome("rewritten", (COREML,), "coremltools refuses a factor that leaves a part of a pixel over"),
+            Outcome("rewritten", (TFLITE,), "litert-torch then steps through the map by another factor than PyTorch"),
+        ),
+        "nothing to do: edgekit makes it products with constant matrices; give size= instead of scale_factor= for a faster resize",
+        _leaves_a_part_over,
+        "step_by_the_factor",
     ),
     Rule(
         "batch-norm",
@@ -480,7 +475,7 @@ RULES: tuple[Rule, ...] = (
                 "rewritten", (COREML, OPENVINO), "the converter does not know batch norm in the form it is exported in"
             ),
         ),
-        "nothing to do: edgekit folds it into the convolution before it",
+        "nothing to do: edgekit folds it into the convolution before it, or makes it one product and one sum",
         rewrite="fold_batch_norm",
     ),
     Rule(
@@ -503,10 +498,10 @@ RULES: tuple[Rule, ...] = (
             Outcome(
                 "fails",
                 (TFLITE,),
-                "LiteRT has only padding 0 or (kernel - stride) / 2, undilated, without output_padding",
+                "LiteRT has it undilated only, and with no more output_padding than padding",
             ),
         ),
-        "use kernel 4, stride 2, padding 1 or kernel 2, stride 2, or a bilinear resize and a convolution",
+        "use kernel 4, stride 2, padding 1, or a bilinear resize and a convolution",
         _unlike_tensorflow,
     ),
     Rule(
@@ -539,20 +534,6 @@ RULES: tuple[Rule, ...] = (
         (Outcome("slow", (ONNXRUNTIME,), "ONNX Runtime has no int8 kernel for it and computes in float", "int8"),),
         "use a bilinear resize and a convolution, which int8 takes",
         lambda node: not _has_wide_groups(node),
-    ),
-    Rule(
-        "transposed-convolution-batch-norm",
-        ("mul",),
-        (
-            Outcome(
-                "fails",
-                (TFLITE,),
-                "LiteRT's interpreter refuses the scales of a transposed convolution with a batch norm behind it",
-                "int8",
-            ),
-        ),
-        "fold it in the factory: torch.nn.utils.fusion.fuse_conv_bn_eval(convolution, batch_norm, transpose=True)",
-        _scales_a_transposed_convolution,
     ),
     Rule(
         "expand",
@@ -1014,6 +995,18 @@ def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
     """The last operations: those that edgekit's decoder or the argmax makes idle."""
     output = next(node for node in graph.nodes if node.op == "output")
     node: Node | None = output.all_input_nodes[0] if output.all_input_nodes else None
+    classes = _shape(node)[1]
+    if classes == 1:
+        yield _of_the_network(
+            "one-channel", "wrong", _operation(node) if node else "",
+            "the largest of one channel is that channel, so every label is 0, whatever a threshold would say",
+            "give two channels, such as torch.cat([torch.zeros_like(x), x], 1) of the logit x, whose argmax is its sign",
+        )  # fmt: skip
+    if classes > MOST_CLASSES:
+        yield _of_the_network(
+            "many-classes", "fails", _operation(node) if node else "",
+            f"it gives {classes} classes, and a label is one byte", f"give {MOST_CLASSES} channels at most",
+        )  # fmt: skip
     while node is not None and _operation(node) in ("slice", "softmax", "log_softmax", "sigmoid", "_softmax"):
         if _operation(node) != "slice":
             yield _of_the_network(
@@ -1025,7 +1018,7 @@ def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
         node = _source(node)
     if node is None or not _operation(node).startswith("upsample") or _sides(node) != (size.height, size.width):
         return
-    aligned = bool(_argument(node, "align_corners"))
+    aligned = bool(argument(node, "align_corners"))
     reason = f"{_shape(node)[1]} full-size channels are written and read again for one label a pixel"
     if _operation(node) != "upsample_bilinear2d" or aligned:
         form = "align_corners" if aligned else "another mode than bilinear"

@@ -42,8 +42,53 @@ def node_shape(node: Node) -> tuple[int, ...]:
     return tuple(int(side) for side in node.meta["val"].shape)
 
 
+def argument(node: Node, name: str) -> Any:
+    """An argument by its name in the operation's schema, given or default; None when there is none of that name."""
+    for position, known in enumerate(cast(torch._ops.OpOverload, node.target)._schema.arguments):
+        if known.name == name:
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
+            return known.default_value if given is None and known.has_default_value() else given
+    return None
+
+
+def sides(value: Any) -> tuple[int, int]:
+    """Height and width of an argument that may hold one number for both."""
+    numbers = [int(side) for side in value] if isinstance(value, list | tuple) else [int(value)]
+    return numbers[0], numbers[-1]
+
+
+def number_padding(module: GraphModule) -> int:
+    """Convolutions whose padding is a word, "same" or "valid", with its numbers, by which everything else knows them.
+
+    An even window under "same" has one pixel more behind than before, which becomes a padding of its own.
+    """
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.conv2d.padding:
+            continue
+        source, weight, bias = (argument(node, name) for name in ("input", "weight", "bias"))
+        stride, dilation = (list(sides(argument(node, name))) for name in ("stride", "dilation"))
+        reach = [0, 0]  # of the window beyond its first pixel
+        if argument(node, "padding") == "same":
+            reach = [step * (side - 1) for step, side in zip(dilation, node_shape(weight)[2:], strict=True)]
+        if odd := [side % 2 for side in reach] if any(side % 2 for side in reach) else []:
+            with module.graph.inserting_before(node):
+                padded = module.graph.call_function(aten.pad.default, (source, [0, odd[1], 0, odd[0]]))
+            value = source.meta["val"]
+            height, width = node_shape(source)[2:]
+            shape = (*node_shape(source)[:2], height + odd[0], width + odd[1])
+            padded.meta = {**node.meta, "val": value.new_empty(shape)}
+            source = padded
+        node.target = aten.conv2d.default
+        groups = argument(node, "groups")
+        node.args = (source, weight, bias, stride, [side // 2 for side in reach], dilation, groups)
+        node.kwargs = {}
+        count += 1
+    return count
+
+
 def fold_batch_norm(module: GraphModule) -> int:
-    """Merge each batch norm into the convolution before it (paper, section 5.3).
+    """Merge each batch norm into the convolution, transposed or not, before it (paper, section 5.3).
 
     Where other nodes read that convolution too, or there is none, the batch norm becomes one product and one sum.
     """
@@ -61,11 +106,12 @@ def fold_batch_norm(module: GraphModule) -> int:
         if gamma is not None:
             scale = scale * gamma.double()
         offset = (0.0 if beta is None else beta.double()) - mean.double() * scale
-        kernel = constant_tensor(module, source.args[1]) if is_convolution(source) and len(source.users) == 1 else None
+        folds = (is_convolution(source) or is_transposed_convolution(source)) and len(source.users) == 1
+        kernel = constant_tensor(module, source.args[1]) if folds else None
         if kernel is not None:
             old_bias = constant_tensor(module, source.args[2]) if len(source.args) > 2 else None
             bias = offset if old_bias is None else offset + old_bias.double() * scale
-            weight = (kernel.double() * scale.reshape(-1, 1, 1, 1)).float()
+            weight = _scaled_outputs(source, kernel.double(), scale).float()
             weight_constant = add_constant(module, source, "folded_weight", weight)
             bias_constant = add_constant(module, source, "folded_bias", bias.float())
             source.args = (source.args[0], weight_constant, bias_constant, *source.args[3:])
@@ -91,6 +137,19 @@ def is_convolution(node: Node) -> bool:
     return node.op == "call_function" and node.target is aten.conv2d.default
 
 
+def is_transposed_convolution(node: Node) -> bool:
+    return node.op == "call_function" and node.target is aten.conv_transpose2d.input
+
+
+def _scaled_outputs(node: Node, kernel: Tensor, scale: Tensor) -> Tensor:
+    """The weights of a convolution whose output channels are multiplied by ``scale``."""
+    if is_convolution(node):
+        return kernel * scale.reshape(-1, 1, 1, 1)
+    groups = argument(node, "groups")  # [I, O / groups, kh, kw]: the groups lie along the input channels
+    grouped = kernel.reshape(groups, -1, *kernel.shape[1:]) * scale.reshape(groups, 1, -1, 1, 1)
+    return grouped.reshape(kernel.shape)
+
+
 def pooling_matrix(length: int, bins: int) -> Tensor:
     """Adaptive average pooling along one axis as a matrix: float32 [bins, length].
 
@@ -110,7 +169,8 @@ def replace_adaptive_pooling(module: GraphModule) -> int:
     One bin is a mean; bins that divide the map are an ordinary average pool; any other is a product with one constant
     bin matrix (converters otherwise emit a slice and a mean for every bin). The product is written channels-last, so that
     runtimes with that layout need no transpose around it. The matrix is a precomputed buffer: built inside forward it
-    becomes an IOTA that the LiteRT interpreter refuses.
+    becomes an IOTA that the LiteRT interpreter refuses. It has an entry for every bin and pixel: beyond
+    :data:`LARGEST_BIN_MATRIX`, rows and columns have one each.
     """
     count = 0
     for node in list(module.graph.nodes):
@@ -127,6 +187,10 @@ def replace_adaptive_pooling(module: GraphModule) -> int:
             window = [height // rows, width // columns]
             with graph.inserting_before(node):
                 new = graph.call_function(aten.avg_pool2d.default, (source, window, window))
+        elif rows * columns * height * width > LARGEST_BIN_MATRIX:
+            new = _by_rows_and_columns(
+                module, node, "pool", pooling_matrix(height, rows), pooling_matrix(width, columns)
+            )
         else:
             batch, channels = node_shape(source)[:2]
             matrix = torch.kron(pooling_matrix(height, rows), pooling_matrix(width, columns))
@@ -151,6 +215,53 @@ def replace_adaptive_pooling(module: GraphModule) -> int:
         graph.erase_node(node)
         count += 1
     return count
+
+
+LARGEST_BIN_MATRIX = 1_000_000
+"""Entries of a matrix for both axes, 4 MB: six by six bins, as networks of this kind have, of a 128x216 map."""
+
+
+def _by_rows_and_columns(module: GraphModule, node: Node, name: str, rows: Tensor, columns: Tensor) -> Node:
+    """What a node makes of its first argument, [N, C, h, w], as two products: ``rows`` is [H, h], ``columns`` [W, w]."""
+    source = cast(Node, node.args[0])
+    left = add_constant(module, node, f"{name}_rows", rows)
+    right = add_constant(module, node, f"{name}_columns", columns.T.contiguous())
+    with module.graph.inserting_before(node):
+        tall = module.graph.call_function(aten.matmul.default, (left, source))
+        both = module.graph.call_function(aten.matmul.default, (tall, right))
+    shape = (*node_shape(source)[:2], rows.shape[0], node_shape(source)[3])
+    tall.meta = {**node.meta, "val": node.meta["val"].new_empty(shape)}
+    both.meta = dict(node.meta)
+    return both
+
+
+def step_by_the_factor(module: GraphModule) -> int:
+    """Bilinear resizes by a factor that leaves a part of a pixel over, as products with constant matrices.
+
+    PyTorch steps through such a map by 1 / factor; converters keep the sizes alone, whose ratio is another step (litert-torch),
+    or refuse (coremltools).
+    """
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.upsample_bilinear2d.vec:
+            continue
+        source, factors = cast(Node, node.args[0]), argument(node, "scale_factors")
+        lengths = node_shape(source)[2:]
+        uneven = factors and any(length * factor % 1 for length, factor in zip(lengths, factors, strict=True))
+        if not uneven or argument(node, "align_corners"):
+            continue
+        matrices = [resizing_matrix(*pair) for pair in zip(lengths, factors, strict=True)]
+        node.replace_all_uses_with(_by_rows_and_columns(module, node, "resize", *matrices))
+        module.graph.erase_node(node)
+        count += 1
+    return count
+
+
+def resizing_matrix(length: int, factor: float) -> Tensor:
+    """Bilinear resizing by a factor along one axis as a matrix: float32 [floor(length * factor), length]."""
+    unit = torch.eye(length).reshape(1, length, length, 1)
+    resized = torch.nn.functional.interpolate(unit, scale_factor=(factor, 1.0), mode="bilinear", align_corners=False)
+    return resized[0, :, :, 0].T.contiguous()
 
 
 def sum_before_resizing(module: GraphModule) -> int:
@@ -259,6 +370,56 @@ SPLIT_FROM = 4
 """Windows of 3x3 are left alone: nine comparisons against six, and a map more to write."""
 
 
+def crop_transposed_convolutions(module: GraphModule) -> int:
+    """Transposed convolutions whose padding TensorFlow cannot say, without one and with a crop behind.
+
+    Not among :data:`REWRITES`: only LiteRT needs it, for ``ConvTranspose2d(3, stride=2, padding=1, output_padding=1)`` above all.
+    """
+    count = 0
+    for node in list(module.graph.nodes):
+        if not is_transposed_convolution(node) or fits_tensorflow(node) or not can_be_cropped(node):
+            continue
+        before = sides(argument(node, "padding"))
+        batch, channels, *lengths = node_shape(node)
+        after = [before[axis] - extra for axis, extra in enumerate(sides(argument(node, "output_padding")))]
+        value, wanted = node.meta["val"], dict(node.meta)
+        source, weight, bias, stride, groups, dilation = (
+            argument(node, name) for name in ("input", "weight", "bias", "stride", "groups", "dilation")
+        )
+        node.args, node.kwargs = (source, weight, bias, stride, [0, 0], [0, 0], groups, dilation), {}
+        whole = [length + before[axis] + after[axis] for axis, length in enumerate(lengths)]
+        node.meta["val"] = value.new_empty((batch, channels, *whole))
+        last = node
+        for axis, length in enumerate(lengths):
+            with module.graph.inserting_after(last):
+                part = (last, 2 + axis, before[axis], before[axis] + length)
+                cropped = module.graph.call_function(aten.slice.Tensor, part)
+            sizes = [*lengths[: axis + 1], *whole[axis + 1 :]]
+            cropped.meta = {**wanted, "val": value.new_empty((batch, channels, *sizes))}
+            last.replace_all_uses_with(cropped, lambda user, cropped=cropped: user is not cropped)
+            last = cropped
+        count += 1
+    module.graph.lint()
+    module.recompile()
+    return count
+
+
+def fits_tensorflow(node: Node) -> bool:
+    """Whether TensorFlow's two paddings, VALID and SAME, can say those of a transposed convolution."""
+    kernel, stride = node_shape(argument(node, "weight"))[2:], sides(argument(node, "stride"))
+    padding, extra = sides(argument(node, "padding")), sides(argument(node, "output_padding"))
+    return sides(argument(node, "dilation")) == (1, 1) and all(
+        padding[axis] == 0 or (2 * padding[axis] == kernel[axis] - stride[axis] and extra[axis] == 0) for axis in (0, 1)
+    )
+
+
+def can_be_cropped(node: Node) -> bool:
+    """Whether a transposed convolution is a part of the one without padding, and that one fits TensorFlow."""
+    extra = sides(argument(node, "output_padding"))
+    padded = sides(argument(node, "padding"))
+    return sides(argument(node, "dilation")) == (1, 1) and all(extra[axis] <= padded[axis] for axis in (0, 1))
+
+
 def attend_with_heads(module: GraphModule) -> int:
     """Attention over [N, L, E] as one head's over [N, 1, L, E].
 
@@ -295,7 +456,9 @@ def drop_idle(module: GraphModule) -> int:
         if node.target in (aten.view.default, aten._unsafe_view.default):
             # The same values, and needs no copy before it (a channel shuffle's contiguous, attention's own).
             node.target = aten.reshape.default
-        idle = node.target in (aten.dropout.default, aten.alias.default, aten.detach.default, aten.clone.default)
+        idle = node.target in (aten.alias.default, aten.detach.default, aten.clone.default)
+        if node.target is aten.dropout.default:
+            idle = not argument(node, "train")
         if node.target is aten.upsample_bilinear2d.vec or node.target is aten.slice.Tensor:
             idle = node_shape(node) == node_shape(cast(Node, node.args[0]))
         if idle:
@@ -305,7 +468,14 @@ def drop_idle(module: GraphModule) -> int:
     return count
 
 
-REWRITES = (drop_idle, fold_batch_norm, replace_adaptive_pooling, sum_before_resizing)
+REWRITES = (
+    drop_idle,
+    number_padding,
+    fold_batch_norm,
+    replace_adaptive_pooling,
+    step_by_the_factor,
+    sum_before_resizing,
+)
 
 
 def apply_rewrites(module: GraphModule) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
         core = _centred_core(graph, half)
         # TensorRT has convolutions of its own for three planes.
         rows = from_rows(core, graph) if scheme == "asymmetric" else None
-        return with_output(rows or from_planes(core, graph, half), graph, recipe)
+        return with_output(rows or from_planes(core, graph, half), graph, recipe, scheme == "symmetric")
     chosen = require_quantization(recipe, quantization)
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
@@ -43,7 +43,7 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
             return planes(frame - graph.normalization.mean_colour())
 
         core = _quantize(_centred_core(graph, False), graph, recipe, chosen, scheme, centred)
-        return with_output(from_planes(core, graph, False), graph, recipe)
+        return with_output(from_planes(core, graph, False), graph, recipe, scheme == "symmetric")
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
@@ -53,7 +53,7 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
         return planes(_with_border(frame, bordered)).astype(np.float32)
 
     core = _quantize(float_core, graph, recipe, chosen, scheme, raw, raw_pixels=True)
-    return with_output(from_bordered(core, graph, bordered), graph, recipe)
+    return with_output(from_bordered(core, graph, bordered), graph, recipe, False)
 
 
 @lru_cache(maxsize=2)

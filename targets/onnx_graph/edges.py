@@ -102,8 +102,12 @@ def from_bordered(core: Any, graph: DeployableGraph, bordered: Bordered) -> Any:
     return _with_frame(model, graph, nodes, constants)
 
 
-def with_output(model: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
-    """The whole model: its logits in float32, or the labels decided on them."""
+def with_output(model: Any, graph: DeployableGraph, recipe: Recipe, bytes_of_floats: bool) -> Any:
+    """The whole model: its logits in float32, or the labels decided on them.
+
+    Args:
+        bytes_of_floats: labels pass through float32 on their way from integers to bytes, as TensorRT demands.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -134,13 +138,16 @@ def with_output(model: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
         if decision != graph.size:
             # Repeated by gathering rows and columns: ONNX's nearest Resize takes no integers in every runtime.
             after.append(helper.make_node("Cast", ["edge_best"], ["edge_small"], to=TensorProto.INT32))
-            constants["edge_rows"] = np.arange(height, dtype=np.int64) * decision.height // height
-            constants["edge_columns"] = np.arange(width, dtype=np.int64) * decision.width // width
+            constants["edge_rows"] = np.arange(height, dtype=np.int64) // recipe.output_stride
+            constants["edge_columns"] = np.arange(width, dtype=np.int64) // recipe.output_stride
             after.append(helper.make_node("Gather", ["edge_small", "edge_rows"], ["edge_tall"], axis=1))
             after.append(helper.make_node("Gather", ["edge_tall", "edge_columns"], ["edge_repeated"], axis=2))
             last = "edge_repeated"
         else:
             last = "edge_best"
+        if bytes_of_floats:
+            after.append(helper.make_node("Cast", [last], ["edge_label_numbers"], to=TensorProto.FLOAT))
+            last = "edge_label_numbers"
         after.append(helper.make_node("Cast", [last], ["labels"], to=TensorProto.UINT8))
         outputs = [helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, height, width])]
     whole = helper.make_graph(

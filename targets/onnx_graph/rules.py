@@ -1,7 +1,8 @@
 """A linter of the rules TensorRT's ONNX parser sets for explicit quantization.
 
-Sources: NVIDIA's TensorRT developer guide, "Working with Quantized Types" (explicit quantization, Q/DQ placement), and
-onnx-tensorrt's ``docs/operators.md`` and ``onnxOpImporters.cpp`` (QuantizeLinear, DequantizeLinear, Cast).
+Sources: NVIDIA's TensorRT developer guide, "Working with Quantized Types" (explicit quantization, Q/DQ placement), its
+``DataType`` reference (uint8 converts from and to float32 and float16 alone), and onnx-tensorrt's ``docs/operators.md`` and
+``onnxOpImporters.cpp`` (QuantizeLinear, DequantizeLinear, Cast).
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ class Finding:
 def check(model: Any) -> list[Finding]:
     """All findings on an ``onnx.ModelProto``; empty for a graph TensorRT takes as it stands."""
     from onnx import TensorProto
+    from onnx.helper import get_attribute_value
+    from onnx.shape_inference import infer_shapes
 
     graph = model.graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in infer_shapes(model).graph.value_info}
     values = tensor_values(model)
     types = {entry.name: entry.data_type for entry in graph.initializer}
     producer = {output: node for node in graph.node for output in node.output}
@@ -77,6 +81,9 @@ def check(model: Any) -> list[Finding]:
     for node in graph.node:
         if node.op_type not in OPERATORS:
             report(node, "error", f"operator {node.op_type} is not one the parser supports")
+        to_bytes = node.op_type == "Cast" and get_attribute_value(node.attribute[0]) == TensorProto.UINT8
+        if to_bytes and kinds.get(node.input[0]) not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            report(node, "error", "uint8 is made of floats only: a Cast to float must stand before it")
         _check_attributes(node, consumers, report)
         if node.op_type not in (QUANTIZE, DEQUANTIZE):
             continue
