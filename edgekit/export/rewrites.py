@@ -71,7 +71,8 @@ def number_padding(module: GraphModule) -> int:
         reach = [0, 0]  # of the window beyond its first pixel
         if argument(node, "padding") == "same":
             reach = [step * (side - 1) for step, side in zip(dilation, node_shape(weight)[2:], strict=True)]
-        if odd := [side % 2 for side in reach] if any(side % 2 for side in reach) else []:
+        odd = [side % 2 for side in reach]
+        if any(odd):
             with module.graph.inserting_before(node):
                 padded = module.graph.call_function(aten.pad.default, (source, [0, odd[1], 0, odd[0]]))
             value = source.meta["val"]
