@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from calibration.datasets import resize_labels
-from calibration.simulation import OUTPUT_AXIS, expected_drop, quantized_places, represented, rounded_weight
+from calibration.simulation import (
+    OUTPUT_AXIS,
+    READERS,
+    expected_drop,
+    quantized_places,
+    represented,
+    rounded_weight,
+)
 from edgekit.core.values import DeployableGraph, Int64, Quantization, Ranges, Scheme, Size, UInt8
 from edgekit.decoder import decode
 from edgekit.export.layers import layers_of
@@ -22,7 +29,7 @@ from edgekit.metrics.scores import confusion_matrix, mean_iou
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What one layer costs when it alone is quantized: its weights, and its result.
+    """What one layer costs when it alone is quantized: its weights, and what it reads.
 
     Attributes:
         layer: its name, see :class:`edgekit.export.layers.Layer`.
@@ -45,7 +52,9 @@ def layer_losses(
     classes: int,
     report: Callable[[int, int], None],
 ) -> tuple[LayerLoss, ...]:
-    """The loss of each layer that int8 touches, in the network's order.
+    """The loss of each layer that targets run in int8, in the network's order.
+
+    A map that is rounded for several layers is charged to each of them, since each by itself may read it in float.
 
     Args:
         graph: the equalized one, which int8 is made of.
@@ -54,7 +63,8 @@ def layer_losses(
         report: layers looked at, and of how many, over all frames.
     """
     places = quantized_places(graph, scheme)
-    layers = [layer for layer in layers_of(graph) if layer.weighted or places & layer.nodes]
+    readers = {node.name for node in graph.module.graph.nodes if node.target in READERS}
+    layers = [layer for layer in layers_of(graph) if readers & layer.nodes]
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in layers}
     found: dict[str, list[Int64]] = {layer.name: [] for layer in layers}
     float_found: list[Int64] = []
@@ -93,21 +103,26 @@ def _alone(
     def now(node: Node) -> Any:
         return changed.get(node, values[node])
 
+    def rounded(node: Node) -> Any:
+        if node.name not in places:
+            return now(node)
+        held = as_cores_read(graph, node, now(node))
+        return from_cores(graph, node, represented(held, *whole_range(ranges[node.name]), scheme))
+
     with torch.inference_mode():
-        for node, value in values.items():
+        for node in values:
             if node.op == "output":
                 return _only(torch.fx.node.map_arg(node.args[0], now))
             if node.name not in nodes and not any(source in changed for source in node.all_input_nodes):
                 continue
-            if node.op == "call_function":
-                arguments = list(cast("tuple[Any, ...]", torch.fx.node.map_arg(node.args, now)))
-                if node.name in nodes and node.target in OUTPUT_AXIS:
-                    arguments[1] = rounded_weight(node, arguments[1])
-                value = cast(Any, node.target)(*arguments, **torch.fx.node.map_arg(node.kwargs, now))
-            if node.name in nodes and node.name in places:
-                held = as_cores_read(graph, node, value)
-                value = from_cores(graph, node, represented(held, *whole_range(ranges[node.name]), scheme))
-            changed[node] = value
+            if node.op != "call_function":
+                continue
+            is_int8 = node.name in nodes and node.target in READERS
+            read = rounded if is_int8 else now
+            arguments = list(cast("tuple[Any, ...]", torch.fx.node.map_arg(node.args, read)))
+            if is_int8 and node.target in OUTPUT_AXIS:
+                arguments[1] = rounded_weight(node, arguments[1])
+            changed[node] = cast(Any, node.target)(*arguments, **torch.fx.node.map_arg(node.kwargs, now))
     raise AssertionError("a graph has an output")
 
 

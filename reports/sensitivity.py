@@ -14,12 +14,13 @@ SHOWN = 24
 TITLES = ("Expected, points", "Labels, points", "Error, %")
 
 HOW = (
-    "Each layer was quantized alone, its weights and its result, in simulation, on frames of the calibration set; the rest "
-    "stayed in float. *Expected*: the drop of class mIoU with the float network's own probabilities as the truth, by which "
-    "layers are ranked; it is steadier than *labels*, the drop on these frames' own labels, which the network may have been "
-    "trained on. *Error*: of the logits, root mean square, relative to theirs. Layers have the names of the PyTorch modules; "
-    "an operation without weights also says what it does. `edgekit quantize --keep-float NAME,...` leaves layers in float "
-    "on any target, and `--max-drop` finds out how many."
+    "Each layer was quantized alone, its weights and what it reads, in simulation, on frames of the calibration set; the "
+    "rest stayed in float. That is what keeping it in float saves; a map that several layers read is counted for each. "
+    "*Expected*: the drop of class mIoU with the float network's own probabilities as the truth, by which layers are "
+    "ranked; it is steadier than *labels*, the drop on these frames' own labels, which the network may have been trained "
+    "on. *Error*: of the logits, root mean square, relative to theirs. Layers have the names of the PyTorch modules; an "
+    "operation without weights also says what it does, and is listed where a target runs it in int8. `edgekit quantize "
+    "--keep-float NAME,...` leaves layers in float on any target, and `--max-drop` finds out how many."
 )
 
 
@@ -41,9 +42,7 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
     layers, schemes = ranked(document), list(document["layers"])
     height, width = document["size"]
     calibration = document["calibration"]
-    rows = [
-        [escape(name), *(cell for scheme in schemes for cell in _cells(losses.get(scheme)))] for name, losses in layers
-    ]
+    rows = [[escape(name), *(cell for scheme in schemes for cell in _cells(losses[scheme]))] for name, losses in layers]
     header = ["Layer", *(f"{title}, {scheme}" for scheme in schemes for title in TITLES)]
     lines = [
         f"# Which layers cost {escape(document['checkpoint']['name'])} accuracy in int8",
@@ -61,17 +60,12 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
     ]
     figure = layer_drops(
         [name for name, _ in layers[:SHOWN]],
-        {
-            scheme: [losses[scheme]["expected_drop"] if scheme in losses else 0.0 for _, losses in layers[:SHOWN]]
-            for scheme in schemes
-        },
+        {scheme: [losses[scheme]["expected_drop"] for _, losses in layers[:SHOWN]] for scheme in schemes},
     )
     return {"index.md": "\n".join(lines) + "\n", "layers.svg": figure}
 
 
-def _cells(loss: Mapping[str, Any] | None) -> Sequence[str]:
-    if loss is None:  # a frame's bytes are int8 as they are
-        return ("does not apply",) * len(TITLES)
+def _cells(loss: Mapping[str, Any]) -> Sequence[str]:
     return f"{100 * loss['expected_drop']:.3f}", f"{100 * loss['drop']:.3f}", f"{100 * loss['output_error']:.2f}"
 
 

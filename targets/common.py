@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -58,17 +58,30 @@ def kept_tensors(
     quantization: Quantization,
     recipe: Recipe,
     tensors: Iterable[tuple[str, NDArray[Any]]],
-) -> list[str]:
-    """Names of those of a float model's tensors that layers kept in float give.
+) -> dict[str, str]:
+    """Those of a float model's tensors that layers kept in float give, and the layer of each.
 
     Args:
         tensors: names and values for the probe, float; none is kept.
+
+    Raises:
+        UsageError: there is no such layer.
     """
     from edgekit.export.layers import nodes_of
     from edgekit.export.values import find_node
 
-    kept = nodes_of(graph, recipe.keep_float)
-    return [name for name, value in tensors if find_node(graph, quantization, value) in kept] if kept else []
+    kept = {node: layer for layer in recipe.keep_float for node in nodes_of(graph, (layer,))}
+    found = ((name, find_node(graph, quantization, value)) for name, value in tensors) if kept else ()
+    return {name: kept[node] for name, node in found if node in kept}
+
+
+def kept_layers(recipe: Recipe, excluded: Collection[str]) -> tuple[str, ...]:
+    """The recipe's layers that are kept in float, in its order; the others have no operation that would be int8 here.
+
+    Args:
+        excluded: layers of which an operation was left out of int8.
+    """
+    return tuple(layer for layer in recipe.keep_float if layer in excluded)
 
 
 def widen(ranges: dict[str, tuple[float, float]], name: str, value: NDArray[Any]) -> None:

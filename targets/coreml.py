@@ -8,7 +8,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from edgekit.runtimes.common import check_frame, label_map, output_settings, thr
 from edgekit.runtimes.coreml import quiet
 from targets.common import (
     float_edges,
+    kept_layers,
     kept_tensors,
     known_ranges,
     require_quantization,
@@ -50,6 +51,9 @@ MODEL = "model.mlpackage"
 
 QUANTIZED_OPS = ("conv", "linear", "add", "max_pool", "avg_pool")
 """What coremltools puts quantize/dequantize pairs around."""
+
+WEIGHTED_OPS = ("conv", "conv_transpose", "linear")
+"""Whose weights are int8."""
 
 SMALLEST_RANGE = 127 * 2.0**-14
 """Activation ranges are at least this, so that their scale is a normal fp16 number: devices may flush smaller ones."""
@@ -106,9 +110,9 @@ class CoreML:
         kept: tuple[str, ...] = ()
         notes = {"deployment target": "iOS 17, macOS 14 or newer"}
         if recipe.precision == "int8":
-            model, floats = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
+            model, layers, floats = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
             kept = (
-                *recipe.keep_float,
+                *layers,
                 *float_edges(recipe),
                 "resizes and matrix products",
                 *(f"result of {name}" for name in floats),
@@ -269,8 +273,8 @@ def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
 
 def _quantized(
     model: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[Any, tuple[str, ...]]:
-    """W8A8 from the fp16 program: the quantized model, and the ops whose results stay float."""
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """W8A8 from the fp16 program: the quantized model, the layers kept in float, and the ops whose results stay float."""
     from targets.mil.executor import load_program
 
     coreml = importlib.import_module("coremltools.optimize.coreml")
@@ -279,7 +283,7 @@ def _quantized(
         model.save(str(package))
         program = load_program(package)
     ranges, kept = _ranges(program, graph, recipe, quantization)
-    floats = [op for op in program.function.operations if kept & {var.name for var in op.outputs}]
+    floats = [op for op in program.function.operations if kept.keys() & {var.name for var in op.outputs}]
     last = _last_ops(program.function)
     constant_adds = [op.name for op in program.function.operations if op.op_type == "add" and _has_constant(op)]
     activations = coreml.OptimizationConfig(
@@ -296,24 +300,53 @@ def _quantized(
     try:
         with _calibrated(ranges):
             model = coreml.linear_quantize_activations(model, activations, sample_data=[])
-        return coreml.linear_quantize_weights(model, weights), last
+        model = coreml.linear_quantize_weights(_reading_float(model, kept) if kept else model, weights)
     except Exception as error:  # its passes raise many types; each means that this program cannot be quantized
         raise ConversionError(f"coremltools cannot quantize the program: {first_line(error)}") from error
+    excluded = {
+        kept[var.name]
+        for op in floats
+        if op.op_type in WEIGHTED_OPS or (op.op_type in QUANTIZED_OPS and op.name not in (*last, *constant_adds))
+        for var in op.outputs
+    }
+    return model, kept_layers(recipe, excluded), last
+
+
+def _reading_float(model: Any, kept: Collection[str]) -> Any:
+    """The model with the ops that give these values reading in float what others read, or give, rounded."""
+    ct = importlib.import_module("coremltools")
+    spec = model.get_spec()
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    givers = {output.name: op for op in block.operations for output in op.outputs}
+
+    def given(name: str, kind: str) -> str | None:
+        """What the op of a kind that gives a value reads; None where another one gives it."""
+        giver = givers.get(name)
+        return giver.inputs["input"].arguments[0].name if giver is not None and giver.type == kind else None
+
+    for op in block.operations:
+        if any(output.name in kept for output in op.outputs):
+            for argument in (argument for source in op.inputs.values() for argument in source.arguments):
+                rounded = given(argument.name, "dequantize")
+                source = given(rounded, "quantize") if rounded is not None else None
+                if source is not None:
+                    argument.name = source
+    return ct.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
 
 
 def _ranges(
     program: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[Ranges, set[str]]:
+) -> tuple[Ranges, dict[str, str]]:
     """Smallest and largest value of every float tensor, the graph's where it is one of its nodes.
 
-    And the names of those that layers kept in float give.
+    And those that layers kept in float give, with their layers.
     """
     from targets.mil.executor import Executor
 
     executor = Executor(program, rounding=False)
     found: dict[str, tuple[float, float]] = {}
     unknown: set[str] = set()
-    kept: set[str] = set()
+    kept: dict[str, str] = {}
 
     def compare(name: str, value: torch.Tensor) -> None:
         known, others = known_ranges(graph, quantization, "symmetric", [(name, value.numpy())])
@@ -368,9 +401,7 @@ def _kernels(function: Any, without: Sequence[Any]) -> list[str]:
     return [
         op.inputs["weight"].op.name
         for op in function.operations
-        if op.op_type in ("conv", "conv_transpose", "linear")
-        and op.inputs["weight"].op is not None
-        and op not in without
+        if op.op_type in WEIGHTED_OPS and op.inputs["weight"].op is not None and op not in without
     ]
 
 

@@ -63,7 +63,7 @@ class OnnxRuntime:
         """See :class:`edgekit.Target`."""
         from targets.onnx_graph.build import build
 
-        model = build(graph, recipe, quantization, "asymmetric")
+        model, kept = build(graph, recipe, quantization, "asymmetric")
         write_bytes(folder / "model.onnx", model.SerializeToString())
         quantized = recipe.precision == "int8"
         centred = any("edge_mean" in node.input for node in model.graph.node)
@@ -72,7 +72,7 @@ class OnnxRuntime:
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*recipe.keep_float, "MatMul", "Resize", *float_edges(recipe, centred)) if quantized else (),
+            kept_float=(*kept, "MatMul", "Resize", *float_edges(recipe, centred)) if quantized else (),
             scheme="asymmetric" if quantized else None,
             notes={"on x86 without VNNI": WITHOUT_VNNI} if quantized else {},
         )

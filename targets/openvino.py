@@ -32,13 +32,19 @@ from edgekit.core.values import (
 )
 from edgekit.export.sizes import decision_size
 from edgekit.runtimes.openvino import load, open_session, without_telemetry
-from targets.common import float_edges, kept_tensors, native_output, planes, require_quantization
+from targets.common import float_edges, kept_layers, kept_tensors, native_output, planes, require_quantization
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
 
 WEIGHTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
 """Operations whose bias is a sum of its own."""
+
+QUANTIZED = (
+    *(kind for kind in WEIGHTED if kind not in KEPT_FLOAT),
+    *("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "AvgPool", "MaxPool", "ReduceMean", "Concat"),
+)
+"""Operations that NNCF has read int8."""
 
 ELEMENTS_AT_ONCE = 1 << 28
 """Of tensors that are read together."""
@@ -80,8 +86,9 @@ class OpenVINO:
         size = graph.size
         with without_telemetry():
             core = _core(graph).clone()
+            kept: tuple[str, ...] = ()
             if recipe.precision == "int8":
-                core = _quantize(core, graph, recipe, require_quantization(recipe, quantization))
+                core, kept = _quantize(core, graph, recipe, require_quantization(recipe, quantization))
         model = _add_edges(core, graph, recipe)
         _name_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
@@ -91,7 +98,7 @@ class OpenVINO:
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*recipe.keep_float, *KEPT_FLOAT, *float_edges(recipe)) if quantized else (),
+            kept_float=(*kept, *KEPT_FLOAT, *float_edges(recipe)) if quantized else (),
             scheme="asymmetric" if quantized else None,
             notes={"weights": "model.bin lies beside model.xml and is part of the model"},
         )
@@ -133,13 +140,16 @@ def _core(graph: DeployableGraph) -> Any:
     return load().convert_model(traced, input=shape)
 
 
-def _quantize(core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization) -> Any:
-    """Quantizers where NNCF puts them, for the ranges that were worked out."""
+def _quantize(
+    core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+) -> tuple[Any, tuple[str, ...]]:
+    """Quantizers where NNCF puts them, for the ranges that were worked out. And the layers kept in float."""
     import nncf
 
     def centred(frame: UInt8) -> Float32:
         return planes(frame - graph.normalization.mean_colour())
 
+    kept = _kept(core, graph, recipe, quantization, centred)
     try:
         quantized = nncf.quantize(
             core.clone(),
@@ -147,13 +157,14 @@ def _quantize(core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Q
             # Symmetric weights, asymmetric activations: after ReLU the same, before a sum without one finer.
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=1,
-            ignored_scope=nncf.IgnoredScope(
-                names=_kept(core, graph, recipe, quantization, centred), types=list(KEPT_FLOAT), validate=False
-            ),
+            ignored_scope=nncf.IgnoredScope(names=sorted(kept), types=list(KEPT_FLOAT), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
         )
     except (nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as error:
         raise ConversionError(f"NNCF cannot quantize this network ({error}): convert it in fp32 or fp16") from error
+    for node in quantized.get_ordered_ops():
+        if node.get_friendly_name() in kept:
+            _read_float(node)
     quantizers = [node for node in quantized.get_ordered_ops() if _quantizes_activations(node)]
     limits = _limits(core, {_source(node) for node in quantizers}, graph, quantization, centred)
     shared: dict[bytes, list[Any]] = {}
@@ -166,7 +177,19 @@ def _quantize(core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Q
         together = np.stack(of_each)
         for node in nodes:
             _set_range(node, together[..., 0].min(0), together[..., 1].max(0))
-    return quantized
+    excluded = {
+        layer for node in core.get_ordered_ops()
+        if (layer := kept.get(node.get_friendly_name())) and node.get_type_name() in QUANTIZED
+    }  # fmt: skip
+    return quantized, kept_layers(recipe, excluded)
+
+
+def _read_float(node: Any) -> None:
+    """Have an operation read what others read rounded: NNCF puts one quantizer where several operations read."""
+    for read in node.inputs():
+        given = read.get_source_output().get_node()
+        if _quantizes_activations(given):
+            read.replace_source_output(given.input_value(0))
 
 
 def _quantizes_activations(node: Any) -> bool:
@@ -244,20 +267,21 @@ def _kept(
     recipe: Recipe,
     quantization: Quantization,
     to_input: Callable[[UInt8], Float32],
-) -> list[str]:
-    """Names of the operations that belong to layers kept in float, the convolution before a bias too."""
+) -> dict[str, str]:
+    """Names of the operations that belong to layers kept in float, the convolution before a bias too, and their layers."""
     if not recipe.keep_float:
-        return []
+        return {}
     sources = _float_results(core)
     order, values = _open(core, set(sources), to_input)
     known = ((str(position), value) for position, value in enumerate(values(quantization.probe)))
-    waiting = [sources[order[int(position)]] for position in kept_tensors(graph, quantization, recipe, known)]
-    names = {node.get_friendly_name() for node in waiting}
-    for node in waiting:
+    names = {}
+    for position, layer in kept_tensors(graph, quantization, recipe, known).items():
+        node = sources[order[int(position)]]
+        names[node.get_friendly_name()] = layer
         before = node.input_value(0).get_node()
         if before.get_type_name() in WEIGHTED and node.get_type_name() == "Add":
-            names.add(before.get_friendly_name())
-    return sorted(names)
+            names[before.get_friendly_name()] = layer
+    return names
 
 
 def _constant(node: Any, side: int) -> Any:

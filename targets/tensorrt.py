@@ -74,7 +74,7 @@ class TensorRT:
         from targets.onnx_graph.build import build
         from targets.onnx_graph.rules import check
 
-        model = build(graph, recipe, quantization, "symmetric")
+        model, kept = build(graph, recipe, quantization, "symmetric")
         broken = [finding for finding in check(model) if finding.level == "error"]
         if broken:
             raise ConversionError(
@@ -88,7 +88,7 @@ class TensorRT:
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*recipe.keep_float, "MatMul", "Resize", "sums", *float_edges(recipe)) if quantized else (),
+            kept_float=(*kept, "MatMul", "Resize", "sums", *float_edges(recipe)) if quantized else (),
             scheme="symmetric" if quantized else None,
             notes={"trtexec": TRTEXEC, "measure on jetson": f"cd {{artifact}} && {TRTEXEC}"},
         )

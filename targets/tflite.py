@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from edgekit.runtimes.common import threads
 from edgekit.runtimes.litert import interpreter_class, open_session
 from targets.common import (
     float_edges,
+    kept_layers,
     kept_tensors,
     known_ranges,
     native_output,
@@ -88,9 +89,10 @@ class TFLite:
         if recipe.precision == "int8":
             from targets.tflite_graph.frame import on_bytes
 
-            quantized = _quantize(model, graph, recipe, require_quantization(recipe, quantization))
+            quantized, layers = _quantize(model, graph, recipe, require_quantization(recipe, quantization))
             model = on_bytes(quantized, graph.normalization.mean_colour())
-            kept = (*recipe.keep_float, "BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
+            givers = ("what gives these layers what they read",) if layers else ()
+            kept = (*layers, *givers, "BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
         write_bytes(folder / "model.tflite", model)
         return Converted(
             model="model.tflite",
@@ -166,14 +168,21 @@ def _interpreter_class() -> Any:
         raise TargetError("no TFLite interpreter is installed: run pip install 'edgekit[tflite]'") from error
 
 
-def _quantize(model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization) -> bytes:
-    """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are."""
+def _quantize(
+    model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+) -> tuple[bytes, tuple[str, ...]]:
+    """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are.
+
+    And the layers kept in float.
+    """
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer import recipe as recipes
 
     ranges, kept = _ranges(model, graph, recipe, quantization)
+    edges = _edge_tensors(model)
+    floats, excluded = _floats(model, kept, edges)
     tool = quantizer.Quantizer(model, recipes.static_wi8_ai8())
-    for name in (*_edge_tensors(model), *(f"^{re.escape(name)};?$" for name in kept)):
+    for name in (*edges, *(f"^{re.escape(name)};?$" for name in floats)):
         tool.update_quantization_recipe(
             regex=name,
             operation_name=recipes.TFLOperationName.ALL_SUPPORTED,
@@ -185,15 +194,15 @@ def _quantize(model: bytes, graph: DeployableGraph, recipe: Recipe, quantization
         operation_name=recipes.TFLOperationName.BATCH_MATMUL,
         algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
     )
-    return bytes(tool.quantize(ranges).quantized_model)
+    return bytes(tool.quantize(ranges).quantized_model), kept_layers(recipe, excluded)
 
 
 def _ranges(
     model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Smallest and largest value of every float tensor, in the form of what the quantizer's own ``calibrate`` gives.
 
-    And the names of those that layers kept in float give.
+    And those that layers kept in float give, with their layers.
     """
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
@@ -232,13 +241,35 @@ def _ranges(
         name: {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
         for name, (low, high) in found.items()
     }
-    kept = kept_tensors(graph, quantization, recipe, values(quantization.probe, names)) if recipe.keep_float else []
-    for operator in core.operators:
-        if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode == PAD:
-            readers = [other for other in core.operators if operator.outputs[0] in list(other.inputs)]
-            if all(names.get(reader.outputs[0]) in kept for reader in readers):
-                kept.append(names[operator.outputs[0]])
+    kept = kept_tensors(graph, quantization, recipe, values(quantization.probe, names)) if recipe.keep_float else {}
     return ranges, kept
+
+
+def _floats(model: bytes, kept: Mapping[str, str], edges: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The results of the operations that stay in float, and the layers of which one would have been int8.
+
+    An int8 operation gives int8: what gives a layer in float what it reads, by way of a padding too, must stay in float.
+    """
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    core = flatbuffer.subgraphs[0]
+    kinds = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
+    floats: dict[str, None] = {}
+    excluded = set()
+    read: set[int] = set()
+    for operator in reversed(core.operators):
+        name = core.tensors[operator.outputs[0]].name.decode()
+        kind = kinds.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
+        if name in kept or operator.outputs[0] in read:
+            floats[name] = None
+        if name in kept or (kind == qtyping.TFLOperationName.PAD and operator.outputs[0] in read):
+            read |= set(operator.inputs)
+        is_edge = any(re.search(pattern, name) for pattern in edges)
+        if name in kept and not is_edge and kind not in (None, qtyping.TFLOperationName.BATCH_MATMUL):
+            excluded.add(kept[name])
+    return list(floats), excluded
 
 
 def _open_interpreter(model: bytes) -> Any:

@@ -629,7 +629,7 @@ def test_what_tensorrt_refuses(convert: Convert) -> None:
     graph = graph_of(branches(*TENSORRT_TEXTS))
     texts = [
         entry.text
-        for entry in check(build(graph, Recipe("fp32", "logits"), None, "symmetric"))
+        for entry in check(build(graph, Recipe("fp32", "logits"), None, "symmetric")[0])
         if entry.level == "error"
     ]
     for word in set(TENSORRT_TEXTS.values()):

@@ -375,6 +375,10 @@ def _quantize_line(row: dict[str, Any], why_not: str) -> str:
         f"  labels as float PyTorch: {100 * row['agreement']:.2f} % of pixels on {row['agreement_frames']} frames that did not "
         f"calibrate ({row['provenance']['kind']} by {row['provenance']['by']})",
     ]
+    if row["no_int8"]:
+        lines.append(
+            f"  nothing was kept in float of {', '.join(row['no_int8'])}: {row['target']} runs none of it in int8"
+        )
     if row["miou"] is None:
         lines.append(f"  mIoU: not measured, {why_not}")
     else:

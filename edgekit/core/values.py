@@ -196,7 +196,7 @@ class Converted:
         native_input: the runtime's own input form, e.g. ``uint8 [1,512,1024,3] RGB``.
         native_output: the runtime's own output form.
         tools: package -> version of everything that had a hand in it.
-        kept_float: layers left in higher precision, in the target's terms.
+        kept_float: layers left in higher precision, in the target's terms; of the recipe's those that would have been int8.
         scheme: of int8 activations, where there are any.
         notes: what a user should know (the trtexec command line, for one), key -> text.
     """

@@ -35,18 +35,15 @@ class Layer:
     Attributes:
         name: of its module; of an operation without weights also what it does, as in ``pooling.1:add``.
         nodes: names of its graph nodes; a module that is called twice has those of both calls.
-        weighted: has weights that int8 rounds.
     """
 
     name: str
     nodes: frozenset[str]
-    weighted: bool
 
 
 def layers_of(graph: DeployableGraph) -> tuple[Layer, ...]:
     """The layers of a graph, in the order of their first operations; the frame itself is ``frame``."""
     names: dict[str, str] = {}
-    weighted: set[str] = set()
     for node in graph.module.graph.nodes:
         if node.op == "placeholder":
             names[node.name] = "frame"
@@ -54,7 +51,6 @@ def layers_of(graph: DeployableGraph) -> tuple[Layer, ...]:
             source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
             if node.target in WEIGHTED:
                 names[node.name] = module_of(node) or node.name
-                weighted.add(names[node.name])
             elif node.target in ACTIVATIONS and source is not None and len(source.users) == 1:
                 names[node.name] = names[source.name]
             else:
@@ -62,7 +58,7 @@ def layers_of(graph: DeployableGraph) -> tuple[Layer, ...]:
     together: dict[str, set[str]] = {}
     for node_name, name in names.items():
         together.setdefault(name, set()).add(node_name)
-    return tuple(Layer(name, frozenset(nodes), name in weighted) for name, nodes in together.items())
+    return tuple(Layer(name, frozenset(nodes)) for name, nodes in together.items())
 
 
 def _operation_of(node: Node) -> str:

@@ -172,6 +172,7 @@ def make_artifact(
             "recipe": asdict(recipe),
             "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),
             "kept_float": list(converted.kept_float),
+            "no_int8": [layer for layer in recipe.keep_float if layer not in converted.kept_float],
             "native_input": converted.native_input,
             "native_output": converted.native_output,
             "rewrites": list(deployable.rewrites),

@@ -282,6 +282,7 @@ def _row(common: Quantizing, artifact: Artifact, why_not: str) -> dict[str, Any]
         "model_bytes": artifact.manifest["model_bytes"],
         "calibration": {"dataset": chosen.dataset, "split": chosen.split, "frames": len(chosen)},
         "kept_float": artifact.manifest["kept_float"],
+        "no_int8": artifact.manifest["no_int8"],
         "agreement": None,
         "agreement_frames": len(common.compared),
         "miou": None,

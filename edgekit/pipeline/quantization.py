@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from calibration.ranges import Calibrated
 
 MEMORY_FOR_CALIBRATION = 256 << 20
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import attend_with_heads, split_max_pooling
-from targets.common import kept_tensors, known_ranges, planes, require_quantization, widen
+from targets.common import kept_layers, kept_tensors, known_ranges, planes, require_quantization, widen
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
 """Resize's semantics as of 19 and QuantizeLinear's as of 19 are what TensorRT 10 and ONNX Runtime both read."""
 
 
-def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, scheme: Scheme) -> Any:
-    """The whole ONNX model (``onnx.ModelProto``): uint8 frame in, labels or logits out.
+def build(
+    graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, scheme: Scheme
+) -> tuple[Any, tuple[str, ...]]:
+    """The whole ONNX model (``onnx.ModelProto``): uint8 frame in, labels or logits out. And the layers kept in float.
 
     Args:
         scheme: of int8 activations. ``symmetric`` also means int8 only where TensorRT runs it; ``asymmetric`` is what ONNX
@@ -33,7 +35,7 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
         core = _centred_core(graph, half)
         # TensorRT has convolutions of its own for three planes.
         rows = from_rows(core, graph) if scheme == "asymmetric" else None
-        return with_output(rows or from_planes(core, graph, half), graph, recipe, scheme == "symmetric")
+        return with_output(rows or from_planes(core, graph, half), graph, recipe, scheme == "symmetric"), ()
     chosen = require_quantization(recipe, quantization)
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
@@ -42,8 +44,8 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
         def centred(frame: UInt8) -> Float32:
             return planes(frame - graph.normalization.mean_colour())
 
-        core = _quantize(_centred_core(graph, False), graph, recipe, chosen, scheme, centred)
-        return with_output(from_planes(core, graph, False), graph, recipe, scheme == "symmetric")
+        core, kept = _quantize(_centred_core(graph, False), graph, recipe, chosen, scheme, centred)
+        return with_output(from_planes(core, graph, False), graph, recipe, scheme == "symmetric"), kept
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
@@ -52,8 +54,8 @@ def build(graph: DeployableGraph, recipe: Recipe, quantization: Quantization | N
     def raw(frame: UInt8) -> Float32:
         return planes(_with_border(frame, bordered)).astype(np.float32)
 
-    core = _quantize(float_core, graph, recipe, chosen, scheme, raw, raw_pixels=True)
-    return with_output(from_bordered(core, graph, bordered), graph, recipe, False)
+    core, kept = _quantize(float_core, graph, recipe, chosen, scheme, raw, raw_pixels=True)
+    return with_output(from_bordered(core, graph, bordered), graph, recipe, False), kept
 
 
 @lru_cache(maxsize=2)
@@ -103,8 +105,8 @@ def _quantize(
     scheme: Scheme,
     to_input: Callable[[UInt8], Float32],
     raw_pixels: bool = False,
-) -> Any:
-    """Int8 by ONNX Runtime's tool.
+) -> tuple[Any, tuple[str, ...]]:
+    """Int8 by ONNX Runtime's tool, and the layers that it leaves in float.
 
     Args:
         to_input: what the core reads of a frame.
@@ -126,6 +128,12 @@ def _quantize(
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "ConvTranspose"],
         }
+    kept = _kept(model, graph, recipe, quantization, to_input)
+    excluded = {layer for node in model.graph.node if (layer := kept.get(node.name)) and node.op_type in operations}
+    read = {name for node in model.graph.node if node.name in kept for name in node.input}
+    # The tool makes them the limits of their quantized result; what reads it in float needs them as they are.
+    activations = {node.name for node in model.graph.node if node.op_type in CLAMPS and read & set(node.output)}
+    floats = kept.keys() | activations
     with tempfile.TemporaryDirectory() as folder:
         source, ranges, result = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         onnx.save(model, source)
@@ -138,9 +146,36 @@ def _quantize(
             source, result, None, quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QInt8 if scheme == "symmetric" else QuantType.QUInt8,
             weight_type=QuantType.QInt8, op_types_to_quantize=operations, extra_options=options,
-            nodes_to_exclude=_kept(model, graph, recipe, quantization, to_input), calibration_cache_path=ranges,
+            nodes_to_exclude=sorted(floats), calibration_cache_path=ranges,
         )  # fmt: skip
-        return onnx.load(result)
+        quantized = onnx.load(result)
+    _read_float(quantized, model, floats)
+    return quantized, kept_layers(recipe, excluded)
+
+
+def _read_float(quantized: Any, model: Any, names: Collection[str]) -> None:
+    """Have nodes read what they read in the float model: the tool has them read what it rounded for others."""
+    before = {node.name: list(node.input) for node in model.graph.node if node.name in names}
+    if not before:
+        return
+    graph = quantized.graph
+    for node in graph.node:
+        if node.name in before:
+            del node.input[:]
+            node.input.extend(before[node.name])
+    held = {entry.name for entry in graph.initializer}
+    wanted = {name for of_node in before.values() for name in of_node} - held
+    graph.initializer.extend(entry for entry in model.graph.initializer if entry.name in wanted)
+    outputs = {output.name for output in graph.output}
+    while True:
+        used = {name for node in graph.node for name in node.input} | outputs
+        unread = [node for node in graph.node if not used & set(node.output)]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for entry in [entry for entry in graph.initializer if entry.name not in used]:
+        graph.initializer.remove(entry)
 
 
 def _ranges(
@@ -185,18 +220,16 @@ def _kept(
     recipe: Recipe,
     quantization: Quantization,
     to_input: Callable[[UInt8], Float32],
-) -> list[str]:
-    """Names of the nodes that belong to layers kept in float."""
+) -> dict[str, str]:
+    """Names of the nodes that belong to layers kept in float, and their layers."""
     if not recipe.keep_float:
-        return []
+        return {}
     names = [name for node in model.graph.node for name in node.output]
     values = zip(names, _session_on(model, names).run(None, {CORE_INPUT: to_input(quantization.probe)}), strict=True)
-    kept = set(
-        kept_tensors(
-            graph, quantization, recipe, ((name, value) for name, value in values if value.dtype == np.float32)
-        )
+    kept = kept_tensors(
+        graph, quantization, recipe, ((name, value) for name, value in values if value.dtype == np.float32)
     )
-    return [node.name for node in model.graph.node if kept & set(node.output)]
+    return {node.name: kept[name] for node in model.graph.node for name in node.output if name in kept}
 
 
 def _reads_frame(graph: DeployableGraph, layers: tuple[str, ...]) -> bool:
@@ -223,6 +256,7 @@ def _session_on(model: Any, names: list[str]) -> Any:
     return onnxruntime.InferenceSession(open_model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+CLAMPS = ("Relu", "Clip")
 QUANTIZED_BY_TENSORRT = ["Conv", "ConvTranspose", "Gemm"]
 QUANTIZED_BY_ONNXRUNTIME = ["Conv", "ConvTranspose", "Gemm", "Add", "MaxPool", "AveragePool", "Concat", "Relu", "Clip"]
 
