@@ -16,7 +16,7 @@ from calibration.simulation import quantized_places, represented
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Normalization, Scheme, Size, UInt8
 from edgekit.export.graph import export_aten
-from edgekit.export.values import channel_limits, find_node, visit_values
+from edgekit.export.values import channel_limits, find_nodes, known_limits, visit_values, whole_range
 
 SIZE = Size(64, 96)
 ENDS = st.floats(-50, 50, width=32, allow_subnormal=False)  # edgekit flushes subnormals
@@ -102,19 +102,66 @@ def test_every_value_of_the_graph_is_found_again_in_either_layout() -> None:
         if node.op == "call_function":
             last = value.permute(0, 2, 3, 1).contiguous().numpy()
             found[node.name] = (
-                find_node(graph, quantization, value.numpy()),
-                find_node(graph, quantization, last * np.float32(1.001)),
+                find_nodes(graph, quantization, value.numpy()),
+                find_nodes(graph, quantization, last * np.float32(1.001)),
             )
-            assert find_node(graph, quantization, value.numpy() * np.float32(1.1)) is None
+            assert find_nodes(graph, quantization, value.numpy() * np.float32(1.1)) == ()
         return value
 
     visit_values(graph, quantization.probe, look)
     assert len(found) >= 6
-    assert all(names == (name, name) for name, names in found.items())
+    assert all(names == ((name,), (name,)) for name, names in found.items())
     mean = graph.normalization.mean_colour()
     pixels = (quantization.probe - mean).transpose(0, 3, 1, 2)
     (frame,) = (node.name for node in graph.module.graph.nodes if node.op == "placeholder")
-    assert find_node(graph, quantization, pixels) == frame
+    assert find_nodes(graph, quantization, pixels) == (frame,)
+
+
+class Branches(nn.Module):
+    """Three branches, of which the first never gives anything and the second nothing for dark frames; two that are copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dead, self.idle, self.busy = (nn.Conv2d(3, 8, 3, 2, 1) for _ in range(3))
+        self.head = nn.Conv2d(32, 4, 1)
+        with torch.no_grad():
+            self.dead.bias.fill_(-1000.0)
+            self.idle.bias.fill_(-1.2)
+            self.idle.weight.abs_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dead, idle, busy = (torch.relu(branch(x)) for branch in (self.dead, self.idle, self.busy))
+        logits: torch.Tensor = self.head(torch.cat([dead, idle, busy, nn.functional.leaky_relu(busy, 0.5)], 1))
+        return logits
+
+
+def test_maps_that_the_probe_cannot_tell_apart_are_held_together() -> None:
+    """A branch that is idle on the probe does not get the range of one that is always zero; of copies either one's is held."""
+    graph = graph_of(Branches())
+
+    def batches() -> Iterator[UInt8]:
+        return (frame // 6 if index == 0 else frame for index, frame in enumerate(frames(4)))
+
+    quantization = calibrate(graph, batches, 4).quantization
+    found = {}
+
+    def look(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        found[node.name] = (
+            find_nodes(graph, quantization, value.numpy()),
+            known_limits(graph, quantization, "symmetric", value.numpy()),
+        )
+        return value
+
+    visit_values(graph, quantization.probe, look)
+    ranges = quantization.ranges["symmetric"]
+    assert whole_range(ranges["relu"])[1] == 0
+    assert whole_range(ranges["relu_1"])[1] > 10
+    assert found["relu"] == found["relu_1"] == (("relu", "relu_1"), None)
+    names, limits = found["leaky_relu"]
+    assert names == ("relu_2", "leaky_relu")
+    assert limits is not None
+    assert whole_range(limits)[1] == max(whole_range(ranges[name])[1] for name in names)
 
 
 def test_a_few_giant_values_do_not_decide_the_range() -> None:
