@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from calibration import ranges
 from calibration.ranges import ESTIMATORS, calibrate, observe
 from calibration.simulation import quantized_places, represented
 from edgekit.core.errors import ConversionError
@@ -154,14 +156,14 @@ def test_maps_that_the_probe_cannot_tell_apart_are_held_together() -> None:
         return value
 
     visit_values(graph, quantization.probe, look)
-    ranges = quantization.ranges["symmetric"]
-    assert whole_range(ranges["relu"])[1] == 0
-    assert whole_range(ranges["relu_1"])[1] > 10
+    held = quantization.ranges["symmetric"]
+    assert whole_range(held["relu"])[1] == 0
+    assert whole_range(held["relu_1"])[1] > 10
     assert found["relu"] == found["relu_1"] == (("relu", "relu_1"), None)
     names, limits = found["leaky_relu"]
     assert names == ("relu_2", "leaky_relu")
     assert limits is not None
-    assert whole_range(limits)[1] == max(whole_range(ranges[name])[1] for name in names)
+    assert whole_range(limits)[1] == max(whole_range(held[name])[1] for name in names)
 
 
 def test_a_few_giant_values_do_not_decide_the_range() -> None:
@@ -186,8 +188,58 @@ def test_a_few_giant_values_do_not_decide_the_range() -> None:
     for scheme in ("symmetric", "asymmetric"):
         record = calibrated.record["ranges"][scheme]
         assert record["expected_drop"][record["estimator"]] == min(record["expected_drop"].values())
-        assert set(record["expected_drop"]) == set(ESTIMATORS)
+        assert set(record["expected_drop"]) | set(record["left_out"]) == set(ESTIMATORS)
         assert min(record["expected_drop"].values()) < 0.1 * record["expected_drop"]["min-max"]
+
+
+def test_a_percentile_needs_values_beyond_it() -> None:
+    """Two frames show no 99.999th percentile: it is left out, with the reason, rather than the maximum called by its name."""
+    several = list(frames(2))
+    for count, without in ((1, {"percentile 99.999", "percentile 99.99"}), (2, {"percentile 99.999"})):
+        batches = partial(iter, several[:count])
+        for record in calibrate(graph_of(Chain()), batches, count).record["ranges"].values():
+            assert set(record["left_out"]) == without
+            assert set(record["expected_drop"]) == set(ESTIMATORS) - without
+            assert all(
+                f"{count * 8192} values of a map" in why and "--samples" in why for why in record["left_out"].values()
+            )
+    values = np.arange(1000, dtype=np.float32)
+    assert ESTIMATORS["percentile 99.99"](values, 0.0, 2000.0, "symmetric") == (0.0, 2000.0)
+    assert ESTIMATORS["percentile 99.99"](np.tile(values, 20), 0.0, 2000.0, "symmetric")[1] <= 999.0
+
+
+def test_ranges_from_half_of_the_frames_are_judged_on_the_frames_that_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their drops stand beside that of all: a sum over other frames could not be set against it."""
+    judged: list[int] = []
+
+    def counted(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        judged.append(len(list(pairs)))
+        return judged[-1] / 100
+
+    monkeypatch.setattr(ranges, "expected_drop", counted)
+    for record in calibrate(graph_of(Chain()), lambda: frames(4), 4).record["ranges"].values():
+        assert record["expected_drop_of_halves"] == [0.04, 0.04]
+        assert set(record["expected_drop"].values()) == {record["bias_correction"]["expected_drop"]} == {0.04}
+
+
+def test_samples_are_held_once_and_of_quantized_maps_alone() -> None:
+    """Memory for many frames is the samples', and little beside: nothing is copied to put frames together or to equalize."""
+    import tracemalloc
+
+    graph, count = graph_of(Chain()), 24
+    observe(graph, frames(1), 1)
+    tracemalloc.start()
+    observed = observe(graph, frames(count), count)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(observed.samples) == quantized_places(graph, "symmetric")
+    held = sum(value.nbytes for value in observed.samples.values())
+    assert held == 4 * count * 4 * 8192
+    assert peak < 1.6 * held
+    scaled = observed.scaled({"relu": np.full(8, 0.5, np.float32)})
+    assert scaled.samples is observed.samples
+    assert np.array_equal(scaled.sample("relu"), observed.sample("relu") * 0.5)
+    assert np.array_equal(scaled.whole("relu"), observed.whole("relu") * 0.5)
 
 
 def test_one_pass_over_the_frames_is_enough() -> None:
@@ -215,12 +267,12 @@ def test_values_that_are_not_finite_are_told_by_their_module() -> None:
     with torch.no_grad():
         network.second.bias[3] = float("nan")
     with pytest.raises(ConversionError, match=r"not finite at 'second'.*calibration frame 1"):
-        observe(graph_of(network), frames(2))
+        observe(graph_of(network), frames(2), 2)
 
 
 def test_frames_that_are_missing_or_of_another_size_are_told() -> None:
     graph = graph_of(Chain())
     with pytest.raises(ConversionError, match="gave no frames"):
-        observe(graph, iter(()))
+        observe(graph, iter(()), 1)
     with pytest.raises(ConversionError, match="shape"):
-        observe(graph, [np.zeros((1, 64, 64, 3), np.uint8)])
+        observe(graph, [np.zeros((1, 64, 64, 3), np.uint8)], 1)
