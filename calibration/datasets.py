@@ -37,6 +37,8 @@ STREETS_DEFAULT_SIZE = Size(512, 1024)
 LABELS_SIDE = 128
 """The shorter side at which scenes are drawn only to see which classes they show."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+UNSCALED = ("I", "F")
+"""Pillow's modes without a fixed white; converted to RGB they would be cut off at 255."""
 NO_INSTANCE = -1
 DAMAGED = (
     UnidentifiedImageError,
@@ -272,13 +274,18 @@ def _train_ids(labels: Path, to_train_ids: UInt8) -> UInt8:
 
 
 def read_image(path: Path) -> UInt8:
-    """An image file as uint8 [H, W, 3] RGB.
+    """An image file as uint8 [H, W, 3] RGB: grey and palettes as the colours they stand for, transparency left out.
 
     Raises:
-        DataError: missing, damaged or truncated.
+        DataError: missing, damaged or truncated, or of whole numbers or floats that have no fixed white.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.split(";")[0] in UNSCALED:
+                raise DataError(
+                    f"{path} holds pixels of more than 8 bits (mode {image.mode}), whose white is not known: save it with 8 "
+                    "bits a channel"
+                )
             # A phone stores its photos as the sensor lay and says in EXIF how to turn them.
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
     except FileNotFoundError as error:

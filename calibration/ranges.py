@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -36,13 +36,16 @@ class Observed:
 
     Attributes:
         limits: smallest and largest value of each channel in each frame, float32 [frames, channels, 2], exactly.
-        samples: float32 [frames, at most SAMPLES_PER_FRAME], some of its values.
-        channels: of what channel each sample is.
+        samples: of the nodes that are quantized anywhere, float32 [frames, at most SAMPLES_PER_FRAME], some of their values.
+        channels: of what channel each sample is; one array for all maps of one size.
+        scales: what the channels of maps are multiplied by, where equalization is to have been there before. Applied on
+            the way out: many frames' samples are hundreds of megabytes.
     """
 
     limits: Mapping[str, Float32]
     samples: Mapping[str, Float32]
-    channels: Mapping[str, Int64]
+    channels: Mapping[str, NDArray[np.unsignedinteger[Any]]]
+    scales: Scales = field(default_factory=dict)
 
     def of(self, frames: slice) -> Observed:
         """What some of the frames alone would have shown."""
@@ -50,65 +53,70 @@ class Observed:
             {name: value[frames] for name, value in self.limits.items()},
             {name: value[frames] for name, value in self.samples.items()},
             {name: value[frames] for name, value in self.channels.items()},
+            self.scales,
         )
 
     def scaled(self, scales: Scales) -> Observed:
         """What the equalized graph would have shown."""
-        limits = {
-            name: value * scales[name][:, None] if name in scales else value for name, value in self.limits.items()
-        }
-        samples = {
-            name: value * scales[name][self.channels[name]] if name in scales else value
-            for name, value in self.samples.items()
-        }
-        return Observed(limits, samples, self.channels)
+        return replace(self, scales=scales)
 
     def whole(self, name: str) -> Float32:
         """Smallest and largest value of each of a node's channels: float32 [channels, 2]."""
         limits = self.limits[name]
-        return np.stack([limits[:, :, 0].min(0), limits[:, :, 1].max(0)], 1)
+        ends = np.stack([limits[:, :, 0].min(0), limits[:, :, 1].max(0)], 1)
+        return ends * self.scales[name][:, None] if name in self.scales else ends
+
+    def sample(self, name: str) -> Float32:
+        """Some of a node's values over all frames: float32 [values]."""
+        values = self.samples[name]
+        return (values * self.scales[name][self.channels[name]] if name in self.scales else values).ravel()
 
 
-def observe(graph: DeployableGraph, frames: Iterable[UInt8]) -> Observed:
+def observe(graph: DeployableGraph, frames: Iterable[UInt8], count: int) -> Observed:
     """One pass of the float graph over the frames; no map is kept.
+
+    Args:
+        count: frames there are at most.
 
     Raises:
         ConversionError: no frames, frames of another size, or a value that is not finite.
     """
-    limits: dict[str, list[Float32]] = {}
-    samples: dict[str, list[Float32]] = {}
-    channels: dict[str, list[Int64]] = {}
-    count = 0
+    limits: dict[str, Float32] = {}
+    samples: dict[str, Float32] = {}
+    channels: dict[str, NDArray[Any]] = {}
+    by_size: dict[tuple[int, int], NDArray[Any]] = {}  # maps of one size are looked at in the same places
+    places = frozenset(name for scheme in SCHEMES for name in quantized_places(graph, scheme))
+    done = 0
 
     def look(node: Node, value: Tensor) -> Tensor:
         held = as_cores_read(graph, node, value)
         now = channel_limits(held.numpy())
         if not np.isfinite(now).all():
             raise ConversionError(
-                f"the network gives values that are not finite at {_place(node)} for calibration frame {count + 1}: "
+                f"the network gives values that are not finite at {_place(node)} for calibration frame {done + 1}: "
                 "int8 cannot represent them, look at its weights"
             )
-        limits.setdefault(node.name, []).append(now)
-        some, of = _some(held, count)
-        samples.setdefault(node.name, []).append(some)
-        channels.setdefault(node.name, []).append(of)
+        limits.setdefault(node.name, np.empty((count, *now.shape), np.float32))[done] = now
+        if node.name in places:
+            ordered = held.permute(0, 2, 3, 1) if held.ndim == 4 else held  # as it lies in memory
+            flat = ordered.reshape(-1).numpy()
+            width = value.shape[1] if value.ndim == 4 else 1
+            positions = _positions(flat.size, done)
+            shape = (count, positions.size)
+            samples.setdefault(node.name, np.empty(shape, np.float32))[done] = flat[positions]
+            numbers = by_size.setdefault((flat.size, width), np.empty(shape, np.min_scalar_type(width - 1)))
+            numbers[done] = positions % width
+            channels[node.name] = numbers
         return value
 
     for frame in frames:
         if frame.shape != (1, graph.size.height, graph.size.width, 3):
             raise ConversionError(f"a calibration frame has the shape {list(frame.shape)}, not that of {graph.size}")
         visit_values(graph, frame, look)
-        count += 1
-    if not count:
+        done += 1
+    if not done:
         raise ConversionError("calibration gave no frames: choose a --calib dataset that has some")
-    return Observed(_stacked(limits), _stacked(samples), _stacked(channels))
-
-
-_Number = TypeVar("_Number", bound=np.generic)
-
-
-def _stacked(parts: Mapping[str, list[NDArray[_Number]]]) -> dict[str, NDArray[_Number]]:
-    return {name: np.stack(of_frames) for name, of_frames in parts.items()}
+    return Observed(limits, samples, channels).of(slice(done))
 
 
 def _place(node: Node) -> str:
@@ -116,16 +124,16 @@ def _place(node: Node) -> str:
     return f"'{module}' ({node.name})" if module else f"'{node.name}'"
 
 
-def _some(value: Tensor, frame: int) -> tuple[Float32, Int64]:
-    """Values at positions that depend on nothing but the frame's number and the map's size, and their channels."""
-    ordered = value.permute(0, 2, 3, 1) if value.ndim == 4 else value  # as it lies in memory
-    flat: Float32 = ordered.reshape(-1).numpy()
-    positions: Int64 = (
-        np.arange(flat.size)
-        if flat.size <= SAMPLES_PER_FRAME
-        else np.random.default_rng((frame, flat.size)).integers(0, flat.size, SAMPLES_PER_FRAME)
-    )
-    return flat[positions], positions % value.shape[1] if value.ndim == 4 else np.zeros_like(positions)
+def _positions(size: int, frame: int) -> Int64:
+    """Places in a map, which depend on nothing but its size and the frame's number."""
+    if size <= SAMPLES_PER_FRAME:
+        return np.arange(size)
+    return np.random.default_rng((frame, size)).integers(0, size, SAMPLES_PER_FRAME)
+
+
+def _suffices(values: int, share: float) -> bool:
+    """Whether so many values have any beyond a percentile."""
+    return values * share >= 1 - 1e-9
 
 
 Estimator = Callable[[Float32, float, float, Scheme], tuple[float, float]]
@@ -133,9 +141,11 @@ Estimator = Callable[[Float32, float, float, Scheme], tuple[float, float]]
 
 
 def _percentile(share: float) -> Estimator:
-    """All but ``share`` of the values at each end."""
+    """All but ``share`` of the values at each end; everything where that is less than one value."""
 
     def estimate(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[float, float]:
+        if not _suffices(sample.size, share):
+            return low, high
         ends = np.quantile(sample, [share, 1 - share])
         return max(low, float(ends[0])), min(high, float(ends[1]))
 
@@ -182,10 +192,12 @@ def _entropy(sample: Float32, low: float, high: float, scheme: Scheme) -> tuple[
     return max(low, -threshold), min(high, threshold)
 
 
+PERCENTILES: Mapping[str, float] = {"percentile 99.999": 1e-5, "percentile 99.99": 1e-4}
+"""The share of the values that each leaves out at either end."""
+
 ESTIMATORS: Mapping[str, Estimator] = {
     "min-max": lambda sample, low, high, scheme: (low, high),
-    "percentile 99.999": _percentile(1e-5),
-    "percentile 99.99": _percentile(1e-4),
+    **{name: _percentile(share) for name, share in PERCENTILES.items()},
     "least squares": _least_squares,
     "entropy": _entropy,
 }
@@ -201,12 +213,23 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 EVERY = slice(None)
 
 
+def left_out(observed: Observed, places: frozenset[str]) -> dict[str, str]:
+    """Percentiles that these frames are too few for, and why: most maps would show them no value beyond."""
+    usual = int(np.median([observed.samples[name].size for name in places])) if places else 0
+    return {
+        name: f"{usual} values of a map are seen, fewer than the {round(1 / share)} of which one lies beyond: "
+        "raise --samples"
+        for name, share in PERCENTILES.items()
+        if not _suffices(usual, share)
+    }
+
+
 def estimate(observed: Observed, estimator: Estimator, scheme: Scheme, places: frozenset[str]) -> Ranges:
     """Ranges of all nodes: the estimator's at the quantized places, everything elsewhere."""
     ranges = {name: observed.whole(name) for name in observed.limits}
     for name in places:
         limits = ranges[name]
-        low, high = estimator(observed.samples[name].ravel(), *whole_range(limits), scheme)
+        low, high = estimator(observed.sample(name), *whole_range(limits), scheme)
         ranges[name] = np.clip(limits, np.float32(low), np.float32(high))
     return ranges
 
@@ -218,7 +241,8 @@ class Calibrated:
     Attributes:
         quantization: for the targets.
         record: for manifests: equalizations, estimators and bias correction with the drops in mIoU that they are expected
-            to cost, and the drop with either half of the frames alone, in plain values.
+            to cost, percentiles left out and why, and the drop with ranges from either half of the frames alone, in plain
+            values.
     """
 
     quantization: Quantization
@@ -245,7 +269,7 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
                 frames.append(frame)
             yield frame
 
-    observed = observe(graph, keep_some())
+    observed = observe(graph, keep_some(), count)
     expected = [visit_values(graph, frame, lambda _, value: value) for frame in frames]
 
     def drop(form: _Form, scheme: Scheme, candidate: Ranges, some: slice = EVERY) -> float:
@@ -271,13 +295,15 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
     ranges: dict[Scheme, Ranges] = {}
     record: dict[str, Any] = {}
     for scheme in SCHEMES:
-        candidates = {name: estimated(form, scheme, name, form.observed) for name in ESTIMATORS}
+        without = left_out(observed, form.places[scheme])
+        candidates = {name: estimated(form, scheme, name, form.observed) for name in ESTIMATORS if name not in without}
         drops = {name: drop(form, scheme, candidate) for name, candidate in candidates.items()}
         best = min(drops, key=lambda name: drops[name])
         ranges[scheme] = candidates[best]
         record[scheme] = {
             "estimator": best,
             "expected_drop": drops,
+            "left_out": without,
             "equalization": equalization,
             "expected_drop_by_equalization": {name: one[scheme] for name, one in first.items()},
         }
@@ -289,10 +315,10 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
     form, corrections = (other, corrections) if better else (form, {})
     for scheme in SCHEMES:
         record[scheme]["bias_correction"] = {"taken": better, "expected_drop": after[scheme]}
-        if count > 1:  # how much it matters which frames calibrate: two halves that share none, each alone
+        if count > 1:  # how much it matters which frames give the ranges: two halves that share none, each alone
             halves = (form.observed.of(slice(start, None, 2)) for start in range(2))
             record[scheme]["expected_drop_of_halves"] = [
-                drop(form, scheme, estimated(form, scheme, record[scheme]["estimator"], half), few) for half in halves
+                drop(form, scheme, estimated(form, scheme, record[scheme]["estimator"], half)) for half in halves
             ]
     quantization = Quantization(ranges, form.scales, frames[0], batches, corrections)
     return Calibrated(quantization, {"ranges": record, "simulated_frames": len(frames)})

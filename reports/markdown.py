@@ -396,7 +396,11 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         f"(simulated on {calibration['simulated_frames']} of them)"
     )
     if halves := calibration.get("expected_drop_of_halves"):
-        text += f"; either half of the frames alone: {' and '.join(f'{100 * half:.2f}' for half in halves)}"
+        text += f"; with ranges from either half of the frames alone: {' and '.join(f'{100 * half:.2f}' for half in halves)}"
+    if without := calibration.get("left_out"):
+        text += f"; too few frames for {' and '.join(without)}"
+    if len(sizes := calibration.get("frame_sizes", {})) > 1:
+        text += f"; resized from {', '.join(f'{size} ({count})' for size, count in sizes.items())}"
     return text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,9 @@ from edgekit.core.values import (
     Recipe,
     Scheme,
 )
+
+SMALLEST_REACH = 1e-30
+"""Of a range: what is smaller is zero."""
 
 
 def planes(frame: NDArray[Any]) -> NDArray[Any]:
@@ -40,16 +43,16 @@ def known_ranges(
     Args:
         tensors: names and values for the probe, float; none is kept.
     """
-    from edgekit.export.values import find_node, whole_range
+    from edgekit.export.values import known_limits, whole_range
 
     ranges: dict[str, tuple[float, float]] = {}
     unknown = []
     for name, value in tensors:
-        node = find_node(graph, quantization, value)
-        if node is None:
+        limits = known_limits(graph, quantization, scheme, value)
+        if limits is None:
             unknown.append(name)
         else:
-            ranges[name] = whole_range(quantization.ranges[scheme][node])
+            ranges[name] = whole_range(limits)
     return ranges, unknown
 
 
@@ -68,10 +71,10 @@ def kept_tensors(
         UsageError: there is no such layer.
     """
     from edgekit.export.layers import nodes_of
-    from edgekit.export.values import find_node
+    from edgekit.export.values import find_nodes
 
     kept = {node: layer for layer in recipe.keep_float for node in nodes_of(graph, (layer,))}
-    found = ((name, find_node(graph, quantization, value)) for name, value in tensors) if kept else ()
+    found = ((name, node) for name, value in tensors for node in find_nodes(graph, quantization, value)) if kept else ()
     return {name: kept[node] for name, node in found if node in kept}
 
 
@@ -82,6 +85,18 @@ def kept_layers(recipe: Recipe, excluded: Collection[str]) -> tuple[str, ...]:
         excluded: layers of which an operation was left out of int8.
     """
     return tuple(layer for layer in recipe.keep_float if layer in excluded)
+
+
+def with_width(ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The ranges with one for what is always zero, of which no scale can be made: from zero to what the others reach.
+
+    Any would represent zeros; but kernels refuse scales that lie too far from those of what they read and give.
+    """
+    reaches = [max(-low, high) for low, high in ranges.values() if max(-low, high) > SMALLEST_REACH]
+    usual = float(np.median(reaches)) if reaches else 1.0
+    return {
+        name: (low, high) if max(-low, high) > SMALLEST_REACH else (0.0, usual) for name, (low, high) in ranges.items()
+    }
 
 
 def widen(ranges: dict[str, tuple[float, float]], name: str, value: NDArray[Any]) -> None:

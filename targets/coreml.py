@@ -40,6 +40,7 @@ from targets.common import (
     known_ranges,
     require_quantization,
     widen,
+    with_width,
 )
 
 if TYPE_CHECKING:
@@ -365,7 +366,7 @@ def _ranges(
     bad = [name for name, (low, high) in found.items() if max(abs(low), abs(high)) > LARGEST_HALF]
     if bad:
         raise ConversionError(f"'{bad[0]}' overflows fp16 on the calibration frames: Core ML's int8 cannot hold it")
-    return {name: _usable(low, high) for name, (low, high) in found.items()}, kept
+    return {name: _usable(low, high) for name, (low, high) in with_width(found).items()}, kept
 
 
 def _read_by_quantized(function: Any) -> set[str]:

@@ -32,7 +32,15 @@ from edgekit.core.values import (
 )
 from edgekit.export.sizes import decision_size
 from edgekit.runtimes.openvino import load, open_session, without_telemetry
-from targets.common import float_edges, kept_layers, kept_tensors, native_output, planes, require_quantization
+from targets.common import (
+    SMALLEST_REACH,
+    float_edges,
+    kept_layers,
+    kept_tensors,
+    native_output,
+    planes,
+    require_quantization,
+)
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
@@ -241,17 +249,17 @@ def _limits(
     to_input: Callable[[UInt8], Float32],
 ) -> dict[tuple[str, int], Float32]:
     """Smallest and largest value of parts of the float core by channel, [channels, 2], the graph's where they are its nodes."""
-    from edgekit.export.values import channel_limits, find_node, joined_limits
+    from edgekit.export.values import channel_limits, joined_limits, known_limits
 
     order, values = _open(core, sources, to_input)
     found: dict[tuple[str, int], Float32] = {}
     unknown = []
     for position, value in enumerate(values(quantization.probe)):
-        node = find_node(graph, quantization, value)
-        if node is None:
+        limits = known_limits(graph, quantization, "asymmetric", value)
+        if limits is None:
             unknown.append(position)
         else:
-            found[order[position]] = quantization.ranges["asymmetric"][node]
+            found[order[position]] = limits
     if unknown:
         for frame in quantization.batches():
             given = values(frame)
@@ -297,7 +305,8 @@ def _set_range(quantizer: Any, low: Float32, high: Float32) -> None:
     ov = load()
     shape = _constant(quantizer, 1).shape
     low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0).astype(np.float64)
-    high = np.maximum(high, low + SMALLEST_SHARE * (high - low).max())  # a channel that is always zero
+    widest = float((high - low).max())  # of a map that is always zero any range holds all
+    high = np.maximum(high, low + SMALLEST_SHARE * (widest if widest > SMALLEST_REACH else 1.0))
     scale = (high - low) / (quantizer.get_levels() - 1)
     zero_point = np.round(-low / scale)
     # Both ends move outwards alone, so that nothing that was seen is cut off.

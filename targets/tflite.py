@@ -40,7 +40,11 @@ from targets.common import (
     native_output,
     require_quantization,
     widen,
+    with_width,
 )
+
+LARGEST_BIAS = 2.0**30
+"""Of an int8 convolution, in steps of input scale times weight scale: int32 with room for the sum."""
 
 FLOAT32 = 0
 """A tensor's type, by its number in TFLite's schema."""
@@ -239,8 +243,9 @@ def _ranges(
                 widen(found, name, value)
     ranges = {
         name: {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
-        for name, (low, high) in found.items()
+        for name, (low, high) in with_width(found).items()
     }
+    ranges |= _weight_ranges(flatbuffer, ranges)
     kept = kept_tensors(graph, quantization, recipe, values(quantization.probe, names)) if recipe.keep_float else {}
     return ranges, kept
 
@@ -270,6 +275,34 @@ def _floats(model: bytes, kept: Mapping[str, str], edges: Sequence[str]) -> tupl
         if name in kept and not is_edge and kind not in (None, qtyping.TFLOperationName.BATCH_MATMUL):
             excluded.add(kept[name])
     return list(floats), excluded
+
+
+def _weight_ranges(flatbuffer: Any, ranges: Mapping[str, Any]) -> dict[str, Any]:
+    """Ranges of weights that are so small beside their bias that it would not fit into int32, and would be cut off."""
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    from targets.tflite_graph.weights import CONVOLUTIONS
+
+    core = flatbuffer.subgraphs[0]
+    found: dict[str, Any] = {}
+    for operator in core.operators:
+        code = flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode
+        if code not in CONVOLUTIONS or len(operator.inputs) < 3:
+            continue
+        source, weights, biases = (core.tensors[index] for index in operator.inputs[:3])
+        weight, bias = (tfl_flatbuffer_utils.get_tensor_data(one, flatbuffer.buffers) for one in (weights, biases))
+        of_source = ranges.get(source.name.decode())
+        if weight is None or bias is None or of_source is None:
+            continue
+        axis = CONVOLUTIONS[code]
+        reach = np.abs(weight).max(tuple(other for other in range(4) if other != axis), keepdims=True)
+        step = (max(float(of_source["max"]), 0.0) - min(float(of_source["min"]), 0.0)) / 255
+        least = (127 * np.abs(bias) / (LARGEST_BIAS * step)).reshape(reach.shape).astype(np.float32)
+        if (least > reach).any():
+            name = weights.name.decode()
+            reach = np.maximum(np.maximum(reach, least), found[name]["max"] if name in found else 0.0)
+            found[name] = {"min": -reach, "max": reach}
+    return found
 
 
 def _open_interpreter(model: bytes) -> Any:

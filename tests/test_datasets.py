@@ -359,6 +359,25 @@ def test_images_of_other_modes_are_rgb(tmp_path: Path) -> None:
         assert image.dtype == np.uint8
 
 
+def test_images_of_other_modes_keep_their_colours(tmp_path: Path) -> None:
+    """Grey stands for itself, palettes for their colours, and what is under transparency for what it is."""
+    for mode, colour in (("L", (90, 90, 90)), ("LA", (90, 90, 90)), ("P", (10, 90, 200)), ("RGBA", (10, 90, 200))):
+        whole = Image.new("RGBA", (70, 65), (*colour, 40))
+        path = tmp_path / f"{mode}.png"
+        (
+            whole.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE) if mode == "P" else whole.convert(mode)
+        ).save(path)
+        assert (read_image(path) == colour).all(), mode
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_images_without_a_fixed_white_are_refused(mode: str, tmp_path: Path) -> None:
+    """As RGB they would be white wherever they are over 255, and a calibration that saw them would not notice."""
+    path = tmp_path / ("deep.png" if mode == "I;16" else "deep.tif")
+    Image.new(mode, (70, 65), 1000).save(path)
+    refused(lambda: read_image(path), DataError, "deep", "more than 8 bits", "mode", "save it with 8 bits")
+
+
 def test_resizing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     labels = image[..., 0] % 19
@@ -415,6 +434,16 @@ def test_frames_are_chosen_without_labels_too(camvid_tree: Path) -> None:
     assert choice.shares == {}
     assert "no labels" in choice.why
     assert len(choose_frames(open_split("camvid", "train", camvid_tree), 9).frames) == 4
+
+
+def test_a_calibration_says_which_sizes_its_frames_had(camvid_tree: Path) -> None:
+    from edgekit.pipeline.quantization import Calibration
+
+    for index in range(2):
+        Image.new("RGB", (70, 65)).save(camvid_tree / "train" / f"small_{index}.png")
+    calibration = Calibration(choose_frames(open_split("camvid", "train", camvid_tree), 9), Size(64, 96))
+    assert all(frame.shape == (1, 64, 96, 3) for frame in calibration.batches()())
+    assert calibration.sizes() == {"96x128": 4, "65x70": 2}
 
 
 def test_small_drawings_show_the_same_classes() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from calibration import ranges
 from calibration.ranges import ESTIMATORS, calibrate, observe
 from calibration.simulation import quantized_places, represented
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Normalization, Scheme, Size, UInt8
 from edgekit.export.graph import export_aten
-from edgekit.export.values import channel_limits, find_node, visit_values
+from edgekit.export.values import channel_limits, find_nodes, known_limits, visit_values, whole_range
 
 SIZE = Size(64, 96)
 ENDS = st.floats(-50, 50, width=32, allow_subnormal=False)  # edgekit flushes subnormals
@@ -102,19 +104,66 @@ def test_every_value_of_the_graph_is_found_again_in_either_layout() -> None:
         if node.op == "call_function":
             last = value.permute(0, 2, 3, 1).contiguous().numpy()
             found[node.name] = (
-                find_node(graph, quantization, value.numpy()),
-                find_node(graph, quantization, last * np.float32(1.001)),
+                find_nodes(graph, quantization, value.numpy()),
+                find_nodes(graph, quantization, last * np.float32(1.001)),
             )
-            assert find_node(graph, quantization, value.numpy() * np.float32(1.1)) is None
+            assert find_nodes(graph, quantization, value.numpy() * np.float32(1.1)) == ()
         return value
 
     visit_values(graph, quantization.probe, look)
     assert len(found) >= 6
-    assert all(names == (name, name) for name, names in found.items())
+    assert all(names == ((name,), (name,)) for name, names in found.items())
     mean = graph.normalization.mean_colour()
     pixels = (quantization.probe - mean).transpose(0, 3, 1, 2)
     (frame,) = (node.name for node in graph.module.graph.nodes if node.op == "placeholder")
-    assert find_node(graph, quantization, pixels) == frame
+    assert find_nodes(graph, quantization, pixels) == (frame,)
+
+
+class Branches(nn.Module):
+    """Three branches, of which the first never gives anything and the second nothing for dark frames; two that are copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dead, self.idle, self.busy = (nn.Conv2d(3, 8, 3, 2, 1) for _ in range(3))
+        self.head = nn.Conv2d(32, 4, 1)
+        with torch.no_grad():
+            self.dead.bias.fill_(-1000.0)
+            self.idle.bias.fill_(-1.2)
+            self.idle.weight.abs_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dead, idle, busy = (torch.relu(branch(x)) for branch in (self.dead, self.idle, self.busy))
+        logits: torch.Tensor = self.head(torch.cat([dead, idle, busy, nn.functional.leaky_relu(busy, 0.5)], 1))
+        return logits
+
+
+def test_maps_that_the_probe_cannot_tell_apart_are_held_together() -> None:
+    """A branch that is idle on the probe does not get the range of one that is always zero; of copies either one's is held."""
+    graph = graph_of(Branches())
+
+    def batches() -> Iterator[UInt8]:
+        return (frame // 6 if index == 0 else frame for index, frame in enumerate(frames(4)))
+
+    quantization = calibrate(graph, batches, 4).quantization
+    found = {}
+
+    def look(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
+        found[node.name] = (
+            find_nodes(graph, quantization, value.numpy()),
+            known_limits(graph, quantization, "symmetric", value.numpy()),
+        )
+        return value
+
+    visit_values(graph, quantization.probe, look)
+    held = quantization.ranges["symmetric"]
+    assert whole_range(held["relu"])[1] == 0
+    assert whole_range(held["relu_1"])[1] > 10
+    assert found["relu"] == found["relu_1"] == (("relu", "relu_1"), None)
+    names, limits = found["leaky_relu"]
+    assert names == ("relu_2", "leaky_relu")
+    assert limits is not None
+    assert whole_range(limits)[1] == max(whole_range(held[name])[1] for name in names)
 
 
 def test_a_few_giant_values_do_not_decide_the_range() -> None:
@@ -139,8 +188,58 @@ def test_a_few_giant_values_do_not_decide_the_range() -> None:
     for scheme in ("symmetric", "asymmetric"):
         record = calibrated.record["ranges"][scheme]
         assert record["expected_drop"][record["estimator"]] == min(record["expected_drop"].values())
-        assert set(record["expected_drop"]) == set(ESTIMATORS)
+        assert set(record["expected_drop"]) | set(record["left_out"]) == set(ESTIMATORS)
         assert min(record["expected_drop"].values()) < 0.1 * record["expected_drop"]["min-max"]
+
+
+def test_a_percentile_needs_values_beyond_it() -> None:
+    """Two frames show no 99.999th percentile: it is left out, with the reason, rather than the maximum called by its name."""
+    several = list(frames(2))
+    for count, without in ((1, {"percentile 99.999", "percentile 99.99"}), (2, {"percentile 99.999"})):
+        batches = partial(iter, several[:count])
+        for record in calibrate(graph_of(Chain()), batches, count).record["ranges"].values():
+            assert set(record["left_out"]) == without
+            assert set(record["expected_drop"]) == set(ESTIMATORS) - without
+            assert all(
+                f"{count * 8192} values of a map" in why and "--samples" in why for why in record["left_out"].values()
+            )
+    values = np.arange(1000, dtype=np.float32)
+    assert ESTIMATORS["percentile 99.99"](values, 0.0, 2000.0, "symmetric") == (0.0, 2000.0)
+    assert ESTIMATORS["percentile 99.99"](np.tile(values, 20), 0.0, 2000.0, "symmetric")[1] <= 999.0
+
+
+def test_ranges_from_half_of_the_frames_are_judged_on_the_frames_that_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their drops stand beside that of all: a sum over other frames could not be set against it."""
+    judged: list[int] = []
+
+    def counted(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        judged.append(len(list(pairs)))
+        return judged[-1] / 100
+
+    monkeypatch.setattr(ranges, "expected_drop", counted)
+    for record in calibrate(graph_of(Chain()), lambda: frames(4), 4).record["ranges"].values():
+        assert record["expected_drop_of_halves"] == [0.04, 0.04]
+        assert set(record["expected_drop"].values()) == {record["bias_correction"]["expected_drop"]} == {0.04}
+
+
+def test_samples_are_held_once_and_of_quantized_maps_alone() -> None:
+    """Memory for many frames is the samples', and little beside: nothing is copied to put frames together or to equalize."""
+    import tracemalloc
+
+    graph, count = graph_of(Chain()), 24
+    observe(graph, frames(1), 1)
+    tracemalloc.start()
+    observed = observe(graph, frames(count), count)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set(observed.samples) == quantized_places(graph, "symmetric")
+    held = sum(value.nbytes for value in observed.samples.values())
+    assert held == 4 * count * 4 * 8192
+    assert peak < 1.6 * held
+    scaled = observed.scaled({"relu": np.full(8, 0.5, np.float32)})
+    assert scaled.samples is observed.samples
+    assert np.array_equal(scaled.sample("relu"), observed.sample("relu") * 0.5)
+    assert np.array_equal(scaled.whole("relu"), observed.whole("relu") * 0.5)
 
 
 def test_one_pass_over_the_frames_is_enough() -> None:
@@ -168,12 +267,12 @@ def test_values_that_are_not_finite_are_told_by_their_module() -> None:
     with torch.no_grad():
         network.second.bias[3] = float("nan")
     with pytest.raises(ConversionError, match=r"not finite at 'second'.*calibration frame 1"):
-        observe(graph_of(network), frames(2))
+        observe(graph_of(network), frames(2), 2)
 
 
 def test_frames_that_are_missing_or_of_another_size_are_told() -> None:
     graph = graph_of(Chain())
     with pytest.raises(ConversionError, match="gave no frames"):
-        observe(graph, iter(()))
+        observe(graph, iter(()), 1)
     with pytest.raises(ConversionError, match="shape"):
-        observe(graph, [np.zeros((1, 64, 64, 3), np.uint8)])
+        observe(graph, [np.zeros((1, 64, 64, 3), np.uint8)], 1)

@@ -444,6 +444,45 @@ def test_int8_of_tensors_that_are_no_nodes(name: str, tmp_path: Path, monkeypatc
         assert (session.run(frame) == expected).mean() > 0.9
 
 
+@pytest.mark.parametrize("constant", ["zero", "half", "idle on the probe"])
+@pytest.mark.parametrize("name", OWN)
+def test_int8_of_constant_maps(name: str, constant: str, tmp_path: Path) -> None:
+    """A map that is always zero, or always the same, has no range of its own; one that is idle on the probe has."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(4)
+            self.stem, self.odd, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 4, 1)
+            with torch.no_grad():
+                self.odd.weight.abs_().mul_(float(constant != "half"))
+                self.odd.bias.fill_({"zero": -1000.0, "half": 0.5}.get(constant, -1.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            stem = torch.relu(self.stem(x))
+            logits: torch.Tensor = self.head(torch.relu(self.odd(stem)) + stem)
+            return logits
+
+    network, size, target = Sum().eval(), Size(64, 96), load_target(name)
+    frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
+    frames = [np.full_like(frame, 120), frame]
+    example = normalize(torch.from_numpy(frame), Normalization())
+    with torch.no_grad():
+        network.head.bias -= network(example).mean((0, 2, 3))  # four classes that are nearly even everywhere
+    graph = DeployableGraph(export_aten(network, example), size, Size(32, 48), tuple("abcd"), Normalization(), "")
+    quantization = calibrate(graph, lambda: iter(frames), 2).quantization
+    graph = equalized(graph, quantization.scales)
+    with noise_to(tmp_path / "log"):
+        made = target.convert(graph, Recipe("int8", output="labels"), quantization, tmp_path)
+    artifact = Artifact(tmp_path, name, "int8", size, graph.class_names, "labels", 1, made.model, {"notes": {}})
+    expected = reference_labels(network(example), size).numpy()
+    assert len(np.unique(expected)) > 1
+    with target.open(artifact, SessionOptions(1)) as session:
+        assert (session.run(frame) == expected).mean() > 0.9
+
+
 def test_a_core_ml_package_of_anybodys(make: Make, tmp_path: Path) -> None:
     """Without edgekit's manifest, under other names: the same labels; of another form: a sentence."""
     if (sentence := missing("coreml")) is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgekit.core.values import DeployableGraph, Float32, Quantization, UInt8
+from edgekit.core.values import DeployableGraph, Float32, Quantization, Scheme, UInt8
 from edgekit.export.graph import normalize
 
 SAMPLES = 4096
@@ -25,6 +25,9 @@ SAMPLES = 4096
 
 TOLERANCE = 0.01
 """Largest distance at which two tensors are one, relative to the length of what they hold; fp16 weights move it by 0.001."""
+
+AS_LIKE, ROUNDING = 1.1, 1e-6
+"""Nodes whose distance is no more than so many times the least, and float's rounding, cannot be told apart."""
 
 LONG_ROW = 4096
 """Values that are compared with as many others at a time."""
@@ -135,13 +138,13 @@ def _sample(value: NDArray[Any]) -> Float32:
     return np.asarray(value.reshape(-1)[positions], np.float32)
 
 
-def find_node(graph: DeployableGraph, quantization: Quantization, value: NDArray[Any]) -> str | None:
-    """The name of the node that holds this for the probe, channels first or last; None where no node does.
+def find_nodes(graph: DeployableGraph, quantization: Quantization, value: NDArray[Any]) -> tuple[str, ...]:
+    """Names of the nodes that hold this for the probe, channels first or last: several where nothing tells them apart.
 
     Args:
         value: a float tensor of a converted model, of the probe's frame; a batch of one may be left out.
     """
-    best, least = None, TOLERANCE
+    errors: dict[str, float] = {}
     orders = [value, value.transpose(0, 3, 1, 2)] if value.ndim == 4 else [value]
     for ordered in orders:
         sample, shape = None, _without_batch(ordered.shape)
@@ -152,9 +155,28 @@ def find_node(graph: DeployableGraph, quantization: Quantization, value: NDArray
             length = float(np.linalg.norm(mark.sample))
             distance = float(np.linalg.norm(sample - mark.sample))
             error = distance / length if length else (0.0 if distance == 0.0 else np.inf)
-            if error < least:
-                best, least = name, error
-    return best
+            errors[name] = min(error, errors.get(name, np.inf))
+    least = min(errors.values(), default=np.inf)
+    if least >= TOLERANCE:
+        return ()
+    return tuple(name for name, error in errors.items() if error <= AS_LIKE * least + ROUNDING)
+
+
+def known_limits(
+    graph: DeployableGraph, quantization: Quantization, scheme: Scheme, value: NDArray[Any]
+) -> Float32 | None:
+    """What int8 is to represent of a converted model's tensor by channel, float32 [channels, 2]; None where it is no node's.
+
+    Of nodes that the probe cannot tell apart it holds all. Maps that are idle on the probe are all alike, and what each
+    reaches on other frames is not: of those nothing is known.
+
+    Args:
+        value: as :func:`find_nodes` takes it.
+    """
+    names = find_nodes(graph, quantization, value)
+    if not names or not any(_marks(graph, quantization)[name].sample.any() for name in names):
+        return None
+    return reduce(joined_limits, (quantization.ranges[scheme][name] for name in names))
 
 
 def _without_batch(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,6 +44,7 @@ class Calibration:
     choice: Choice
     size: Size
     _kept: dict[int, UInt8] = field(default_factory=dict, repr=False)
+    _sizes: dict[int, Size] = field(default_factory=dict, repr=False)
 
     @property
     def frames(self) -> Split:
@@ -64,10 +66,16 @@ class Calibration:
 
         return start
 
+    def sizes(self) -> dict[str, int]:
+        """How many of the frames looked at so far had each size before they were resized, the most frequent first."""
+        return {str(size): count for size, count in Counter(self._sizes.values()).most_common()}
+
     def _frame(self, index: int) -> UInt8:
         if index in self._kept:
             return self._kept[index]
-        frame = resize_image(self.frames.references[index].load_image(), self.size)[None]
+        image = self.frames.references[index].load_image()
+        self._sizes[index] = Size(*image.shape[:2])
+        frame = resize_image(image, self.size)[None]
         if (len(self._kept) + 1) * frame.nbytes <= MEMORY_FOR_CALIBRATION:
             self._kept[index] = frame
         return frame
@@ -180,6 +188,7 @@ def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> N
         "split": calibration.frames.split,
         "chosen": calibration.choice.why,
         "class_shares": calibration.choice.shares,
+        "frame_sizes": calibration.sizes(),
         "frames": list(frames.values()),
         **calibrated.record,
     }

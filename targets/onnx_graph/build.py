@@ -14,7 +14,7 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import attend_with_heads, split_max_pooling
-from targets.common import kept_layers, kept_tensors, known_ranges, planes, require_quantization, widen
+from targets.common import kept_layers, kept_tensors, known_ranges, planes, require_quantization, widen, with_width
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
@@ -211,7 +211,7 @@ def _ranges(
         for pixels in quantization.batches():
             for name, value in zip(unknown, session.run(None, {CORE_INPUT: to_input(pixels)}), strict=True):
                 widen(found, name, value)
-    return found
+    return with_width(found)
 
 
 def _kept(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgekit.core.values import DeployableGraph
 
-CONVOLUTIONS = (3, 4)
-"""CONV_2D and DEPTHWISE_CONV_2D in TFLite's schema."""
+CONVOLUTIONS = {3: 0, 4: 3}
+"""CONV_2D and DEPTHWISE_CONV_2D in TFLite's schema, and where their weights keep the output channels."""
 
 
 def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGraph) -> bytes | None:
