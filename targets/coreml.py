@@ -53,6 +53,9 @@ MODEL = "model.mlpackage"
 QUANTIZED_OPS = ("conv", "linear", "add", "max_pool", "avg_pool")
 """What coremltools puts quantize/dequantize pairs around."""
 
+JOINED_OPS = ("relu", "relu6", "leaky_relu", "prelu", "clip")
+"""What is part of the op before."""
+
 WEIGHTED_OPS = ("conv", "conv_transpose", "linear")
 """Whose weights are int8."""
 
@@ -115,7 +118,7 @@ class CoreML:
             kept = (
                 *layers,
                 *float_edges(recipe),
-                "resizes and matrix products",
+                *_float_kinds(model),
                 *(f"result of {name}" for name in floats),
             )
             notes["int8"] = "activations per tensor, symmetric (zero point 0); weights per output channel, symmetric"
@@ -311,6 +314,21 @@ def _quantized(
         for var in op.outputs
     }
     return model, kept_layers(recipe, excluded), last
+
+
+def _float_kinds(model: Any) -> list[str]:
+    """Kinds of ops that coremltools never quantizes, of those that a quantized model holds: for the manifest."""
+    function = model.get_spec().mlProgram.functions["main"]
+    (block,) = function.block_specializations.values()
+    frame = {value.name for value in function.inputs}
+    aside = {*QUANTIZED_OPS, *JOINED_OPS, "const", "quantize", "dequantize"}
+    found = set()
+    for op in block.operations:
+        if op.type in ("cast", "sub") and op.inputs["x"].arguments[0].name in frame:  # the frame's edge, told by itself
+            frame.update(value.name for value in op.outputs)
+        elif op.type not in aside and not op.type.startswith("constexpr"):
+            found.add(op.type)
+    return sorted(found)
 
 
 def _reading_float(model: Any, kept: Collection[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +41,9 @@ from targets.common import (
     planes,
     require_quantization,
 )
+
+JOINED = ("Add", "Clamp", "Elu", "HSigmoid", "HSwish", "PRelu", "Relu", "Sigmoid")
+"""What the CPU plugin makes part of the operation before."""
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
@@ -106,7 +109,7 @@ class OpenVINO:
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*kept, *KEPT_FLOAT, *float_edges(recipe)) if quantized else (),
+            kept_float=(*kept, *float_edges(recipe)) if quantized else (),
             scheme="asymmetric" if quantized else None,
             notes={"weights": "model.bin lies beside model.xml and is part of the model"},
         )
@@ -151,7 +154,10 @@ def _core(graph: DeployableGraph) -> Any:
 def _quantize(
     core: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
 ) -> tuple[Any, tuple[str, ...]]:
-    """Quantizers where NNCF puts them, for the ranges that were worked out. And the layers kept in float."""
+    """Quantizers where NNCF puts them, for the ranges that were worked out.
+
+    And what stays in float: layers, and kinds of operations.
+    """
     import nncf
 
     def centred(frame: UInt8) -> Float32:
@@ -189,7 +195,26 @@ def _quantize(
         layer for node in core.get_ordered_ops()
         if (layer := kept.get(node.get_friendly_name())) and node.get_type_name() in QUANTIZED
     }  # fmt: skip
-    return quantized, kept_layers(recipe, excluded)
+    return quantized, (*kept_layers(recipe, excluded), *_float_kinds(quantized, kept))
+
+
+def _float_kinds(quantized: Any, kept: Collection[str]) -> list[str]:
+    """Kinds of operations of which some read nothing rounded, those of layers kept in float aside: for the manifest.
+
+    A sum with a bias and an activation right behind an int8 operation are part of it.
+    """
+    int8: set[str] = set()
+    found = set()
+    for node in quantized.get_ordered_ops():
+        kind, name = node.get_type_name(), node.get_friendly_name()
+        sources = [value.get_source_output().get_node() for value in node.inputs()]
+        maps = [source for source in sources if source.get_type_name() not in ("Constant", "Convert", "Parameter")]
+        joined = kind in JOINED and [source.get_friendly_name() in int8 for source in maps] == [True]
+        if joined or any(_quantizes_activations(source) for source in maps):
+            int8.add(name)
+        elif maps and kind not in ("FakeQuantize", "Result") and name not in kept:
+            found.add(kind)
+    return sorted(found)
 
 
 def _read_float(node: Any) -> None:

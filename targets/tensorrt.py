@@ -88,7 +88,7 @@ class TensorRT:
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*kept, "MatMul", "Resize", "sums", *float_edges(recipe)) if quantized else (),
+            kept_float=(*kept, *float_edges(recipe)) if quantized else (),
             scheme="symmetric" if quantized else None,
             notes={"trtexec": TRTEXEC, "measure on jetson": f"cd {{artifact}} && {TRTEXEC}"},
         )

@@ -93,10 +93,10 @@ class TFLite:
         if recipe.precision == "int8":
             from targets.tflite_graph.frame import on_bytes
 
-            quantized, layers = _quantize(model, graph, recipe, require_quantization(recipe, quantization))
+            quantized, layers, kinds = _quantize(model, graph, recipe, require_quantization(recipe, quantization))
             model = on_bytes(quantized, graph.normalization.mean_colour())
             givers = ("what gives these layers what they read",) if layers else ()
-            kept = (*layers, *givers, "BATCH_MATMUL", *float_edges(recipe, centred=model is quantized))
+            kept = (*layers, *givers, *kinds, *float_edges(recipe, centred=model is quantized))
         write_bytes(folder / "model.tflite", model)
         return Converted(
             model="model.tflite",
@@ -174,10 +174,10 @@ def _interpreter_class() -> Any:
 
 def _quantize(
     model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[bytes, tuple[str, ...]]:
+) -> tuple[bytes, tuple[str, ...], list[str]]:
     """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are.
 
-    And the layers kept in float.
+    And the layers kept in float, and the kinds of operations that are in float elsewhere.
     """
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer import recipe as recipes
@@ -198,7 +198,25 @@ def _quantize(
         operation_name=recipes.TFLOperationName.BATCH_MATMUL,
         algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
     )
-    return bytes(tool.quantize(ranges).quantized_model), kept_layers(recipe, excluded)
+    quantized = bytes(tool.quantize(ranges).quantized_model)
+    named = re.compile("|".join((*edges, *(f"^{re.escape(name)};?$" for name in floats))))
+    return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, named)
+
+
+def _float_kinds(model: bytes, but: re.Pattern[str]) -> list[str]:
+    """Kinds of operations of which some give floats, those aside whose result has such a name: for the manifest."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    core = flatbuffer.subgraphs[0]
+    kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+    found = set()
+    for operator in core.operators:
+        result = core.tensors[operator.outputs[0]]
+        if result.type == FLOAT32 and not but.search(result.name.decode()):
+            found.add(kinds[flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode])
+    return sorted(found - {"DEQUANTIZE"})
 
 
 def _ranges(

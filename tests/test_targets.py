@@ -198,6 +198,53 @@ def test_odd_sizes_and_strides(name: str, stride: int, precision: str, bends: De
     assert np.array_equal(labels, blocks)
 
 
+class Gated(nn.Module):
+    """Beside convolutions what some targets' int8 has no form for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.hardswish(self.first(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        logits: torch.Tensor = self.head(F.interpolate(x, scale_factor=2, mode="bilinear"))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("coreml", {"sigmoid", "mul", "reduce_mean", "upsample_bilinear"}),
+        ("onnxruntime", {"Sigmoid", "Mul", "ReduceMean", "Resize"}),
+        ("openvino", {"Interpolate"}),
+        ("tensorrt", {"Sigmoid", "Mul", "ReduceMean", "Resize"}),
+        ("tflite", set()),
+    ],
+)
+def test_what_int8_has_no_form_for_is_told(name: str, kinds: set[str], tmp_path: Path) -> None:
+    """By the kinds of operations that this network has, and only those that stay in float."""
+    if (sentence := missing(name)) is not None:
+        pytest.skip(sentence)
+    torch.manual_seed(0)
+    frame = streets_draw("train", 0, 64, 96).image[None]
+    told = []
+    for network, size in ((Gated(), Size(64, 96)), (nn.Conv2d(3, 4, 3, 2, 1), Size(32, 48))):
+        with torch.no_grad():
+            module = export_aten(network.eval(), torch.zeros(1, 3, 64, 96))
+            apply_rewrites(module)
+        graph = DeployableGraph(module, Size(64, 96), size, tuple("abcd"), Normalization(), "0" * 64)
+        with noise_to(tmp_path / "log"):
+            quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
+            made = load_target(name).convert(graph, Recipe("int8", "logits"), quantization, tmp_path)
+        told.append(set(made.kept_float))
+    assert told[0] - told[1] >= kinds
+    assert (
+        not {"sub", "Conv", "Convolution", "CONV_2D", "conv", "MatMul", "Resize", "Interpolate", "BATCH_MATMUL"}
+        & told[1]
+    )
+
+
 def test_tensorrt_makes_bytes_of_floats_only(bends: DeployableGraph, tmp_path: Path) -> None:
     """uint8 converts from and to floats alone in TensorRT: its rules say so of the graph that ONNX Runtime is given."""
     if (sentence := missing("tensorrt")) is not None:

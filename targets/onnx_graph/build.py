@@ -106,7 +106,7 @@ def _quantize(
     to_input: Callable[[UInt8], Float32],
     raw_pixels: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
-    """Int8 by ONNX Runtime's tool, and the layers that it leaves in float.
+    """Int8 by ONNX Runtime's tool, and what it leaves in float: layers, and kinds of operations.
 
     Args:
         to_input: what the core reads of a frame.
@@ -150,7 +150,8 @@ def _quantize(
         )  # fmt: skip
         quantized = onnx.load(result)
     _read_float(quantized, model, floats)
-    return quantized, kept_layers(recipe, excluded)
+    kinds = {node.op_type for node in model.graph.node} - {*operations, *CLAMPS, "Constant", "Identity"}
+    return quantized, (*kept_layers(recipe, excluded), *sorted(kinds))
 
 
 def _read_float(quantized: Any, model: Any, names: Collection[str]) -> None:
