@@ -7,14 +7,23 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from seam import Done, call, edgekit, environment, files, own_network, partials, short_latency
 
+from calibration.datasets import open_split
+from edgekit.cli.app import _over_budget
+from edgekit.core.errors import ConversionError
+from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint
+from edgekit.pipeline.int8 import fewest, trained_on
 
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
@@ -295,6 +304,31 @@ def test_a_bug(run_here: Call, small_checkpoint: Path, monkeypatch: pytest.Monke
     assert "Python 3" in text
 
 
+def test_a_target_that_fails_leaves_the_others_standing(
+    run_here: Call, small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not converted, or converted and not opened: its row says so, and the others are whole."""
+    from edgekit.pipeline import int8
+
+    convert_all = int8.convert_all
+
+    def without_openvino(order: Any, jobs: Any, progress: Any) -> list[Any]:
+        others = [job for job in jobs if job.target != "openvino"]
+        made = iter(convert_all(order, others, progress))
+        return [ConversionError("its parser broke") if job.target == "openvino" else next(made) for job in jobs]
+
+    monkeypatch.setattr(int8, "convert_all", without_openvino)
+    done = run_here(
+        "quantize", small_checkpoint, "--calib", "streets", "--target", "openvino,onnxruntime", "--samples", 2,
+        "--frames", 2, "--size", SIZE, "--json",
+    )  # fmt: skip
+    assert done.code == 1, done.err
+    assert "1 of 2 targets failed, first openvino: its parser broke" in done.sentence
+    failed, whole = done.document["rows"]
+    assert failed == {"target": "openvino", "precision": "int8", "size": [64, 96], "failed": "its parser broke"}
+    assert whole["miou"] is not None
+
+
 def test_an_interrupt(run_here: Call, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -318,11 +352,13 @@ def test_a_budget_that_does_not_hold(quantized: Done, place: Path) -> None:
     (row,) = quantized.document["rows"]
     assert row["budget"] == {"max_drop": -1.0, "holds": False}
     assert row["verification"]["evaluation"]["split"] == "test"
+    assert row["evaluation"]["trained_on"] is None  # a state dict does not say
     kept = [step["kept"] for step in row["repair"]["steps"]]
     assert [len(layers) for layers in kept] == [1, 2]
     assert kept[1][:1] == kept[0]
+    assert row["repair"]["kept"] == kept[1]
     assert row["artifact"].endswith("-float2")
-    assert "whatever layers stay in float" in quantized.sentence
+    assert "with up to 2 layers in float:" in quantized.sentence
     assert row["miou"] is not None
     assert row["miou_drop_ci"][0] <= row["miou_drop"] <= row["miou_drop_ci"][1]
     assert row["agreement"] > 0.8
@@ -352,7 +388,7 @@ def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: 
     (row,) = done.document["rows"]
     assert row["budget"] == {"max_drop": 0.08, "holds": True}
     (step,) = row["repair"]["steps"]
-    assert step["kept"] == [f"{block}2.0"]
+    assert step["kept"] == row["repair"]["kept"] == [f"{block}2.0"]
     assert step["model_bytes"] > row["repair"]["bytes_before"] + 2 * 64 * 384
     assert row["repair"]["latency_ratio"][0] > 0
     assert f"{block}2.0" in row["kept_float"]
@@ -361,7 +397,7 @@ def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: 
         "dataset": "streets",
         "split": "test",
         "frames": 6,
-        "trained_on": False,
+        "trained_on": None,
     }
     # The ranking is there already; by hand, the same layer.
     done = edgekit("sensitivity", *arguments, cwd=tmp_path)
@@ -375,6 +411,61 @@ def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: 
     )
     assert done.code == 2
     assert "no layer 'units.9'" in done.sentence
+
+
+def test_frames_that_guide_do_not_prove(run_here: Call, small_checkpoint: Path) -> None:
+    done = run_here(
+        "quantize", small_checkpoint, "--calib", "streets", "--eval", "streets:test", "--frames", 3, "--max-drop", 0.01,
+        "--samples", 2, "--target", "onnxruntime", "--size", SIZE,
+    )  # fmt: skip
+    assert done.code == 2
+    assert "both guide what stays in float and prove the budget" in done.sentence
+    assert "--verify DATA:SPLIT" in done.sentence
+
+
+def test_what_a_network_was_trained_on_is_known_or_said_not_to_be() -> None:
+    split = open_split("streets", "train", size=Size(64, 96))
+    first = {"dataset": "streets", "split": "train", "initial_checkpoint": None}
+    for recipe, expected in (
+        ({}, None),
+        (first, True),
+        ({"dataset": "camvid", "split": "train+val"}, False),
+        ({"dataset": "camvid", "split": "train", "initial_checkpoint": {"name": "first", "recipe": first}}, True),
+        ({"dataset": "camvid", "split": "train", "initial_checkpoint": {"name": "first", "recipe": {}}}, None),
+    ):
+        checkpoint = replace(load_checkpoint("spssn-streets"), recipe=recipe)
+        assert trained_on(checkpoint, split) is expected
+
+
+@given(st.integers(1, 40), st.integers(1, 50))
+def test_the_fewest_that_hold_are_found(most: int, enough: int) -> None:
+    tried: list[int] = []
+
+    def holds(count: int) -> bool:
+        tried.append(count)
+        return count >= enough
+
+    assert fewest(most, holds) == (enough if enough <= most else None)
+    assert len(tried) == len(set(tried)) <= 11
+    assert set(tried) <= set(range(1, most + 1))
+
+
+LOSS: dict[str, Any] = {
+    "target": "tflite", "artifact": "made/tflite", "miou_drop": 0.004, "miou_drop_ci": [0.001, 0.008],
+    "evaluation": {"dataset": "camvid", "split": "val", "frames": 32, "trained_on": False},
+    "budget": {"max_drop": 0.01, "holds": False},
+}  # fmt: skip
+
+
+def test_a_budget_that_does_not_hold_says_no_more_than_was_tried() -> None:
+    steps = [{"kept": ["a"]}, {"kept": ["a", "b"]}]
+    over = {**LOSS, "miou_drop": 0.02, "miou_drop_ci": [0.015, 0.03], "repair": {"steps": steps}}
+    assert _over_budget(over) == ", with up to 2 layers in float"
+    proof = {**LOSS, "miou_drop": 0.012, "miou_drop_ci": [0.002, 0.02]}
+    text = _over_budget({**LOSS, "repair": {"steps": steps}, "verification": proof})
+    assert text == ", though it holds on the 32 frames that guided it"
+    wide = {**LOSS, "miou_drop_ci": [-0.02, 0.03]}
+    assert "more frames, by --frames, would decide it" in _over_budget(wide)
 
 
 def test_a_proof_without_a_budget(run_here: Call) -> None:

@@ -349,19 +349,41 @@ def quantize(
     else:
         for row in rows:
             _print(_quantize_line(row, why_not))
+    failed = [row for row in rows if "failed" in row]
+    if failed:
+        raise EdgekitError(
+            f"{len(failed)} of {len(rows)} targets failed, first {failed[0]['target']}: {failed[0]['failed']}"
+        )
     over = [row for row in rows if row.get("budget") and not row["budget"]["holds"]]
     if over:
         row, proof = over[0], over[0].get("verification") or over[0]
         raise BudgetError(
-            f"{row['target']} int8 loses {_drop_text(proof)}, which is not within --max-drop {max_drop}"
-            f"{', whatever layers stay in float' if 'repair' in row else ''}: the artifact is kept in {row['artifact']}"
+            f"{row['target']} int8 loses {_drop_text(proof)}, which is not within --max-drop {max_drop:g}"
+            f"{_over_budget(row)}: the artifact is kept in {row['artifact']}"
         )
+
+
+def _over_budget(row: dict[str, Any]) -> str:
+    """What else is to be said of a budget that does not hold: what was tried, where it held, what would decide it."""
+    allowed, proof, text = row["budget"]["max_drop"], row.get("verification") or row, ""
+    if row["miou_drop_ci"][1] <= allowed:
+        text = f", though it holds on the {row['evaluation']['frames']} frames that guided it"
+    elif "repair" in row:
+        most = max(len(step["kept"]) for step in row["repair"]["steps"])
+        text = f", with up to {most} layer{'s' if most > 1 else ''} in float"
+    if proof["miou_drop"] <= allowed:
+        text += " (the drop itself is within it, its interval is not: more frames, by --frames, would decide it)"
+    return text
 
 
 def _drop_text(loss: dict[str, Any]) -> str:
     low, high = loss["miou_drop_ci"]
     where = loss["evaluation"]
-    trained = ", on which the network was trained" if where["trained_on"] else ""
+    trained = {
+        True: ", on which the network was trained",
+        None: " (not known whether the network was trained on them)",
+        False: "",
+    }[where["trained_on"]]
     return (
         f"{100 * loss['miou_drop']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] on {where['frames']} "
         f"{where['dataset']} {where['split']} frames{trained}"
@@ -369,6 +391,8 @@ def _drop_text(loss: dict[str, Any]) -> str:
 
 
 def _quantize_line(row: dict[str, Any], why_not: str) -> str:
+    if "failed" in row:
+        return f"{row['target']} int8: failed, {row['failed']}"
     lines = [
         f"{row['target']} int8 at {row['size'][0]}x{row['size'][1]}: {row['artifact']} ({row['model_bytes'] / 1e6:.1f} MB)",
         f"  calibrated on {row['calibration']['frames']} {row['calibration']['dataset']} {row['calibration']['split']} frames",
@@ -391,17 +415,18 @@ def _quantize_line(row: dict[str, Any], why_not: str) -> str:
 def _budget_lines(row: dict[str, Any]) -> list[str]:
     lines = []
     if "repair" in row:
-        repair, step = row["repair"], row["repair"]["steps"][-1]
+        repair = row["repair"]
         ratio = repair["latency_ratio"]
         slower = f"{ratio[0]:.2f} times its latency" if ratio else f"latency not measured, {repair['why']}"
-        grown = (step["model_bytes"] - repair["bytes_before"]) / 1e6
-        lines.append(f"  kept in float to meet the budget: {', '.join(step['kept'])} ({grown:+.2f} MB, {slower})")
+        grown = (row["model_bytes"] - repair["bytes_before"]) / 1e6
+        lines.append(f"  kept in float to meet the budget: {', '.join(repair['kept'])} ({grown:+.2f} MB, {slower})")
     holds = "holds" if row["budget"]["holds"] else "does not hold"
     if "verification" in row:
         proved = f"drop {_drop_text(row['verification'])}, which neither calibrated nor guided it"
     else:
         proved = f"only on the frames that guided it: {row['provenance_verification']['why']}"
-    return [*lines, f"  --max-drop {row['budget']['max_drop']:g} {holds}: {proved}"]
+    more = "" if row["budget"]["holds"] else _over_budget(row)
+    return [*lines, f"  --max-drop {row['budget']['max_drop']:g} {holds}{more}: {proved}"]
 
 
 @app.command(**_example("edgekit sensitivity spssn-streets --calib streets"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -42,8 +42,8 @@ from edgekit.pipeline.run import check_classes
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 AGREEMENT_FRAMES = 8
-KEPT_IN_TURN = (1, 2, 4, 8, 16)
-"""So many of the most sensitive layers stay in float, one number after another, until the budget holds."""
+KEPT_AT_MOST = 32
+"""So many of the most sensitive layers stay in float at most, to hold a budget: each number tried takes a conversion."""
 RANKING_PIXELS = 3 << 20
 """Layers are ranked on frames of about so many pixels together."""
 
@@ -56,13 +56,13 @@ class Yardstick:
         frames: the frames.
         reference: folder of float PyTorch's labels.
         counts: float PyTorch's, frame by frame.
-        trained_on: the checkpoint saw these frames in training.
+        trained_on: the checkpoint saw these frames in training; None where it does not say what it was trained on.
     """
 
     frames: Frames
     reference: Path
     counts: tuple[FrameCounts, ...]
-    trained_on: bool
+    trained_on: bool | None
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,17 @@ def evaluation_split(
         return None, str(error)
 
 
+def refuse_guided(guide: Split, verification: Split) -> None:
+    """Raise UsageError when a frame would both guide a repair and prove it: what was chosen to hold there holds there."""
+    guiding = {reference.image_identity() for reference in guide.references}
+    for reference in verification.references:
+        if reference.image_identity() in guiding:
+            raise UsageError(
+                f"frame '{reference.name}' of {verification.dataset} {verification.split} would both guide what stays in float "
+                "and prove the budget: name other frames with --verify DATA:SPLIT, or with --eval"
+            )
+
+
 def quantize(
     checkpoint: Checkpoint,
     targets: Sequence[str],
@@ -174,7 +185,11 @@ def quantize(
         budget: where it breaks on ``evaluation``, more layers stay in float, the most sensitive first.
 
     Returns:
-        One plain row per target.
+        One plain row per target; ``failed`` in it says why there is no more.
+
+    Raises:
+        UsageError: what was asked for contradicts itself, on any target.
+        EdgekitError: the only target failed.
     """
     clean_partials(folder / "artifacts")
     clean_partials(folder / "cache")
@@ -184,6 +199,8 @@ def quantize(
     for split in (evaluation, verified):
         if split is not None:
             refuse_evaluated(calibration, split)
+    if evaluation is not None and verified is not None:
+        refuse_guided(evaluation, verified)
     progress.say(
         f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames, comparing labels on {len(others)} others"
     )
@@ -213,10 +230,19 @@ def quantize(
     )
     rows: list[dict[str, Any]] = []
     for job, result in zip(jobs, convert_all(common.order, jobs, progress), strict=True):
-        artifact = _made(result)
-        row = _row(common, artifact, why_not)
-        if budget is not None:
-            row = _kept_within(common, budget, job, artifact, row, why_not)
+        try:
+            artifact = _made(result)
+            row = _row(common, artifact, why_not)
+            if budget is not None:
+                row = _kept_within(common, budget, job, artifact, row, why_not)
+        except EdgekitError as error:
+            if isinstance(error, UsageError) or len(jobs) == 1:
+                raise
+            progress.say(f"{load_target(job.target).title} int8: failed, {error}")
+            rows.append(
+                {"target": job.target, "precision": "int8", "size": [size.height, size.width], "failed": str(error)}
+            )
+            continue
         rows.append(row)
         write_json(folder / "measurements" / f"{Path(row['artifact']).name}.quantize.json", row)
     return rows
@@ -236,8 +262,19 @@ def _yardstick(
     label = stored_labeller(reference, len(frames))
     taken = measure_accuracy("PyTorch fp32", label, size, frames, None, None, 0, progress)
     counts = tuple(counts_from_json(count, len(split.classes)) for count in taken["counts"])
-    trained = str(checkpoint.recipe.get("split", "")).split("+") if checkpoint.dataset == split.dataset else []
-    return Yardstick(frames, reference, counts, split.split in trained)
+    return Yardstick(frames, reference, counts, trained_on(checkpoint, split))
+
+
+def trained_on(checkpoint: Checkpoint, split: Split) -> bool | None:
+    """Whether a checkpoint, or one that its training began with, saw a split; None where one of them does not say."""
+    recipe: Mapping[str, Any] | None = checkpoint.recipe
+    while recipe is not None:
+        if not {"dataset", "split"} <= recipe.keys():
+            return None
+        if recipe["dataset"] == split.dataset and split.split in str(recipe["split"]).split("+"):
+            return True
+        recipe = recipe["initial_checkpoint"]["recipe"] if recipe.get("initial_checkpoint") else None
+    return False
 
 
 def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Yardstick) -> dict[str, Any]:
@@ -311,31 +348,36 @@ def _holds(loss: dict[str, Any], max_drop: float) -> bool:
     return loss["miou_drop_ci"] is not None and loss["miou_drop_ci"][1] <= max_drop
 
 
+def fewest(most: int, holds: Callable[[int], bool]) -> int | None:
+    """The least number from 1 to ``most`` that holds, looked for by doubling and then halving what lies between.
+
+    It is the least where all beyond one that holds do; else one that holds where less, as far as tried, does not.
+
+    Returns:
+        None where ``most`` does not hold either.
+    """
+    failed, held = 0, min(1, most)
+    while not holds(held):
+        if held == most:
+            return None
+        failed, held = held, min(2 * held, most)
+    while held - failed > 1:
+        middle = (failed + held) // 2
+        if holds(middle):
+            held = middle
+        else:
+            failed = middle
+    return held
+
+
 def _kept_within(
     common: Quantizing, budget: Budget, job: Job, artifact: Artifact, row: dict[str, Any], why_not: str
 ) -> dict[str, Any]:
     """The artifact's row, or that of one with more layers in float; both with what the budget says of it."""
-    progress, first = common.progress, artifact
-    steps: list[dict[str, Any]] = []
+    first = artifact
     if not _holds(row, budget.max_drop) and common.guide is not None:
-        scheme = artifact.manifest["calibration"]["scheme"]
-        ranking = [
-            loss["layer"]
-            for loss in sorted(_ranking(common.order, scheme, progress), key=lambda loss: -loss["expected_drop"])
-            if loss["expected_drop"] > 0 and loss["layer"] not in job.recipe.keep_float
-        ]
-        for count in [number for number in KEPT_IN_TURN if number <= len(ranking)]:
-            kept = (*job.recipe.keep_float, *ranking[:count])
-            progress.say(f"{artifact.title}: over its budget, made again with {', '.join(kept)} in float")
-            tried = Job(job.target, replace(job.recipe, keep_float=kept))
-            (result,) = convert_all(common.order, [tried], progress)
-            artifact = _made(result)
-            row = _row(common, artifact, why_not)
-            steps.append({key: row[key] for key in ("model_bytes", "miou_drop", "miou_drop_ci")} | {"kept": list(kept)})
-            if _holds(row, budget.max_drop):
-                break
-    if steps:
-        row["repair"] = {"steps": steps, "bytes_before": first.manifest["model_bytes"]}
+        artifact, row = _repaired(common, budget.max_drop, job, artifact, row, why_not)
+    if "repair" in row:
         row["repair"] |= _cost(first, artifact, common)
     proof = row
     if common.verification is not None:
@@ -347,6 +389,45 @@ def _kept_within(
         row["provenance_verification"] = Provenance("not measured", "", budget.why_not).to_json()
     row["budget"] = {"max_drop": budget.max_drop, "holds": _holds(proof, budget.max_drop)}
     return row
+
+
+def _repaired(
+    common: Quantizing, max_drop: float, job: Job, artifact: Artifact, row: dict[str, Any], why_not: str
+) -> tuple[Artifact, dict[str, Any]]:
+    """The artifact with the fewest layers in float that holds, or the one with the most; and its row, with what was tried."""
+    progress, title, before = common.progress, artifact.title, artifact.manifest["model_bytes"]
+    losses = _ranking(common.order, artifact.manifest["calibration"]["scheme"], progress)
+    ranking = [
+        loss["layer"]
+        for loss in sorted(losses, key=lambda loss: -loss["expected_drop"])
+        if loss["expected_drop"] > 0 and loss["layer"] not in job.recipe.keep_float
+    ]
+    steps: list[dict[str, Any]] = []
+    made: dict[int, tuple[Artifact, dict[str, Any]]] = {0: (artifact, row)}
+
+    def holds(count: int) -> bool:
+        while (number := min(count, len(ranking))) not in made:
+            kept = (*job.recipe.keep_float, *ranking[:number])
+            progress.say(f"{title}: over its budget, made again with {', '.join(kept)} in float")
+            (result,) = convert_all(common.order, [Job(job.target, replace(job.recipe, keep_float=kept))], progress)
+            tried = _made(result)
+            idle = [layer for layer in ranking if layer in tried.manifest["no_int8"]]
+            if not idle:
+                now = _row(common, tried, why_not)
+                step = {key: now[key] for key in ("model_bytes", "miou_drop", "miou_drop_ci")}
+                steps.append(step | {"kept": list(kept), "holds": _holds(now, max_drop)})
+                made[number] = tried, now
+            for layer in idle:  # one ranking serves all targets, of which not each runs all of it in int8
+                ranking.remove(layer)
+        return _holds(made[number][1], max_drop)
+
+    most = min(len(ranking), KEPT_AT_MOST)
+    held = fewest(most, holds) if most else None
+    artifact, row = made[max(made) if held is None else min(held, len(ranking))]
+    if steps:
+        kept = [layer for layer in artifact.manifest["recipe"]["keep_float"] if layer not in job.recipe.keep_float]
+        row["repair"] = {"steps": steps, "kept": kept, "bytes_before": before}
+    return artifact, row
 
 
 def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, Any]:
