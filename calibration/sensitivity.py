@@ -20,7 +20,7 @@ from calibration.simulation import (
     represented,
     rounded_weight,
 )
-from edgekit.core.values import DeployableGraph, Int64, Quantization, Ranges, Scheme, Size, UInt8
+from edgekit.core.values import DeployableGraph, Int64, Quantization, Scheme, Size, UInt8
 from edgekit.decoder import decode
 from edgekit.export.layers import layers_of
 from edgekit.export.values import all_values, as_cores_read, from_cores, whole_range
@@ -29,27 +29,26 @@ from edgekit.metrics.scores import confusion_matrix, mean_iou
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What one layer costs when it alone is quantized: its weights, and what it reads.
+    """What one layer costs when it alone is quantized: its weights, with its bias as int8 corrects it, and what it reads.
 
     Attributes:
         layer: its name, see :class:`edgekit.export.layers.Layer`.
         output_error: of the logits, root mean square relative to theirs.
         expected_drop: of class mIoU, a fraction, see :func:`calibration.simulation.expected_drop`.
-        drop: of class mIoU on the frames' own labels, a fraction.
+        drop: of class mIoU on the frames' own labels, a fraction; None without labels.
     """
 
     layer: str
     output_error: float
     expected_drop: float
-    drop: float
+    drop: float | None
 
 
 def layer_losses(
     graph: DeployableGraph,
     quantization: Quantization,
     scheme: Scheme,
-    frames: Sequence[tuple[UInt8, UInt8]],
-    classes: int,
+    frames: Sequence[tuple[UInt8, UInt8 | None]],
     report: Callable[[int, int], None],
 ) -> tuple[LayerLoss, ...]:
     """The loss of each layer that targets run in int8, in the network's order.
@@ -58,8 +57,7 @@ def layer_losses(
 
     Args:
         graph: the equalized one, which int8 is made of.
-        frames: uint8 [1, H, W, 3] each, and its labels as train ids, uint8 [h, w] of any size.
-        classes: their number.
+        frames: uint8 [1, H, W, 3] each, and its labels as the network's classes, uint8 [h, w] of any size, where all have them.
         report: layers looked at, and of how many, over all frames.
     """
     places = quantized_places(graph, scheme)
@@ -68,20 +66,26 @@ def layer_losses(
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in layers}
     found: dict[str, list[Int64]] = {layer.name: [] for layer in layers}
     float_found: list[Int64] = []
+    classes = len(graph.class_names)
     for number, (frame, truth) in enumerate(frames):
         values = all_values(graph, frame)
         logits = _only(next(value for node, value in values.items() if node.op == "output"))
-        float_found.append(_confusion(logits, graph.size, truth, classes))
+        if truth is not None:
+            float_found.append(_confusion(logits, graph.size, truth, classes))
         for index, layer in enumerate(layers):
-            alone = _alone(graph, values, layer.nodes, places, quantization.ranges[scheme], scheme)
+            alone = _alone(graph, values, layer.nodes, places, quantization, scheme)
             pairs[layer.name].append((logits, alone))
-            found[layer.name].append(_confusion(alone, graph.size, truth, classes))
+            if truth is not None:
+                found[layer.name].append(_confusion(alone, graph.size, truth, classes))
             report(number * len(layers) + index + 1, len(frames) * len(layers))
-    before = float(mean_iou(np.sum(float_found, 0)))
-    return tuple(
-        LayerLoss(name, _error(taken), expected_drop(taken), before - float(mean_iou(np.sum(found[name], 0))))
-        for name, taken in pairs.items()
-    )
+
+    def drop(name: str) -> float | None:
+        if len(float_found) < len(frames):
+            return None
+        before, after = (float(mean_iou(np.sum(confusions, 0))) for confusions in (float_found, found[name]))
+        return before - after
+
+    return tuple(LayerLoss(name, _error(taken), expected_drop(taken), drop(name)) for name, taken in pairs.items())
 
 
 def _confusion(logits: Tensor, size: Size, truth: UInt8, classes: int) -> Int64:
@@ -94,11 +98,12 @@ def _alone(
     values: Mapping[Node, Any],
     nodes: Collection[str],
     places: Collection[str],
-    ranges: Ranges,
+    quantization: Quantization,
     scheme: Scheme,
 ) -> Tensor:
     """The logits with some nodes in int8; what does not depend on them is taken from the float network's values."""
     changed: dict[Node, Any] = {}
+    ranges = quantization.ranges[scheme]
 
     def now(node: Node) -> Any:
         return changed.get(node, values[node])
@@ -122,6 +127,10 @@ def _alone(
             arguments = list(cast("tuple[Any, ...]", torch.fx.node.map_arg(node.args, read)))
             if is_int8 and node.target in OUTPUT_AXIS:
                 arguments[1] = rounded_weight(node, arguments[1])
+                if node.name in quantization.biases:
+                    correction = torch.from_numpy(quantization.biases[node.name])
+                    bias = arguments[2] if len(arguments) > 2 else None
+                    arguments[2:3] = [correction if bias is None else bias + correction]
             changed[node] = cast(Any, node.target)(*arguments, **torch.fx.node.map_arg(node.kwargs, now))
     raise AssertionError("a graph has an output")
 

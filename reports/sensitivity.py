@@ -14,7 +14,7 @@ SHOWN = 24
 TITLES = ("Expected, points", "Labels, points", "Error, %")
 
 HOW = (
-    "Each layer was quantized alone, its weights and what it reads, in simulation, on frames of the calibration set; the "
+    "Each layer was quantized alone, its weights and what it reads, in simulation; the "
     "rest stayed in float. That is what keeping it in float saves; a map that several layers read is counted for each. "
     "*Expected*: the drop of class mIoU with the float network's own probabilities as the truth, by which layers are "
     "ranked; it is steadier than *labels*, the drop on these frames' own labels, which the network may have been trained "
@@ -41,14 +41,14 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
     """All files of the page: path relative to its folder -> text or bytes."""
     layers, schemes = ranked(document), list(document["layers"])
     height, width = document["size"]
-    calibration = document["calibration"]
+    calibration, ranked_on = document["calibration"], document["ranked_on"]
     rows = [[escape(name), *(cell for scheme in schemes for cell in _cells(losses[scheme]))] for name, losses in layers]
     header = ["Layer", *(f"{title}, {scheme}" for scheme in schemes for title in TITLES)]
     lines = [
         f"# Which layers cost {escape(document['checkpoint']['name'])} accuracy in int8",
         "",
         f"At {height}x{width}, calibrated on {calibration['frames']} {escape(calibration['dataset'])} "
-        f"{escape(calibration['split'])} frames.",
+        f"{escape(calibration['split'])} frames, ranked on {ranked_on['frames']} of them.{escape(_no_labels(document))}",
         "",
         HOW,
         "",
@@ -66,16 +66,28 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
 
 
 def _cells(loss: Mapping[str, Any]) -> Sequence[str]:
-    return f"{100 * loss['expected_drop']:.3f}", f"{100 * loss['drop']:.3f}", f"{100 * loss['output_error']:.2f}"
+    on_labels = "not measured" if loss["drop"] is None else f"{100 * loss['drop']:.3f}"
+    return f"{100 * loss['expected_drop']:.3f}", on_labels, f"{100 * loss['output_error']:.2f}"
+
+
+def _no_labels(document: Mapping[str, Any]) -> str:
+    """Why nothing was measured on labels, as a sentence after another; empty where it was."""
+    why = document["ranked_on"]["no_labels"]
+    return "" if why is None else f" On labels nothing was measured: {why}."
 
 
 def sensitivity_text(document: Mapping[str, Any], shown: int = 12) -> str:
     """What the command prints."""
     lines = []
     for name, losses in ranked(document)[:shown]:
-        drops = ", ".join(
-            f"{100 * loss['expected_drop']:.3f} ({100 * loss['drop']:+.3f} on labels) {scheme}"
-            for scheme, loss in losses.items()
-        )
-        lines.append(f"{name}: {drops}")
-    return "\n".join(["points of mIoU that int8 is expected to cost in each layer alone:", *lines])
+        lines.append(f"{name}: {', '.join(_drops(loss, scheme) for scheme, loss in losses.items())}")
+    head = (
+        f"points of mIoU that int8 is expected to cost in each layer alone, on {document['ranked_on']['frames']} of the "
+        f"{document['calibration']['frames']} calibration frames:"
+    )
+    return "\n".join([head, *lines, *([why.strip()] if (why := _no_labels(document)) else [])])
+
+
+def _drops(loss: Mapping[str, Any], scheme: str) -> str:
+    on_labels = "" if loss["drop"] is None else f" ({100 * loss['drop']:+.3f} on labels)"
+    return f"{100 * loss['expected_drop']:.3f}{on_labels} {scheme}"

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
+from test_bias import shifted
 from test_ranges import SIZE, frames, graph_of
 from torch import nn
 
+from calibration.classes import CAMVID
+from calibration.datasets import Split, open_split
 from calibration.equalization import equalized
 from calibration.ranges import calibrate
 from calibration.sensitivity import LayerLoss, layer_losses
-from edgekit.core.values import Scheme
+from edgekit.core.errors import DataError
+from edgekit.core.progress import Progress
+from edgekit.core.values import DeployableGraph, Quantization, Scheme, Size
+from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.pipeline import int8
+from reports.sensitivity import sensitivity_text
 
 
 class Power(nn.Module):
@@ -31,17 +45,93 @@ class Power(nn.Module):
         return logits
 
 
-def losses_of(scheme: Scheme) -> tuple[LayerLoss, ...]:
-    graph = graph_of(Power())
-    quantization = calibrate(graph, lambda: frames(3), 3).quantization
-    labelled = [(frame, np.zeros((SIZE.height, SIZE.width), np.uint8)) for frame in frames(2)]
-    return layer_losses(equalized(graph, quantization.scales), quantization, scheme, labelled, 4, lambda *_: None)
+def losses_of(
+    graph: DeployableGraph, quantization: Quantization, scheme: Scheme, labels: bool = True
+) -> dict[str, LayerLoss]:
+    truth = np.zeros((SIZE.height, SIZE.width), np.uint8) if labels else None
+    seen = [(frame, truth) for frame in frames(2)]
+    losses = layer_losses(equalized(graph, quantization.scales), quantization, scheme, seen, lambda *_: None)
+    return {loss.layer: loss for loss in losses}
 
 
 def test_a_map_is_charged_to_what_reads_it() -> None:
     """And neither a product nor the frame, which no exclusion touches, is ranked."""
+    graph = graph_of(Power())
+    quantization = calibrate(graph, lambda: frames(3), 3).quantization
     for scheme in ("symmetric", "asymmetric"):
-        losses = losses_of(scheme)
-        assert [loss.layer for loss in losses] == ["first", "second", "third", "head"]
-        assert max(losses, key=lambda loss: loss.expected_drop).layer == "third"
-        assert all(loss.output_error > 0 for loss in losses)
+        losses = losses_of(graph, quantization, scheme)
+        assert list(losses) == ["first", "second", "third", "head"]
+        assert max(losses.values(), key=lambda loss: loss.expected_drop).layer == "third"
+        assert all(loss.output_error > 0 and loss.drop is not None for loss in losses.values())
+
+
+def test_layers_are_ranked_without_labels() -> None:
+    graph = graph_of(Power())
+    quantization = calibrate(graph, lambda: frames(3), 3).quantization
+    without = losses_of(graph, quantization, "symmetric", labels=False)
+    assert without == {
+        name: replace(loss, drop=None) for name, loss in losses_of(graph, quantization, "symmetric").items()
+    }
+
+
+def test_a_layer_is_charged_with_its_bias_as_int8_corrects_it() -> None:
+    graph = shifted()
+    quantization = calibrate(graph, lambda: frames(3), 3).quantization
+    assert quantization.biases
+    as_made = losses_of(graph, quantization, "symmetric")["second"]
+    without = losses_of(graph, replace(quantization, biases={}), "symmetric")["second"]
+    assert as_made.output_error < 0.5 * without.output_error
+
+
+@pytest.fixture
+def as_cached(small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """The document of the command over frames of ``split``, its pages in ``tmp_path``."""
+    monkeypatch.setattr(int8, "RANKING_PIXELS", 1)  # two frames
+
+    def measure(split: Split) -> dict[str, Any]:
+        return int8.sensitivity(
+            load_checkpoint(str(small_checkpoint)),
+            split,
+            3,
+            Size(64, 96),
+            ("symmetric",),
+            tmp_path,
+            Progress(silent=True),
+        )
+
+    return measure
+
+
+def test_the_page_says_what_layers_were_ranked_on(as_cached: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    document = as_cached(open_split("streets", "train", size=Size(64, 96)))
+    assert document["calibration"]["frames"] == 3
+    assert document["ranked_on"] == {"frames": 2, "no_labels": None}
+    page = (tmp_path / "sensitivity" / "index.md").read_text()
+    assert "calibrated on 3 streets train frames, ranked on 2 of them." in page
+    assert "on 2 of the 3 calibration frames" in sensitivity_text(document)
+    assert "on labels)" in sensitivity_text(document)
+
+
+@pytest.mark.parametrize("case", ["no labels", "other classes"])
+def test_labels_that_are_missing_or_of_other_classes_are_not_scored(
+    case: str, as_cached: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    split = open_split("streets", "train", size=Size(64, 96))
+    if case == "other classes":
+        split = replace(split, classes=CAMVID)
+        why = "streets's classes are not the network's"
+    else:
+
+        def none() -> Any:
+            raise DataError("every frame needs its label image")
+
+        split = replace(split, references=tuple(replace(one, load_labels=none) for one in split.references))
+        why = "every frame needs its label image"
+    document = as_cached(split)
+    assert document["ranked_on"]["no_labels"] == why
+    assert all(loss["drop"] is None and loss["output_error"] > 0 for loss in document["layers"]["symmetric"])
+    page = (tmp_path / "sensitivity" / "index.md").read_text()
+    assert f"On labels nothing was measured: {why}." in page
+    assert "not measured |" in page
+    assert why in sensitivity_text(document)
+    assert "on labels)" not in sensitivity_text(document)

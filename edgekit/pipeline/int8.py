@@ -16,7 +16,7 @@ from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
-from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size
+from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size, UInt8
 from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.accuracy import (
@@ -396,7 +396,7 @@ def _repaired(
 ) -> tuple[Artifact, dict[str, Any]]:
     """The artifact with the fewest layers in float that holds, or the one with the most; and its row, with what was tried."""
     progress, title, before = common.progress, artifact.title, artifact.manifest["model_bytes"]
-    losses = _ranking(common.order, artifact.manifest["calibration"]["scheme"], progress)
+    losses = _ranking(common.order, artifact.manifest["calibration"]["scheme"], progress)["layers"]
     ranking = [
         loss["layer"]
         for loss in sorted(losses, key=lambda loss: -loss["expected_drop"])
@@ -454,8 +454,8 @@ def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, An
     return {"latency_ratio": [ratio.value, ratio.low, ratio.high]}
 
 
-def _ranking(order: Order, scheme: Scheme, progress: Progress) -> list[dict[str, Any]]:
-    """What each layer costs, worked out once for all targets of a scheme."""
+def _ranking(order: Order, scheme: Scheme, progress: Progress) -> dict[str, Any]:
+    """What :func:`ranking_of` gives, worked out once for all targets of a scheme."""
     assert order.calibration is not None
     key = quantization_key(order.checkpoint, order.calibration)
     path = order.folder / "cache" / f"layers-{scheme}-{key[:16]}.json"
@@ -467,24 +467,29 @@ def _ranking(order: Order, scheme: Scheme, progress: Progress) -> list[dict[str,
         stage = f"ranking the layers by what they cost int8 ({scheme})"
         with progress.stage(stage):
             started = time.monotonic()
-            rows = layer_rows(
+            ranking = ranking_of(
                 graph, order.checkpoint, order.calibration, order.folder, scheme,
                 lambda done, total: progress.count(stage, done, total, started),
             )  # fmt: skip
-        write_json(path, rows)
-    ranked: list[dict[str, Any]] = read_json(path)
+        write_json(path, ranking)
+    ranked: dict[str, Any] = read_json(path)
     return ranked
 
 
-def layer_rows(
+def ranking_of(
     graph: Callable[[], DeployableGraph],
     checkpoint: Checkpoint,
     calibration: Calibration,
     folder: Path,
     scheme: Scheme,
     report: Callable[[int, int], None],
-) -> list[dict[str, Any]]:
-    """What each layer costs when it alone is quantized, on some of the calibration frames; in the network's order."""
+) -> dict[str, Any]:
+    """What each layer costs when it alone is quantized.
+
+    Returns:
+        ``layers``, in the network's order, see :class:`calibration.sensitivity.LayerLoss`; ``frames``, the number of
+        calibration frames that they were ranked on; ``no_labels``, why there is no drop on labels, else None.
+    """
     from dataclasses import asdict
 
     from calibration.sensitivity import layer_losses
@@ -492,14 +497,25 @@ def layer_rows(
     quantization = prepare(graph(), checkpoint, calibration, folder).quantization
     pixels = calibration.size.height * calibration.size.width
     count = min(len(calibration.frames), max(2, RANKING_PIXELS // pixels))
-    references = calibration.frames.first(count).references
+    ranked = calibration.frames.first(count)
+    labels, no_labels = _labels_of(checkpoint, ranked)
     frames = [
-        (resize_image(reference.load_image(), calibration.size)[None].copy(), reference.load_labels())
-        for reference in references
+        (resize_image(reference.load_image(), calibration.size)[None].copy(), truth)
+        for reference, truth in zip(ranked.references, labels, strict=True)
     ]
-    equalized, classes = equalized_graph(graph(), quantization), len(calibration.frames.classes)
-    losses = layer_losses(equalized, quantization, scheme, frames, classes, report)
-    return [asdict(loss) for loss in losses]
+    losses = layer_losses(equalized_graph(graph(), quantization), quantization, scheme, frames, report)
+    return {"frames": count, "no_labels": no_labels, "layers": [asdict(loss) for loss in losses]}
+
+
+def _labels_of(checkpoint: Checkpoint, split: Split) -> tuple[Sequence[UInt8 | None], str | None]:
+    """The frames' labels, where all have them and they show the checkpoint's classes; else None each, and the reason."""
+    without: Sequence[UInt8 | None] = (None,) * len(split)
+    if split.classes.names != checkpoint.class_names:
+        return without, f"{split.dataset}'s classes are not the network's"
+    try:
+        return [reference.load_labels() for reference in split.references], None
+    except DataError as error:
+        return without, str(error)
 
 
 def sensitivity(
@@ -518,6 +534,7 @@ def sensitivity(
     clean_partials(folder / "cache")
     calibration = Calibration(choose_frames(calibration_split, samples), size)
     order = Order(checkpoint, size, folder, "", calibration)
+    rankings = {scheme: _ranking(order, scheme, progress) for scheme in schemes}
     document = {
         "schema": 1,
         "checkpoint": checkpoint.describe(),
@@ -525,7 +542,8 @@ def sensitivity(
         "calibration": {
             "dataset": calibration_split.dataset, "split": calibration_split.split, "frames": len(calibration.frames)
         },
-        "layers": {scheme: _ranking(order, scheme, progress) for scheme in schemes},
+        "ranked_on": {key: rankings[schemes[0]][key] for key in ("frames", "no_labels")},
+        "layers": {scheme: ranking["layers"] for scheme, ranking in rankings.items()},
     }  # fmt: skip
     for name, content in render_sensitivity(document).items():
         path = folder / "sensitivity" / name
