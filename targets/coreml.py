@@ -55,6 +55,12 @@ QUANTIZED_OPS = ("conv", "linear", "add", "max_pool", "avg_pool")
 SMALLEST_RANGE = 127 * 2.0**-14
 """Activation ranges are at least this, so that their scale is a normal fp16 number: devices may flush smaller ones."""
 
+SMALLEST_SCALE = 2.0**-14
+"""fp16's smallest normal number, in which the scales of weights are kept too."""
+
+PIXEL_FACTOR = 2.0**-6
+"""Of the centred pixels that int8 reads, so that the weights that read them are about as large as the network's own."""
+
 LARGEST_HALF = 65504.0
 """The largest fp16 number."""
 
@@ -107,7 +113,7 @@ class CoreML:
         kept: tuple[str, ...] = ()
         notes = {"deployment target": "iOS 17, macOS 14 or newer"}
         if recipe.precision == "int8":
-            model, floats = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
+            model, floats, small = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
             kept = (
                 *recipe.keep_float,
                 *float_edges(recipe),
@@ -115,6 +121,12 @@ class CoreML:
                 *(f"result of {name}" for name in floats),
             )
             notes["int8"] = "activations per tensor, symmetric (zero point 0); weights per output channel, symmetric"
+            if small:
+                notes["small weights"] = (
+                    f"channels whose weights' scale is below fp16's smallest normal number, {SMALLEST_SCALE:.1e}: "
+                    f"{', '.join(f'{count} of {layer}' for layer, count in small.items())}; a processor without "
+                    "subnormal numbers may take them for zero: measure on it, or keep these layers in float"
+                )
         _describe(model, graph, recipe)
         model.save(str(folder / MODEL))
         height, width = graph.size.height, graph.size.width
@@ -234,6 +246,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
         output=recipe.output,
         output_stride=recipe.output_stride,
         label_dtype=torch.int32,
+        pixel_factor=PIXEL_FACTOR if recipe.precision == "int8" else 1.0,
     )
     dtype = np.int32 if recipe.output == "labels" else np.float32
     precision = ct.precision.FLOAT32 if recipe.precision == "fp32" else ct.precision.FLOAT16
@@ -270,8 +283,8 @@ def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
 
 def _quantized(
     model: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[Any, tuple[str, ...]]:
-    """W8A8 from the fp16 program: the quantized model, and the ops whose results stay float."""
+) -> tuple[Any, tuple[str, ...], dict[str, int]]:
+    """W8A8 from the fp16 program: the quantized model, the ops whose results stay float, and channels of small scales."""
     from targets.mil.executor import load_program
 
     coreml = importlib.import_module("coremltools.optimize.coreml")
@@ -297,7 +310,7 @@ def _quantized(
     try:
         with _calibrated(ranges):
             model = coreml.linear_quantize_activations(model, activations, sample_data=[])
-        return coreml.linear_quantize_weights(model, weights), last
+        return coreml.linear_quantize_weights(model, weights), last, _small_scales(program.function, without=floats)
     except Exception as error:  # its passes raise many types; each means that this program cannot be quantized
         raise ConversionError(f"coremltools cannot quantize the program: {first_line(error)}") from error
 
@@ -327,12 +340,25 @@ def _ranges(
             widen(found, name, value.numpy())
 
     executor.run({"frame": _planes(quantization.probe)}, compare)
-    if unknown & _read_by_quantized(program.function):
+    for op in program.function.operations:  # the pixels' factor: no node, and a multiple of one
+        (result, *_) = op.outputs
+        if op.op_type == "mul" and result.name in unknown and op.x.name in found and op.y.val == PIXEL_FACTOR:
+            low, high = found[op.x.name]
+            found[result.name] = low * PIXEL_FACTOR, high * PIXEL_FACTOR
+            unknown.remove(result.name)
+    quantized = _read_by_quantized(program.function)
+    if unknown & quantized:
         for frame in quantization.batches():
             executor.run({"frame": _planes(frame)}, observe)
     bad = [name for name, (low, high) in found.items() if max(abs(low), abs(high)) > LARGEST_HALF]
     if bad:
         raise ConversionError(f"'{bad[0]}' overflows fp16 on the calibration frames: Core ML's int8 cannot hold it")
+    wide = [name for name in found if name in quantized and max(map(abs, found[name])) > LARGEST_RANGE]
+    if wide:
+        raise ConversionError(
+            f"'{wide[0]}' reaches {max(map(abs, found[wide[0]])):.0f} on the calibration frames, and coremltools computes "
+            f"int8 of no more than {LARGEST_RANGE:.0f}: convert in fp16"
+        )
     return {name: _usable(low, high) for name, (low, high) in with_width(found).items()}, kept
 
 
@@ -349,7 +375,7 @@ def _read_by_quantized(function: Any) -> set[str]:
 
 
 def _usable(low: float, high: float) -> dict[str, float]:
-    reach = min(max(abs(low), abs(high), SMALLEST_RANGE), LARGEST_RANGE)
+    reach = min(max(abs(low), abs(high), SMALLEST_RANGE), LARGEST_RANGE)  # wider ones no quantized op reads
     return {"rmin": -reach, "rmax": reach}
 
 
@@ -373,6 +399,19 @@ def _kernels(function: Any, without: Sequence[Any]) -> list[str]:
         and op.inputs["weight"].op is not None
         and op not in without
     ]
+
+
+def _small_scales(function: Any, without: Sequence[Any]) -> dict[str, int]:
+    """How many channels have weights whose scale is not a normal fp16 number, by op; of those that are not all zero."""
+    found = {}
+    for op in function.operations:
+        if op.op_type in ("conv", "conv_transpose", "linear") and op not in without and op.weight.val is not None:
+            weight = np.abs(np.asarray(op.weight.val, np.float32))
+            axis = 1 if op.op_type == "conv_transpose" else 0
+            reach = weight.max(tuple(other for other in range(weight.ndim) if other != axis))
+            if small := int(((reach > 0) & (reach / 127 < SMALLEST_SCALE)).sum()):
+                found[op.name] = small
+    return found
 
 
 def _last_ops(function: Any) -> tuple[str, ...]:
