@@ -38,6 +38,9 @@ HOMOGENEOUS = (
 LARGEST_FACTOR = 2.0**24
 """A channel further than that from the others is as good as dead."""
 
+LEVELS = 1.0, 64.0
+"""Between these the largest value of a usual map lies; fp16 has room for values and weights on both sides."""
+
 IDLE_SHARE = 1 / 32
 """Of what a channel could reach by its weights: one that never comes near it may do so on other frames."""
 
@@ -64,6 +67,38 @@ def find_scales(graph: DeployableGraph, reaches: Mapping[str, Float32], evenness
         if (scales := np.asarray([factors.get(int(one), 1.0) for one in numbers], np.float32)).min() != 1
         or scales.max() != 1
     }
+
+
+def settled(graph: DeployableGraph, reaches: Mapping[str, Float32], scales: Scales) -> Scales:
+    """The factors with whole maps brought to a usual level, together with those that share channels, where they are far from it.
+
+    Equalization evens out the channels of a map and leaves the map where it was. Where a network's layers were scaled
+    against each other, the weights that lead into a tiny map would be too small for the fp16 scales that Core ML has,
+    and a huge map too large for fp16 itself.
+
+    Args:
+        reaches: the largest absolute value of each channel before these factors, float32 [channels], by node.
+        scales: what :func:`find_scales` gives, or none.
+    """
+    channels = _Channels(graph.module)
+    largest = {  # what is cut off by a ReLU does not count
+        node: float((reaches[node.name] * scales.get(node.name, np.float32(1.0))).max())
+        for node in channels.of
+        if not node.users or any(user.target not in RECTIFIERS for user in node.users)
+    }
+    levels: dict[int, float] = {}
+    for together in _connected(channels):
+        of_maps = [reach for node, reach in largest.items() if reach > 0 and int(channels.of[node][0]) in together]
+        usual = float(np.median(of_maps)) if of_maps else LEVELS[0]
+        if not LEVELS[0] <= usual <= LEVELS[1] and not together & channels.fixed:
+            factor = _power_of_two(float(np.sqrt(LEVELS[0] * LEVELS[1])) / usual)
+            levels |= dict.fromkeys(together, float(np.clip(factor, 1 / LARGEST_FACTOR, LARGEST_FACTOR)))
+    found = dict(scales)
+    for node, numbers in channels.of.items():
+        factors = np.asarray([levels.get(int(one), 1.0) for one in numbers], np.float32)
+        if (factors != 1).any():
+            found[node.name] = factors * scales.get(node.name, np.float32(1.0))
+    return found
 
 
 def equalized(graph: DeployableGraph, scales: Scales) -> DeployableGraph:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from calibration.bias import Corrections, corrected, find_corrections
-from calibration.equalization import Scales, equalized, find_scales
+from calibration.equalization import Scales, equalized, find_scales, settled
 from calibration.simulation import expected_drop, quantized_places, represented, simulate, with_int8_weights
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import Batches, DeployableGraph, Float32, Int64, Quantization, Ranges, Scheme, UInt8
@@ -336,13 +336,11 @@ class _Form:
 
 
 def _form(graph: DeployableGraph, observed: Observed, evenness: float | None) -> _Form:
-    scales: Scales = {}
-    if evenness is not None:
-        reaches = {name: np.abs(observed.whole(name)).max(1) for name in observed.limits}
-        for node in graph.module.graph.nodes:
-            if node.op == "placeholder":  # the convolutions here read it normalized
-                reaches[node.name] = reaches[node.name] * graph.normalization.scale()
-        scales = find_scales(graph, reaches, evenness)
+    reaches = {name: np.abs(observed.whole(name)).max(1) for name in observed.limits}
+    for node in graph.module.graph.nodes:
+        if node.op == "placeholder":  # the convolutions here read it normalized
+            reaches[node.name] = reaches[node.name] * graph.normalization.scale()
+    scales = settled(graph, reaches, {} if evenness is None else find_scales(graph, reaches, evenness))
     scaled = equalized(graph, scales)
     places = {scheme: quantized_places(scaled, scheme) for scheme in SCHEMES}
     return _Form(scaled, scales, observed.scaled(scales), with_int8_weights(scaled), places)

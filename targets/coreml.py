@@ -62,6 +62,12 @@ WEIGHTED_OPS = ("conv", "conv_transpose", "linear")
 SMALLEST_RANGE = 127 * 2.0**-14
 """Activation ranges are at least this, so that their scale is a normal fp16 number: devices may flush smaller ones."""
 
+SMALLEST_SCALE = 2.0**-14
+"""fp16's smallest normal number, in which the scales of weights are kept too."""
+
+PIXEL_FACTOR = 2.0**-6
+"""Of the centred pixels that int8 reads, so that the weights that read them are about as large as the network's own."""
+
 LARGEST_HALF = 65504.0
 """The largest fp16 number."""
 
@@ -114,7 +120,7 @@ class CoreML:
         kept: tuple[str, ...] = ()
         notes = {"deployment target": "iOS 17, macOS 14 or newer"}
         if recipe.precision == "int8":
-            model, layers, floats = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
+            model, layers, floats, small = _quantized(model, graph, recipe, require_quantization(recipe, quantization))
             kept = (
                 *layers,
                 *float_edges(recipe),
@@ -122,6 +128,12 @@ class CoreML:
                 *(f"result of {name}" for name in floats),
             )
             notes["int8"] = "activations per tensor, symmetric (zero point 0); weights per output channel, symmetric"
+            if small:
+                notes["small weights"] = (
+                    f"channels whose weights' scale is below fp16's smallest normal number, {SMALLEST_SCALE:.1e}: "
+                    f"{', '.join(f'{count} of {layer}' for layer, count in small.items())}; a processor without "
+                    "subnormal numbers may take them for zero: measure on it, or keep these layers in float"
+                )
         _describe(model, graph, recipe)
         model.save(str(folder / MODEL))
         height, width = graph.size.height, graph.size.width
@@ -241,6 +253,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
         output=recipe.output,
         output_stride=recipe.output_stride,
         label_dtype=torch.int32,
+        pixel_factor=PIXEL_FACTOR if recipe.precision == "int8" else 1.0,
     )
     dtype = np.int32 if recipe.output == "labels" else np.float32
     precision = ct.precision.FLOAT32 if recipe.precision == "fp32" else ct.precision.FLOAT16
@@ -277,8 +290,8 @@ def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:
 
 def _quantized(
     model: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
-    """W8A8 from the fp16 program: the quantized model, the layers kept in float, and the ops whose results stay float."""
+) -> tuple[Any, tuple[str, ...], tuple[str, ...], dict[str, int]]:
+    """W8A8 from the fp16 program, with the layers kept in float, the ops whose results stay float, and channels of small scales."""
     from targets.mil.executor import load_program
 
     coreml = importlib.import_module("coremltools.optimize.coreml")
@@ -313,7 +326,7 @@ def _quantized(
         if op.op_type in WEIGHTED_OPS or (op.op_type in QUANTIZED_OPS and op.name not in (*last, *constant_adds))
         for var in op.outputs
     }
-    return model, kept_layers(recipe, excluded), last
+    return model, kept_layers(recipe, excluded), last, _small_scales(program.function, without=floats)
 
 
 def _float_kinds(model: Any) -> list[str]:
@@ -324,7 +337,9 @@ def _float_kinds(model: Any) -> list[str]:
     aside = {*QUANTIZED_OPS, *JOINED_OPS, "const", "quantize", "dequantize"}
     found = set()
     for op in block.operations:
-        if op.type in ("cast", "sub") and op.inputs["x"].arguments[0].name in frame:  # the frame's edge, told by itself
+        if (
+            op.type in ("cast", "sub", "mul") and op.inputs["x"].arguments[0].name in frame
+        ):  # the frame's edge, told by itself
             frame.update(value.name for value in op.outputs)
         elif op.type not in aside and not op.type.startswith("constexpr"):
             found.add(op.type)
@@ -378,12 +393,25 @@ def _ranges(
             widen(found, name, value.numpy())
 
     executor.run({"frame": _planes(quantization.probe)}, compare)
-    if unknown & _read_by_quantized(program.function):
+    for op in program.function.operations:  # the pixels' factor: no node, and a multiple of one
+        (result, *_) = op.outputs
+        if op.op_type == "mul" and result.name in unknown and op.x.name in found and op.y.val == PIXEL_FACTOR:
+            low, high = found[op.x.name]
+            found[result.name] = low * PIXEL_FACTOR, high * PIXEL_FACTOR
+            unknown.remove(result.name)
+    quantized = _read_by_quantized(program.function)
+    if unknown & quantized:
         for frame in quantization.batches():
             executor.run({"frame": _planes(frame)}, observe)
     bad = [name for name, (low, high) in found.items() if max(abs(low), abs(high)) > LARGEST_HALF]
     if bad:
         raise ConversionError(f"'{bad[0]}' overflows fp16 on the calibration frames: Core ML's int8 cannot hold it")
+    wide = [name for name in found if name in quantized and max(map(abs, found[name])) > LARGEST_RANGE]
+    if wide:
+        raise ConversionError(
+            f"'{wide[0]}' reaches {max(map(abs, found[wide[0]])):.0f} on the calibration frames, and coremltools computes "
+            f"int8 of no more than {LARGEST_RANGE:.0f}: convert in fp16"
+        )
     return {name: _usable(low, high) for name, (low, high) in with_width(found).items()}, kept
 
 
@@ -400,7 +428,7 @@ def _read_by_quantized(function: Any) -> set[str]:
 
 
 def _usable(low: float, high: float) -> dict[str, float]:
-    reach = min(max(abs(low), abs(high), SMALLEST_RANGE), LARGEST_RANGE)
+    reach = min(max(abs(low), abs(high), SMALLEST_RANGE), LARGEST_RANGE)  # wider ones no quantized op reads
     return {"rmin": -reach, "rmax": reach}
 
 
@@ -422,6 +450,19 @@ def _kernels(function: Any, without: Sequence[Any]) -> list[str]:
         for op in function.operations
         if op.op_type in WEIGHTED_OPS and op.inputs["weight"].op is not None and op not in without
     ]
+
+
+def _small_scales(function: Any, without: Sequence[Any]) -> dict[str, int]:
+    """How many channels have weights whose scale is not a normal fp16 number, by op; of those that are not all zero."""
+    found = {}
+    for op in function.operations:
+        if op.op_type in ("conv", "conv_transpose", "linear") and op not in without and op.weight.val is not None:
+            weight = np.abs(np.asarray(op.weight.val, np.float32))
+            axis = 1 if op.op_type == "conv_transpose" else 0
+            reach = weight.max(tuple(other for other in range(weight.ndim) if other != axis))
+            if small := int(((reach > 0) & (reach / 127 < SMALLEST_SCALE)).sum()):
+                found[op.name] = small
+    return found
 
 
 def _last_ops(function: Any) -> tuple[str, ...]:

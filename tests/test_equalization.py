@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_export import OWN, graph_of, lively
 from torch import nn
 
-from calibration.equalization import equalized, find_scales
+from calibration.equalization import equalized, find_scales, settled
 from calibration.ranges import calibrate
 from edgekit.core.values import DeployableGraph, Float32, Size, UInt8
 from edgekit.export.graph import deployable, normalize
@@ -106,6 +106,31 @@ def test_how_channels_were_scaled_before_does_not_matter(exponents: list[int], e
     for one, other in zip(before, after, strict=True):
         ratio = (other / one)[one != 0]  # all channels of a map together may be scaled
         assert (ratio == ratio[0]).all()
+
+
+@pytest.mark.parametrize("level", [2.0**-12, 2.0**12])
+def test_a_map_far_from_the_usual_level_is_brought_there(level: float) -> None:
+    """As a whole, bit for bit the same function; maps that are near enough, or that something else reads, stay."""
+    torch.manual_seed(5)
+    network = lively(Depthwise())
+    frame = frame_of(Size(64, 96))
+    graph = graph_of(network, 64, 96)
+    usual = settled(graph, reaches_of(graph, frame), {})
+    with torch.no_grad():
+        network.depthwise.weight *= level
+        network.depthwise.bias *= level
+        network.project.weight /= level
+    graph = graph_of(network, 64, 96)
+    scales = settled(graph, reaches_of(graph, frame), {})
+    moved = {name for name in scales if name not in usual or not np.array_equal(scales[name], usual[name])}
+    assert moved == {"conv2d_1", "relu_1"}
+    assert all((scales[name] == scales[name][0]).all() for name in scales)
+    other = equalized(graph, scales)
+    given_frame = normalize(torch.from_numpy(frame), graph.normalization)
+    with torch.no_grad():
+        assert torch.equal(other.module(given_frame), graph.module(given_frame))
+    reaches = reaches_of(other, frame)
+    assert 4.0 <= reaches["relu_1"].max() <= 16.0
 
 
 def test_channels_read_by_depthwise_convolutions_come_out_alike() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from torch.nn import functional as F
 
 from calibration.equalization import equalized
 from calibration.ranges import calibrate
-from edgekit.core.errors import ArtifactError, TargetError
+from edgekit.core.errors import ArtifactError, ConversionError, TargetError
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size, UInt8
-from edgekit.export.graph import deployable, normalize, reference_labels
+from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
 from edgekit.networks.checkpoint import load_checkpoint, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 from targets.coreml import TARGET
@@ -137,7 +139,8 @@ def test_int8_is_w8a8_and_agrees(
     assert all(op.inputs["x"].op.op_type in ("dequantize", "reduce_mean", "matmul") for op in convolutions)
     assert kinds.count("quantize") > len(convolutions)
     # The frame's edges stay float: nothing quantizes the frame itself, nor what argmax reads.
-    assert operations[kinds.index("quantize")].inputs["input"].op.op_type == "sub"
+    edge = operations[kinds.index("quantize")].inputs["input"].op
+    assert edge.op_type == "mul" and edge.y.val == 2.0**-6 and edge.x.op.op_type == "sub"
     assert "quantize" not in kinds[len(kinds) - 1 - kinds[::-1].index("conv") :]
     assert any("logits" in text for text in artifact.manifest["kept_float"])
     capsys.readouterr()
@@ -153,6 +156,89 @@ def tiny_graph() -> DeployableGraph:
     exported = torch.export.export(network, (torch.zeros(1, 3, SMALL.height, SMALL.width),)).module(check_guards=False)
     module = torch.fx.GraphModule(exported, exported.graph).eval()
     return DeployableGraph(module, SMALL, Size(24, 40), CLASSES, Normalization(), "0" * 64)
+
+
+def weight_scales(artifact: Artifact) -> np.ndarray:
+    operations = load_program(artifact.model_path).function.operations
+    return np.concatenate(
+        [np.ravel(op.scale.val) for op in operations if op.op_type == "constexpr_affine_dequantize"]
+    ).astype(np.float32)
+
+
+class Levels(torch.nn.Module):
+    """Three convolutions, the first's result scaled against the second's weights: the function stays the same."""
+
+    def __init__(self, level: float, gate: float | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 8, 3, 1, 1)
+        self.head, self.gate = torch.nn.Conv2d(8, len(CLASSES), 1), gate
+        with torch.no_grad():
+            for parameter in self.first.parameters():
+                parameter.mul_(level)
+            self.second.weight.div_(level)
+            self.head.weight.mul_(20.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.first(x))
+        logits: Tensor = self.head(torch.relu(self.second(first)))
+        return logits if self.gate is None else logits + first * torch.sigmoid(first * self.gate)
+
+
+def leveled(network: torch.nn.Module) -> DeployableGraph:
+    exported = export_aten(network.eval(), torch.zeros(1, 3, SMALL.height, SMALL.width))
+    return DeployableGraph(exported, SMALL, Size(48, 80), CLASSES, Normalization(), "0" * 64)
+
+
+@pytest.mark.parametrize("level", [1.0, 1e-3, 1e3])
+def test_int8_weight_scales_are_normal_fp16_numbers(level: float, tmp_path: Path) -> None:
+    """Whatever the level of a map; normalization, which makes the first weights small, included."""
+    graph = leveled(Levels(level))
+    artifact = converted(graph, tmp_path, "int8")
+    assert weight_scales(artifact).min() >= 2.0**-14
+    assert agreement(graph, artifact) >= 0.95
+
+
+def test_small_int8_weights_that_must_stay_are_told(tmp_path: Path) -> None:
+    """A map that a sigmoid reads cannot be scaled, and so neither can the weights that make it."""
+    graph = leveled(Levels(1e-3, gate=1e3))
+    quantization = calibrate(graph, lambda: frames(2, SMALL, 1), 2).quantization
+    made = TARGET.convert(equalized(graph, quantization.scales), Recipe("int8"), quantization, tmp_path)
+    assert re.search(
+        r"smallest normal number, 6\.1e-05: 8 of \w+; .*keep these layers in float", made.notes["small weights"]
+    )
+
+
+def test_ranges_that_coremltools_cannot_hold_are_told(tmp_path: Path) -> None:
+    network = Levels(1.0)
+    frame = torch.from_numpy(next(frames(1, SMALL, 1)))
+    with torch.no_grad():
+        reach = float(network.first(normalize(frame, Normalization())).max())
+    graph = leveled(Levels(45000.0 / reach, gate=1e-4))
+    quantization = calibrate(graph, lambda: frames(1, SMALL, 1), 1).quantization
+    with pytest.raises(ConversionError, match=r"reaches 4\d{4} on the calibration frames.*32000: convert in fp16"):
+        TARGET.convert(equalized(graph, quantization.scales), Recipe("int8"), quantization, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML itself predicts on macOS only")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_core_ml_itself_gives_what_the_executor_gives(
+    precision: Precision, small_graph: DeployableGraph, tmp_path: Path
+) -> None:
+    """The same package and frames, on the CPU: logits within the precision's rounding, and labels."""
+    from PIL import Image
+
+    artifact = converted(small_graph, tmp_path, precision, Recipe(precision, output="logits"))
+    executor = Executor(load_program(artifact.model_path))
+    model = ct.models.MLModel(str(artifact.model_path), compute_units=ct.ComputeUnit.CPU_ONLY)
+    for frame in frames(2, SMALL, 77):
+        planes = torch.from_numpy(frame).permute(0, 3, 1, 2).float()
+        expected = executor.run({"frame": planes})["logits"].numpy()
+        logits = np.asarray(model.predict({"frame": Image.fromarray(frame[0])})["logits"])
+        assert logits.shape == expected.shape
+        error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
+        assert error < {"fp32": 1e-4, "fp16": 0.02, "int8": 0.1}[precision]
+        assert (logits.argmax(1) == expected.argmax(1)).mean() > {"fp32": 0.999, "fp16": 0.99, "int8": 0.97}[precision]
 
 
 def test_output_stride_decides_on_the_coarse_map(tiny_graph: DeployableGraph, tmp_path: Path) -> None:

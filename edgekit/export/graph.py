@@ -152,6 +152,7 @@ class FrameToLabels(nn.Module):
         output: ``labels`` or ``logits`` (as the network gives them; [1, h, w, classes] with ``channels_last``).
         output_stride: labels are decided on a map of ceil(H/s) x ceil(W/s) and repeated to full size.
         label_dtype: dtype of the labels.
+        pixel_factor: of the centred pixels that the core reads, a power of two; its weights have the inverse.
     """
 
     def __init__(
@@ -161,9 +162,11 @@ class FrameToLabels(nn.Module):
         output: OutputKind = "labels",
         output_stride: int = 1,
         label_dtype: torch.dtype = torch.uint8,
+        pixel_factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.core = on_centred_pixels(graph)
+        self.core = on_centred_pixels(graph, pixel_factor)
+        self.pixel_factor = pixel_factor
         self.channels_last = channels_last
         self.output = output
         self.size = graph.size
@@ -176,6 +179,8 @@ class FrameToLabels(nn.Module):
 
     def forward(self, frame: Tensor) -> Tensor:
         x = frame.to(torch.float32) - cast(Tensor, self.mean_colour)
+        if self.pixel_factor != 1.0:
+            x = x * self.pixel_factor
         if self.channels_last:
             x = x.permute(0, 3, 1, 2)
         logits = self.core(x)

@@ -19,14 +19,14 @@ from edgekit.export.rewrites import add_constant, constant_tensor, drop_unused_c
 aten = torch.ops.aten
 
 
-def on_centred_pixels(graph: DeployableGraph) -> GraphModule:
-    """The graph on pixels less the mean colour: float32 [1, 3, H, W] of about -128..128 -> logits.
+def on_centred_pixels(graph: DeployableGraph, factor: float = 1.0) -> GraphModule:
+    """The graph on pixels less the mean colour, times a factor: float32 [1, 3, H, W] of about -128..128 -> logits.
 
     Normalization's factor goes into the weights of the convolutions that read the frame; whatever else reads it gets a
     product.
     """
     module, frame = _copy(graph)
-    scale = torch.from_numpy(graph.normalization.scale())
+    scale = torch.from_numpy(graph.normalization.scale()) / factor
     others = []
     for user in list(frame.users):
         weight = _weight(module, user, frame)
@@ -36,9 +36,9 @@ def on_centred_pixels(graph: DeployableGraph) -> GraphModule:
         scaled = (weight.double() * scale.double().reshape(1, 3, 1, 1)).float()
         user.args = (frame, add_constant(module, user, "pixel_weight", scaled), *user.args[2:])
     if others:
-        factor = add_constant(module, frame.next, "pixel_scale", scale.reshape(1, 3, 1, 1))
-        with module.graph.inserting_after(factor):
-            product = module.graph.call_function(aten.mul.Tensor, (frame, factor))
+        constant = add_constant(module, frame.next, "pixel_scale", scale.reshape(1, 3, 1, 1))
+        with module.graph.inserting_after(constant):
+            product = module.graph.call_function(aten.mul.Tensor, (frame, constant))
         product.meta = dict(frame.meta)
         for user in others:
             user.replace_input_with(frame, product)

@@ -144,22 +144,22 @@ def find_nodes(graph: DeployableGraph, quantization: Quantization, value: NDArra
     Args:
         value: a float tensor of a converted model, of the probe's frame; a batch of one may be left out.
     """
-    errors: dict[str, float] = {}
+    found: dict[str, float] = {}
     orders = [value, value.transpose(0, 3, 1, 2)] if value.ndim == 4 else [value]
     for ordered in orders:
         sample, shape = None, _without_batch(ordered.shape)
+        errors: dict[str, float] = {}
         for name, mark in _marks(graph, quantization).items():
             if _without_batch(mark.shape) != shape:
                 continue
             sample = _sample(ordered) if sample is None else sample
             length = float(np.linalg.norm(mark.sample))
             distance = float(np.linalg.norm(sample - mark.sample))
-            error = distance / length if length else (0.0 if distance == 0.0 else np.inf)
-            errors[name] = min(error, errors.get(name, np.inf))
-    least = min(errors.values(), default=np.inf)
-    if least >= TOLERANCE:
-        return ()
-    return tuple(name for name, error in errors.items() if error <= AS_LIKE * least + ROUNDING)
+            errors[name] = distance / length if length else (0.0 if distance == 0.0 else np.inf)
+        if min(errors.values(), default=np.inf) < min(found.values(), default=TOLERANCE):
+            found = errors  # of one order alone: the same values in another have other channels
+    least = min(found.values(), default=0.0)
+    return tuple(name for name, error in found.items() if error <= AS_LIKE * least + ROUNDING)
 
 
 def known_limits(
