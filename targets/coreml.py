@@ -395,7 +395,12 @@ def _ranges(
     executor.run({"frame": _planes(quantization.probe)}, compare)
     for op in program.function.operations:  # the pixels' factor: no node, and a multiple of one
         (result, *_) = op.outputs
-        if op.op_type == "mul" and result.name in unknown and op.x.name in found and np.array_equal(op.y.val, PIXEL_FACTOR):
+        if (
+            op.op_type == "mul"
+            and result.name in unknown
+            and op.x.name in found
+            and np.array_equal(op.y.val, PIXEL_FACTOR)
+        ):
             low, high = found[op.x.name]
             found[result.name] = low * PIXEL_FACTOR, high * PIXEL_FACTOR
             unknown.remove(result.name)

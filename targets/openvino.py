@@ -64,6 +64,12 @@ SMALLEST_SHARE = 1e-3
 """The least of a channel's range, as a share of the widest channel's."""
 
 
+WITHOUT_VNNI = (
+    "the CPU plugin adds pairs of int8 products in 16 bits there, which overflow where two values in the upper half of "
+    "their range meet two of the largest weights: edgekit evaluate on such a CPU shows whether that matters to your network"
+)
+
+
 @dataclass(frozen=True)
 class OpenVINO:
     """The ``openvino`` target."""
@@ -111,7 +117,8 @@ class OpenVINO:
             tools=self.tools(),
             kept_float=(*kept, *float_edges(recipe)) if quantized else (),
             scheme="asymmetric" if quantized else None,
-            notes={"weights": "model.bin lies beside model.xml and is part of the model"},
+            notes={"weights": "model.bin lies beside model.xml and is part of the model"}
+            | ({"on x86 without VNNI": WITHOUT_VNNI} if quantized else {}),
         )
 
     def open(self, artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
