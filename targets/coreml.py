@@ -326,7 +326,8 @@ def _quantized(
         if op.op_type in WEIGHTED_OPS or (op.op_type in QUANTIZED_OPS and op.name not in (*last, *constant_adds))
         for var in op.outputs
     }
-    return model, kept_layers(recipe, excluded), last, _small_scales(program.function, without=floats)
+    small = _small_scales(program.function, without=floats)
+    return model, kept_layers(recipe, excluded), last, _by_layer(small, program, graph, quantization)
 
 
 def _float_kinds(model: Any) -> list[str]:
@@ -337,9 +338,8 @@ def _float_kinds(model: Any) -> list[str]:
     aside = {*QUANTIZED_OPS, *JOINED_OPS, "const", "quantize", "dequantize"}
     found = set()
     for op in block.operations:
-        if (
-            op.type in ("cast", "sub", "mul") and op.inputs["x"].arguments[0].name in frame
-        ):  # the frame's edge, told by itself
+        # The frame's edge is told by itself.
+        if op.type in ("cast", "sub", "mul") and op.inputs["x"].arguments[0].name in frame:
             frame.update(value.name for value in op.outputs)
         elif op.type not in aside and not op.type.startswith("constexpr"):
             found.add(op.type)
@@ -458,7 +458,7 @@ def _kernels(function: Any, without: Sequence[Any]) -> list[str]:
 
 
 def _small_scales(function: Any, without: Sequence[Any]) -> dict[str, int]:
-    """How many channels have weights whose scale is not a normal fp16 number, by op; of those that are not all zero."""
+    """How many channels have weights whose scale is not a normal fp16 number, by an op's result; of those not all zero."""
     found = {}
     for op in function.operations:
         if op.op_type in ("conv", "conv_transpose", "linear") and op not in without and op.weight.val is not None:
@@ -466,7 +466,29 @@ def _small_scales(function: Any, without: Sequence[Any]) -> dict[str, int]:
             axis = 1 if op.op_type == "conv_transpose" else 0
             reach = weight.max(tuple(other for other in range(weight.ndim) if other != axis))
             if small := int(((reach > 0) & (reach / 127 < SMALLEST_SCALE)).sum()):
-                found[op.name] = small
+                found[op.outputs[0].name] = small
+    return found
+
+
+def _by_layer(
+    counts: Mapping[str, int], program: Any, graph: DeployableGraph, quantization: Quantization
+) -> dict[str, int]:
+    """Counts by the layers that ``--keep-float`` takes, instead of by an op's result; by that where no layer gives it."""
+    from edgekit.export.layers import layers_of
+    from edgekit.export.values import find_nodes
+    from targets.mil.executor import Executor
+
+    layers = {node: layer.name for layer in layers_of(graph) for node in layer.nodes}
+    found: dict[str, int] = {}
+
+    def look(name: str, value: torch.Tensor) -> None:
+        if name in counts:
+            nodes = find_nodes(graph, quantization, value.numpy())
+            layer = layers[nodes[0]] if nodes else name
+            found[layer] = found.get(layer, 0) + counts[name]
+
+    if counts:
+        Executor(program, rounding=False).run({"frame": _planes(quantization.probe)}, look)
     return found
 
 
