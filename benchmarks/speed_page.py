@@ -185,8 +185,10 @@ def time_to_artifact() -> list[str]:
         reached = at_least({"low": min(each), "high": max(each)} if few else found, TIMES_GOAL) if found else ""
         goals = f"{TIMES_GOAL:g}x {reached}; memory {verdict(peak <= TIMES_MEMORY)}" if found else ""
         seconds = ", ".join(f"{side['seconds']:.0f}" for side in taken)
-        times = ", ".join(f"{value:.2f}" for value in each) if few else ratio(found) if found else "1"
-        rows.append([name, seconds, f"{peak / 2**30:.1f}", times if found else "1", goals])
+        times = "1"
+        if found:
+            times = ", ".join(f"{value:.2f}" for value in each) if few else ratio(found)
+        rows.append([name, seconds, f"{peak / 2**30:.1f}", times, goals])
     return [
         "## Time to all artifacts",
         f"Every target, float and int8, at {result['size']} with {result['samples']} calibration frames, on {machine(document)} "
@@ -200,9 +202,8 @@ def floor() -> list[str]:
     document, speed = kept("floor"), kept("paper_speed")
     if not document:
         return []
-    elsewhere = bool(speed) and machine(speed) != machine(
-        document
-    )  # times of one machine say nothing of another's floor
+    # Times of one machine say nothing of another's floor.
+    elsewhere = bool(speed) and machine(speed) != machine(document)
     if elsewhere:
         speed = None
     result = document["result"]

@@ -461,7 +461,7 @@ def _small_scales(function: Any, without: Sequence[Any]) -> dict[str, int]:
     """How many channels have weights whose scale is not a normal fp16 number, by an op's result; of those not all zero."""
     found = {}
     for op in function.operations:
-        if op.op_type in ("conv", "conv_transpose", "linear") and op not in without and op.weight.val is not None:
+        if op.op_type in WEIGHTED_OPS and op not in without and op.weight.val is not None:
             weight = np.abs(np.asarray(op.weight.val, np.float32))
             axis = 1 if op.op_type == "conv_transpose" else 0
             reach = weight.max(tuple(other for other in range(weight.ndim) if other != axis))

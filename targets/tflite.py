@@ -185,8 +185,9 @@ def _quantize(
     ranges, kept = _ranges(model, graph, recipe, quantization)
     edges = _edge_tensors(model)
     floats, excluded = _floats(model, kept, edges)
+    named = (*edges, *(f"^{re.escape(name)};?$" for name in floats))
     tool = quantizer.Quantizer(model, recipes.static_wi8_ai8())
-    for name in (*edges, *(f"^{re.escape(name)};?$" for name in floats)):
+    for name in named:
         tool.update_quantization_recipe(
             regex=name,
             operation_name=recipes.TFLOperationName.ALL_SUPPORTED,
@@ -199,8 +200,7 @@ def _quantize(
         algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
     )
     quantized = bytes(tool.quantize(ranges).quantized_model)
-    named = re.compile("|".join((*edges, *(f"^{re.escape(name)};?$" for name in floats))))
-    return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, named)
+    return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, re.compile("|".join(named)))
 
 
 def _float_kinds(model: bytes, but: re.Pattern[str]) -> list[str]:

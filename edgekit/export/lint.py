@@ -25,7 +25,7 @@ from torch.fx import Graph, GraphModule, Node
 from edgekit.core.errors import EdgekitError, first_line
 from edgekit.core.values import Size
 from edgekit.export.graph import MOST_CLASSES, Logits, export_aten, module_of
-from edgekit.export.rewrites import apply_rewrites, argument, can_be_cropped, fits_tensorflow
+from edgekit.export.rewrites import apply_rewrites, argument, can_be_cropped, fits_tensorflow, sides
 from edgekit.networks.subnormals import flush_subnormals
 
 Severity = Literal["fails", "wrong", "slow", "rewritten"]
@@ -137,12 +137,6 @@ def _source(node: Node) -> Node | None:
     return next((argument for argument in node.args[:1] if isinstance(argument, Node)), None)
 
 
-def _pair(value: Any, default: int) -> tuple[int, int]:
-    """Height and width of an argument that may hold one number, two or none."""
-    sides = [int(side) for side in value] if isinstance(value, list | tuple) else [] if value is None else [int(value)]
-    return (default, default) if not sides else (sides[0], sides[-1])
-
-
 def _sides(node: Node | None) -> tuple[int, int]:
     """Height and width of what a node makes."""
     height, width = (1, 1, *_shape(node))[-2:]
@@ -179,7 +173,7 @@ def _of_a_map(node: Node) -> bool:
 
 
 def _divides(node: Node) -> bool:
-    (height, width), (rows, columns) = _sides(_source(node)), _pair(argument(node, "output_size"), 1)
+    (height, width), (rows, columns) = _sides(_source(node)), sides(argument(node, "output_size"), 1)
     return height % rows == 0 and width % columns == 0
 
 
@@ -253,11 +247,11 @@ def _reads_places(node: Node) -> bool:
 
 
 def _leaves_out_padding(node: Node) -> bool:
-    return argument(node, "count_include_pad") is False and max(_pair(argument(node, "padding"), 0)) > 0
+    return argument(node, "count_include_pad") is False and max(sides(argument(node, "padding"), 0)) > 0
 
 
 def _is_dilated(node: Node) -> bool:
-    return max(_pair(argument(node, "dilation"), 1)) > 1
+    return max(sides(argument(node, "dilation"), 1)) > 1
 
 
 def _bounds_are_integers(node: Node) -> bool:

@@ -51,10 +51,12 @@ def argument(node: Node, name: str) -> Any:
     return None
 
 
-def sides(value: Any) -> tuple[int, int]:
-    """Height and width of an argument that may hold one number for both."""
-    numbers = [int(side) for side in value] if isinstance(value, list | tuple) else [int(value)]
-    return numbers[0], numbers[-1]
+def sides(value: Any, default: int = 1) -> tuple[int, int]:
+    """Height and width of an argument that may hold one number for both, two, or none."""
+    numbers = (
+        [int(side) for side in value] if isinstance(value, list | tuple) else [] if value is None else [int(value)]
+    )
+    return (default, default) if not numbers else (numbers[0], numbers[-1])
 
 
 def number_padding(module: GraphModule) -> int:
