@@ -15,6 +15,7 @@ from measured import FOLDER, kept
 
 from edgekit.core.files import read_json, write_json, write_text
 from edgekit.networks.checkpoint import load_checkpoint, load_network, shipped_names
+from reports.document import trainings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -155,7 +156,7 @@ def camvid() -> list[str]:
         classes.append([TITLES[checkpoint.network], *(percent(value) for value in scores["per_class_iou"])])
         commands += [
             f"`{name}`, {percent(scores['miou'])} % class mIoU:",
-            "```\n" + "\n".join(lineage(checkpoint.recipe)) + "\n```",
+            "```\n" + "\n".join(trainings(checkpoint.recipe)) + "\n```",
         ]
     if not rows:
         return []
@@ -175,12 +176,6 @@ def camvid() -> list[str]:
         "How they were trained, from first to last:",
         *commands,
     ]  # fmt: skip
-
-
-def lineage(recipe: dict[str, Any]) -> list[str]:
-    """The commands that led to a checkpoint, the oldest first."""
-    parent = recipe.get("initial_checkpoint")
-    return [*(lineage(parent["recipe"]) if parent else []), str(recipe.get("command"))]
 
 
 def int8() -> list[str]:

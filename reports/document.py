@@ -134,6 +134,13 @@ def is_float(document: Mapping[str, Any]) -> bool:
     return bool(document["target"] == "pytorch" and document["precision"] == "fp32")
 
 
+def trainings(recipe: Mapping[str, Any]) -> list[str]:
+    """Commands of the trainings that led to a checkpoint, the oldest first, as far as its recipe recorded them."""
+    before = (recipe.get("initial_checkpoint") or {}).get("recipe") or {}
+    own = [str(recipe["command"])] if recipe.get("command") else []
+    return [*(trainings(before) if before else []), *own]
+
+
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
     """The command that would measure an artifact's latency on a device: what its target notes for it, or the bench."""
     artifact = f"{context.folder}/artifacts/{document['artifact']}"

@@ -23,6 +23,7 @@ from reports.document import (
     analyse,
     bench_command,
     build,
+    trainings,
 )
 from reports.numbers import megabytes, milliseconds, percent, points
 from reports.phones import phone_section
@@ -642,21 +643,32 @@ def _index(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result], 
         "", "## Devices", "", *_device_table(pages), "## Latency over devices", "",
         *_matrix(pages, everything),
     ]  # fmt: skip
-    labels = {"name": "Name", "sha256": "sha256", "network": "Network", "dataset": "Trained on", "recipe": "Recipe"}
-    rows = [
-        [label, escape(_plain(checkpoint[key]) if key in checkpoint else "not recorded")]
-        for key, label in labels.items()
-    ]
-    rows.append(["Classes", str(len(context.class_names))])
-    metrics = checkpoint.get("metrics")
-    rows.append(["Metrics it carries", escape(_plain(metrics)) if metrics else "not recorded"])
-    lines += ["## Checkpoint", "", *table(["Checkpoint", "Value"], rows, left=2)]
+    lines += ["## Checkpoint", "", *_checkpoint_section(checkpoint, context)]
     rows = [["Name", escape(_plain(data.get("name")))], ["Split", escape(_plain(data.get("split")))]]
     rows.append(["Frames", escape(_plain(data.get("frames")))])
     lines += ["## Dataset", "", *table(["Dataset", "Value"], rows, left=2)]
     lines += ["## How to read it", "", *_LEGEND, "", "## Command", "", code(context.command), ""]
     lines += ["All numbers are in [report.json](report.json).", ""]
     return "\n".join(lines + _footer(context))
+
+
+def _checkpoint_section(checkpoint: Mapping[str, Any], context: ReportContext) -> list[str]:
+    labels = {"name": "Name", "sha256": "sha256", "network": "Network", "dataset": "Trained on"}
+    rows = [
+        [label, escape(_plain(checkpoint[key]) if key in checkpoint else "not recorded")]
+        for key, label in labels.items()
+    ]
+    rows.append(["Classes", str(len(context.class_names))])
+    scores = [
+        f"{percent(found.get('miou'))} % on {found.get('frames', 'unknown')} frames of {name.replace(':', ' ')}"
+        for name, found in (checkpoint.get("metrics") or {}).items()
+    ]
+    rows.append(["Class mIoU it carries", escape(", ".join(scores)) if scores else "not recorded"])
+    commands = trainings(checkpoint.get("recipe") or {})
+    if not commands:
+        rows.append(["Recipe", escape(_plain(checkpoint.get("recipe") or "not recorded"))])
+    lines = table(["Checkpoint", "Value"], rows, left=2)
+    return [*lines, "Trained by:", "", code("\n".join(commands)), ""] if commands else lines
 
 
 _LEGEND = (

@@ -465,7 +465,7 @@ def test_a_budget_that_does_not_hold_says_no_more_than_was_tried() -> None:
     text = _over_budget({**LOSS, "repair": {"steps": steps}, "verification": proof})
     assert text == ", though it holds on the 32 frames that guided it"
     wide = {**LOSS, "miou_drop_ci": [-0.02, 0.03]}
-    assert "more frames, by --frames, would decide it" in _over_budget(wide)
+    assert "more frames, by --frames where the split has them, would decide it" in _over_budget(wide)
 
 
 def test_a_proof_without_a_budget(run_here: Call) -> None:

@@ -372,7 +372,7 @@ def _over_budget(row: dict[str, Any]) -> str:
         most = max(len(step["kept"]) for step in row["repair"]["steps"])
         text = f", with up to {most} layer{'s' if most > 1 else ''} in float"
     if proof["miou_drop"] <= allowed:
-        text += " (the drop itself is within it, its interval is not: more frames, by --frames, would decide it)"
+        text += " (the drop itself is within it, its interval is not: more frames, by --frames where the split has them, would decide it)"
     return text
 
 
