@@ -145,22 +145,22 @@ def tensorrt_section(results: Sequence[Result]) -> list[str]:
     for name, result in zip(distinct_names(chosen), chosen, strict=True):
         told = result.document["latency"]["trtexec"]
         watched = told.get("tegrastats") or {}
-        graph = told.get("graph_ms")
+        graph, copies, memory = told.get("graph_ms"), told.get("with_copies_ms"), told.get("gpu_bytes")
         failed = [f"trtexec failed: {why}"] if (why := told.get("failed")) else []
         if graph is None and result.latency is not None and not failed:
             graph = result.latency.p50
         unstable = told.get("unstable_cv")
         beside = [f"warning, unstable by trtexec's own word: CV is {100 * unstable:.1f} %"] if unstable else failed
+        without = [f"trtexec failed when it timed the copies: {why}"] if (why := told.get("with_copies_failed")) else []
         mixed = [MIXED] if watched.get("under_load") is False else []
+        watts = watched.get("mean_watts")
         heat = max((watched.get("max_celsius") or {}).values(), default=None)
         rows.append([
             escape(name), notes.mark("unavailable" if graph is None else milliseconds(graph), *beside),
-            *("unavailable" if value is None else text(value) for value, text in (
-                (told.get("with_copies_ms"), milliseconds),
-                (told.get("gpu_bytes"), lambda value: megabytes(value, 0)),
-                (watched.get("mean_watts"), lambda value, mixed=mixed: notes.mark(f"{value:.1f}", *mixed)),
-                (heat, lambda value: f"{value:.0f}"),
-            )),
+            notes.mark("unavailable" if copies is None else milliseconds(copies), *without),
+            "unavailable" if memory is None else megabytes(memory, 0),
+            "unavailable" if watts is None else notes.mark(f"{watts:.1f}", *mixed),
+            "unavailable" if heat is None else f"{heat:.0f}",
             escape(", ".join(f"{count} {kind}" for kind, count in (told.get("precisions") or {}).items())) or "unavailable",
         ])  # fmt: skip
         layers += [

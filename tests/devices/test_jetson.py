@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from boards import Project
 
+from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices import jetson as jetson_module
 
@@ -124,6 +125,24 @@ def test_a_tool_that_fails(fault: str, said: str, jetson: Jetson) -> None:
     assert said in done.sentence
     (jetson.folder / "bin" / "trtexec.fault").unlink()
     assert jetson.bench()["latency"]["provenance"]["kind"] == "measured"
+
+
+@pytest.mark.parametrize(("fault", "said"), [("copies-hang", "did not end"), ("copies-crash", "")])
+def test_the_graphs_own_time_stays_where_the_one_with_copies_fails(
+    fault: str, said: str, jetson: Jetson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jetson.bench()  # the engine is there
+    jetson.setting("fault", fault)
+    # quick mode asks for seconds, which the stand-in does not take
+    monkeypatch.setattr(jetson_module, "TIMING_SECONDS", 3.0 - 20 * LATENCY_CONTRACTS["quick"].seconds)
+    row = jetson.bench()
+    told = row["latency"]["trtexec"]
+    assert row["latency"]["provenance"]["kind"] == "measured"
+    assert row["summary"]["p50"] > 0
+    assert told["with_copies_ms"] is None
+    assert said in told["with_copies_failed"]
+    page = (jetson.project.folder / "runs/bench/report/orin.md").read_text()
+    assert "trtexec failed when it timed the copies: " in page
 
 
 def test_old_times_are_never_read(jetson: Jetson) -> None:
