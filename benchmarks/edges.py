@@ -72,7 +72,7 @@ def share(over: list[list[float]], base: list[list[float]]) -> dict[str, float]:
 def main() -> None:
     """Measure every artifact and keep the shares."""
     size = Size.parse(sys.argv[1] if len(sys.argv) > 1 else "1024x2048")
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 25
     checkpoint = load_checkpoint("spssn-streets")
     rows = []
     with tempfile.TemporaryDirectory() as name:

@@ -227,7 +227,7 @@ def main() -> None:
     """Measure all families at all sizes and keep them, each as soon as it is there."""
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", default=SIZES)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--checkpoint", default="spssn-streets")
     arguments = parser.parse_args()

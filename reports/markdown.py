@@ -662,6 +662,7 @@ def _checkpoint_section(checkpoint: Mapping[str, Any], context: ReportContext) -
     scores = [
         f"{percent(found.get('miou'))} % on {found.get('frames', 'unknown')} frames of {name.replace(':', ' ')}"
         for name, found in (checkpoint.get("metrics") or {}).items()
+        if isinstance(found, Mapping)
     ]
     rows.append(["Class mIoU it carries", escape(", ".join(scores)) if scores else "not recorded"])
     commands = trainings(checkpoint.get("recipe") or {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from seam import MOMENT, Done, edgekit, environment
 from torch.nn import functional as F
+from torch.utils.data._utils import signal_handling
 
 from calibration import streets
 from calibration.classes import CITYSCAPES
@@ -25,20 +26,11 @@ from edgekit.networks.spssn import SPSSN
 torch.set_num_threads(1)
 # Tests call vendors' tools directly too: those report every conversion to their makers, from a fork of this process.
 os.environ["CI"] = "true"
+# torch's loader with workers sets a handler of SIGCHLD for good. With the converters' libraries in the same process, as only
+# tests have them, that signal killed the process while it was delivered (SIGSEGV). The loader looks after dead workers without, too.
+signal_handling._set_SIGCHLD_handler = lambda: None
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def no_handler_of_children() -> Iterator[None]:
-    """Puts the handler of SIGCHLD back after each test.
-
-    torch's loader with workers leaves its own in the process for good. With the converters' libraries in the same process, as
-    only tests have them, the signal of the next child that ended killed the process (SIGSEGV while it was delivered).
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
 
 
 def _frames(count: int, height: int, width: int, split: str = "val") -> list[Frame]:

@@ -175,7 +175,11 @@ def context(**more: Any) -> ReportContext:
     shown = Strip("test-0000", image, maps[0], {"PyTorch fp32": floats[0], "OpenVINO int8": labels[0]})
     checkpoint = {
         "name": "spssn-streets", "sha256": "ab" * 32, "network": "spssn", "classes": list(CLASSES.names),
-        "dataset": "streets", "recipe": "quick", "metrics": {"miou": 0.694},
+        "dataset": "streets", "recipe": {
+            "epochs": 2, "command": "edgekit train --epochs 2",
+            "initial_checkpoint": {"name": "first", "recipe": {"command": "edgekit train --epochs 1"}},
+        },
+        "metrics": {"streets:val": {"miou": 0.694, "frames": 64}},
     }  # fmt: skip
     values: dict[str, Any] = {
         "checkpoint": checkpoint, "dataset": {"name": "streets", "split": "test", "frames": FRAMES},
@@ -502,6 +506,12 @@ def test_files_of_a_report(files: dict[str, bytes | str]) -> None:
         if name.endswith(".md"):
             for link in re.findall(r"\]\(([^)]+)\)", text(files, name)):
                 assert link in files
+
+
+def test_the_checkpoint_says_what_it_scores_and_how_it_was_trained(files: dict[str, bytes | str]) -> None:
+    page = text(files, "index.md")
+    assert "| 69.40 % on 64 frames of streets val " in page
+    assert "edgekit train --epochs 1\nedgekit train --epochs 2\n" in page, "the first training first"
 
 
 def test_no_cell_is_blank_and_every_row_is_complete(files: dict[str, bytes | str]) -> None:
