@@ -113,7 +113,7 @@ class OpenVINO:
         return Converted(
             model="model.xml",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=native_output(graph, recipe),
+            native_output=native_output(graph, recipe, channels_last=True),
             tools=self.tools(),
             kept_float=(*kept, *float_edges(recipe)) if quantized else (),
             scheme="asymmetric" if quantized else None,
@@ -368,14 +368,13 @@ def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
 
     frame = ops.parameter([1, graph.size.height, graph.size.width, 3], ov.Type.u8, name="frame")
     frame.output(0).get_tensor().set_names({"frame"})
-    # In this order the plugin makes the transpose part of the first convolution's layout.
-    centred = ops.subtract(ops.convert(frame, "f32"), graph.normalization.mean_colour().reshape(1, 1, 1, 3))
-    planes = ops.transpose(centred, np.asarray([0, 3, 1, 2], np.int64))
-    core.inputs[0].replace(planes.output(0))
+    _put_before(core, frame, graph)
     node = core.outputs[0].node.input_value(0)
     if recipe.output == "logits":
-        node.get_tensor().set_names({"logits"})
-        return ov.Model([ops.result(node)], [frame], "edgekit")
+        # Channels last, as the plugin holds them: channels first would be a reorder.
+        last = ops.transpose(node, np.asarray([0, 2, 3, 1], np.int64)).output(0)
+        last.get_tensor().set_names({"logits"})
+        return ov.Model([ops.result(last)], [frame], "edgekit")
     decision = decision_size(graph.size, recipe.output_stride)
 
     def to_size(value: Any, size: Size, mode: str) -> Any:
@@ -396,6 +395,29 @@ def _add_edges(core: Any, graph: DeployableGraph, recipe: Recipe) -> Any:
     labels = ops.squeeze(labels, np.asarray([1], np.int64)).output(0)
     labels.get_tensor().set_names({"labels"})
     return ov.Model([ops.result(labels)], [frame], "edgekit")
+
+
+def _put_before(core: Any, frame: Any, graph: DeployableGraph) -> None:
+    """Have a core of centred planes read a uint8 frame, [1, H, W, 3]; what rounds it, if it is one quantizer, comes first.
+
+    Element by element the plugin is two to three times as fast over whole rows of a frame as over its three channels, and in this
+    order it makes the transpose part of the first convolution's layout.
+    """
+    from openvino import opset13 as ops
+
+    height, width = graph.size.height, graph.size.width
+    rows = ops.convert(ops.reshape(frame, np.asarray([1, height, 3 * width], np.int64), False), "f32")
+    value = ops.subtract(rows, np.tile(graph.normalization.mean_colour(), width).reshape(1, 1, 3 * width))
+    readers = [read.get_node() for read in core.inputs[0].get_target_inputs()]
+    replaced = core.inputs[0]
+    if len(readers) == 1 and _quantizes_activations(readers[0]):
+        ends = [_constant(readers[0], side) for side in (1, 2, 3, 4)]
+        if all(end.size == 1 for end in ends):
+            constants = [ops.constant(end.reshape(1, 1, 1)) for end in ends]
+            value = ops.fake_quantize(value, *constants, readers[0].get_levels())
+            replaced = readers[0].output(0)
+    pixels = ops.reshape(value, np.asarray([1, height, width, 3], np.int64), False)
+    replaced.replace(ops.transpose(pixels, np.asarray([0, 3, 1, 2], np.int64)).output(0))
 
 
 TARGET = OpenVINO()

@@ -517,7 +517,7 @@ class Conversion:
             session.run(self.frame)
             inner: Any = session
             if self.target.name == OPENVINO:
-                return np.array(inner.request.infer([self.frame])[0])
+                return np.array(inner.request.infer([self.frame])[0]).transpose(0, 3, 1, 2)
             if self.target.name == TFLITE:
                 return np.array(inner.interpreter.get_tensor(inner.output_index)).transpose(0, 3, 1, 2)
             if self.target.name == COREML:

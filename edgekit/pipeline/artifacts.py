@@ -22,7 +22,7 @@ from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
 MANIFEST = "manifest.json"
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 STRAY = (".DS_Store", "Thumbs.db")
 """Files that a desktop leaves in every folder it shows; together with macOS' ``._`` files they are not looked at."""
 
