@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import vendor_tools as tools
 from measured import keep
 from shipped_artifacts import artifacts, save_frames
 from torch import Tensor, nn
-from vendor_speed import VENDOR_WORKER, describe
+from vendor_speed import SETTLING, VENDOR_WORKER, describe
 
 from edgekit.core.progress import noise_to
 from edgekit.core.values import DeployableGraph, Size
@@ -95,6 +96,7 @@ def main() -> None:
                     worker.ask({"do": "warm", "runs": 5, "seconds": 0})
                 for _ in range(rounds):
                     for side, worker in sides.items():
+                        time.sleep(SETTLING)
                         taken[side].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
             finally:
                 for worker in sides.values():

@@ -27,6 +27,7 @@ from calibration.datasets import Split, open_split, resize_image, resize_labels
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.values import Float32, Size
 from edgekit.decoder import decode
+from edgekit.devices.environment import local_environment
 from edgekit.export.graph import Logits, normalize
 from edgekit.metrics.scores import class_iou, count_frame, mean_iou
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
@@ -162,6 +163,7 @@ def main() -> None:
         for side, measure in (("edgekit", edgekit_side), ("vendors", vendor_side)):
             if side not in sides:
                 sides[side] = measure(checkpoint, size, test)
+                sides.setdefault("environments", {})[side] = local_environment()
                 keep("int8_accuracy", document)
                 print(f"{name}: {side} done", flush=True)
 

@@ -28,7 +28,7 @@ from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, shipped_names
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
-from edgekit.pipeline.commands import bench
+from edgekit.pipeline.commands import bench_frames_of, latencies_here
 from edgekit.pipeline.quantization import Calibration
 from edgekit.pipeline.run import default_size
 
@@ -84,6 +84,12 @@ class PyTorch:
         return taken
 
 
+def timed(made: list[Artifact], scope: Scope, folder: Path) -> list[list[float]]:
+    """Milliseconds of each artifact, all in turns, as `edgekit bench` takes them."""
+    found = latencies_here(made, bench_frames_of(made[0]), "quick", scope, None, folder, Progress(silent=True))
+    return [[value for part in found[str(one.folder)]["rounds_ms"] for value in part] for one in made]
+
+
 def measured(checkpoint: Checkpoint, size: Size, folder: Path) -> dict[str, dict[str, Any]]:
     """Per scope and engine p50 in ms, frames a second and the number of samples."""
     made = artifacts(checkpoint, size, folder)
@@ -95,10 +101,8 @@ def measured(checkpoint: Checkpoint, size: Size, folder: Path) -> dict[str, dict
         samples["pytorch fp32"] = []
         while min(map(len, samples.values())) < ITERATIONS:
             samples["pytorch fp32"] += eager.samples(scope, ITERATIONS // TURNS)
-            for row, artifact in zip(
-                bench(made, "quick", scope, None, folder, Progress(silent=True)), made, strict=True
-            ):
-                samples[artifact.title] += [value for part in row["latency"]["rounds_ms"] for value in part]
+            for artifact, taken in zip(made, timed(made, scope, folder), strict=True):
+                samples[artifact.title] += taken
         result[scope] = {}
         for title, values in samples.items():
             p50 = float(np.median(values))
@@ -126,9 +130,8 @@ def camvid(folder: Path) -> dict[str, dict[str, Any]]:
         )  # fmt: skip
     samples: dict[str, list[float]] = {name: [] for name in made}
     while samples and min(map(len, samples.values())) < ITERATIONS:
-        rows = bench(list(made.values()), "quick", "graph", None, folder, Progress(silent=True))
-        for name, row in zip(made, rows, strict=True):
-            samples[name] += [value for part in row["latency"]["rounds_ms"] for value in part]
+        for name, taken in zip(made, timed(list(made.values()), "graph", folder), strict=True):
+            samples[name] += taken
     return {
         name: {
             "p50": float(np.median(values)), "fps": 1000 / float(np.median(values)), "n": len(values),

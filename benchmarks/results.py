@@ -92,7 +92,11 @@ def artifacts(document: dict[str, Any]) -> str:
 
 def machine(document: dict[str, Any]) -> str:
     """Where something was measured, and what the CPU has for int8, on which its speed and its overflows depend."""
-    environment = document["environment"]
+    return cpu(document["environment"])
+
+
+def cpu(environment: dict[str, Any]) -> str:
+    """A machine's CPU in a few words."""
     flags = set(environment["cpu_flags"])
     known = [name for name, needed in (("AMX", {"amx_int8"}), ("VNNI", {"avx512_vnni", "avx_vnni"})) if flags & needed]
     without = ["no VNNI"] if "avx2" in flags and not known else []
@@ -189,8 +193,7 @@ def int8() -> list[str]:
         "side is the straight export with their tools' defaults; edgekit's is `edgekit quantize --max-drop 0.01`. Both calibrate on "
         "the same 64 training frames; val, on which these networks were trained too, is all that guides a repair, and test "
         "proves it. coremltools calibrates activations on macOS only. Core ML's and TensorRT's rows are references, by the executor "
-        f"for ML Programs and by ONNX Runtime. On {machine(document)}: without VNNI the vendors' x86 kernels add int8 products in 16 bits, which "
-        "may overflow.",
+        "for ML Programs and by ONNX Runtime. On CPUs without VNNI the vendors' x86 kernels add int8 products in 16 bits, which may overflow.",
     ]
     for name, sides in document["result"].items():
         if "edgekit" not in sides:
@@ -217,8 +220,12 @@ def int8() -> list[str]:
                 for title, side in (("vendor's default", vendor), ("edgekit", proof))
                 if side
             ]
+        machines = {side: cpu(environment) for side, environment in sides["environments"].items()}
+        where = machines["edgekit"]
+        if machines.get("vendors", where) != where:
+            where += f" (the vendors' side on {machines['vendors']})"
         parts += [
-            f"`{name}` at {sides['size']}, float {percent(made[0]['verification']['miou_float'])} %"
+            f"`{name}` at {sides['size']} on {where}, float {percent(made[0]['verification']['miou_float'])} %"
             f"{', made to collapse: the same function, with depthwise channels a thousandfold apart' if name.endswith('-apart') else ''}:",
             table(
                 ["target", "vendor's default, %", "drop, points [95 %]", "edgekit, %", "drop, points [95 %]",

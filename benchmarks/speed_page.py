@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from measured import kept
+from measured import FOLDER, kept
 from results import machine, percent, table
 
-from edgekit.core.files import write_text
+from edgekit.core.files import read_json, write_text
 
 PAGE = Path(__file__).with_name("results.md")
+ELSEWHERE = FOLDER / "elsewhere"
 MEMORY_GOAL = 0.4
 LABELS_GOAL = 0.999
 TIMES_GOAL, TIMES_MEMORY = 2.0, 8 << 30
@@ -82,6 +83,29 @@ def against_vendors() -> list[str]:
         header = ["pipeline", "vendor, ms", "edgekit, ms", "ratio", "labels, %", "memory", "goals"]
         parts += [f"### {size}", table(header, rows)]
     return parts
+
+
+def elsewhere() -> list[str]:
+    """What the same benchmark found on other machines, with the artifacts of its day."""
+    documents = [kept("vendor_speed"), *(read_json(path) for path in sorted(ELSEWHERE.glob("vendor_speed-*.json")))]
+    documents = [document for document in documents if document]
+    found: dict[str, list[str]] = {}
+    for column, document in enumerate(documents):
+        for row in document["result"]["rows"]:
+            if row["goal"] is not None:
+                cells = found.setdefault(f"{row['family']}: {row['title']}", ["not measured"] * len(documents))
+                cells[column] = f"{ratio(row['ratio'])}, {row['goal']:g}x {at_least(row['ratio'], row['goal'])}"
+    if len(documents) < 2:
+        return []
+    return [
+        "### 1024x2048 on other machines",
+        "The ratio depends on the machine: what the vendors' pipelines do beside the network waits for memory, the network for arithmetic, so "
+        "that the ratio is larger where memory is slow or arithmetic fast. Each column has the artifacts of its day.",
+        table(
+            ["pipeline", *(f"{machine(document)}, {document['created'][:10]}" for document in documents)],
+            [[name, *cells] for name, cells in found.items()],
+        ),
+    ]
 
 
 def decoder() -> list[str]:
@@ -239,7 +263,7 @@ def main() -> None:
     parts: list[Any] = [
         "# Speed",
         "Written by `make bench` from what is stored in `benchmarks/measured`. The machine is shared: read ratios, which were taken in turns.",
-        *against_vendors(), *decoder(), *edges(), *harness(), *time_to_artifact(), *floor(),
+        *against_vendors(), *elsewhere(), *decoder(), *edges(), *harness(), *time_to_artifact(), *floor(),
     ]  # fmt: skip
     write_text(PAGE, "\n\n".join(parts) + "\n")
     print(f"wrote {PAGE}")

@@ -13,6 +13,7 @@ import gc
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ CALIBRATION_FRAMES = 4
 FRAMES = 4
 QUERIES = 2
 """Of each pipeline in one round."""
+SETTLING = 0.3
+"""Seconds before each turn: threads of ONNX Runtime spin for a while after a query, on a core that the next pipeline needs."""
 VENDOR_WORKER = (sys.executable, str(Path(__file__).with_name("vendor_worker.py")))
 
 
@@ -157,6 +160,7 @@ def interleaved(workers: dict[str, Worker], rounds: int) -> dict[str, list[list[
     taken: dict[str, list[list[float]]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
+            time.sleep(SETTLING)
             taken[name].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
     return taken
 

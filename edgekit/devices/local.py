@@ -22,6 +22,8 @@ from edgekit.core.progress import Progress
 from edgekit.devices.environment import conditions
 
 ROUNDS = 8
+SETTLING = 0.1
+"""Seconds before a turn, and a query that does not count: ONNX Runtime's threads spin on for 40 ms after theirs, on others' cores."""
 LOCK_SECONDS = 3600.0
 """How long a device that somebody else measures on is waited for."""
 CLOCK_SLACK = 2.0
@@ -177,7 +179,8 @@ def measure(
     """Latency of artifacts that are to be compared, one result for each.
 
     All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
-    minute of the machine falls on all of them. Clocks and temperatures are read after each share.
+    minute of the machine falls on all of them, after a moment in which the one before comes to rest. Clocks and
+    temperatures are read after each share.
 
     Args:
         frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
@@ -230,6 +233,9 @@ def measure(
                     continue
                 progress.update(f"measuring latency: round {number} of {max(number, ROUNDS)}, {opened.title}")
                 try:
+                    if len(workers) > 1:
+                        time.sleep(SETTLING)
+                        opened.ask({"do": "warm", "runs": 1, "seconds": 0})
                     result["rounds_ms"].append(opened.ask({"do": "round", "count": counts[index]})["samples_ms"])
                     result["conditions"].append(conditions())
                 except EdgekitError as error:
