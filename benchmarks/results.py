@@ -380,8 +380,8 @@ def main() -> None:
 
 def keep_run(run: Path) -> None:
     """What the page shows of an ``edgekit run``."""
-    measured = [read_json(path) for path in sorted((run / "measurements").glob("*.local.json"))]
-    environment = next(one["environment"] for one in measured if one["latency"].get("rounds_ms"))
+    measured = read_json(run / "measurements" / "latency.local.json")["latency"]
+    environment = next(one["environment"] for one in measured if one.get("rounds_ms"))
     write_json(FOLDER / "run.json", {**read_json(run / "report" / "report.json"), "environment": environment})
     strip = sorted((run / "report" / "figures").glob("strip-*.png"))[0]
     (ROOT / "docs" / "figures").mkdir(parents=True, exist_ok=True)

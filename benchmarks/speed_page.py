@@ -89,12 +89,14 @@ def elsewhere() -> list[str]:
     """What the same benchmark found on other machines, with the artifacts of its day."""
     documents = [kept("vendor_speed"), *(read_json(path) for path in sorted(ELSEWHERE.glob("vendor_speed-*.json")))]
     documents = [document for document in documents if document]
-    found: dict[str, list[str]] = {}
-    for column, document in enumerate(documents):
-        for row in document["result"]["rows"]:
-            if row["goal"] is not None:
-                cells = found.setdefault(f"{row['family']}: {row['title']}", ["not measured"] * len(documents))
-                cells[column] = f"{ratio(row['ratio'])}, {row['goal']:g}x {at_least(row['ratio'], row['goal'])}"
+    titles, columns = [], []
+    for document in documents:
+        # In the order of the benchmark's pairs, whose titles were others once.
+        asked = [row for row in document["result"]["rows"] if row["goal"] is not None]
+        columns.append(
+            [f"{ratio(row['ratio'])}, {row['goal']:g}x {at_least(row['ratio'], row['goal'])}" for row in asked]
+        )
+        titles = titles or [f"{row['family']}: {row['title']}" for row in asked]
     if len(documents) < 2:
         return []
     return [
@@ -103,7 +105,7 @@ def elsewhere() -> list[str]:
         "that the ratio is larger where memory is slow or arithmetic fast. Each column has the artifacts of its day.",
         table(
             ["pipeline", *(f"{machine(document)}, {document['created'][:10]}" for document in documents)],
-            [[name, *cells] for name, cells in found.items()],
+            [list(cells) for cells in zip(titles, *columns, strict=True)],
         ),
     ]
 
