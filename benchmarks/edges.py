@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import vendor_tools as tools
 from measured import keep
 from shipped_artifacts import artifacts, save_frames
 from torch import Tensor, nn
-from vendor_speed import SETTLING, VENDOR_WORKER, describe
+from vendor_speed import VENDOR_WORKER, describe, interleaved
 
 from edgekit.core.progress import noise_to
 from edgekit.core.values import DeployableGraph, Size
@@ -29,8 +28,8 @@ from edgekit.devices.local import Worker
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from reports.statistics import bootstrap_ratio
 
-QUERIES = 4
-"""Of each side in one round."""
+QUERIES, WARMUP = 4, 5
+"""Of each side in one round, and before the first."""
 GOAL = 0.15
 TARGETS = ("openvino", "tflite", "onnxruntime")
 
@@ -90,14 +89,8 @@ def main() -> None:
             }
             if alone is not None:
                 sides["network"] = Worker(alone, "network", frames, available_cores(), "graph", log, VENDOR_WORKER)
-            taken: dict[str, list[list[float]]] = {side: [] for side in sides}
             try:
-                for worker in sides.values():
-                    worker.ask({"do": "warm", "runs": 5, "seconds": 0})
-                for _ in range(rounds):
-                    for side, worker in sides.items():
-                        time.sleep(SETTLING)
-                        taken[side].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
+                taken = interleaved(sides, rounds, QUERIES, WARMUP)
             finally:
                 for worker in sides.values():
                     worker.stop()

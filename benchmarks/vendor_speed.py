@@ -44,8 +44,8 @@ from reports.statistics import bootstrap_ratio
 SIZES = ("1024x2048", "1024x1024", "512x1024")
 CALIBRATION_FRAMES = 4
 FRAMES = 4
-QUERIES = 2
-"""Of each pipeline in one round."""
+QUERIES, WARMUP = 2, 3
+"""Of each pipeline in one round, and before the first."""
 SETTLING = 0.3
 """Seconds before each turn: threads of ONNX Runtime spin for a while after a query, on a core that the next pipeline needs."""
 VENDOR_WORKER = (sys.executable, str(Path(__file__).with_name("vendor_worker.py")))
@@ -153,15 +153,15 @@ VENDORS = {
 }
 
 
-def interleaved(workers: dict[str, Worker], rounds: int) -> dict[str, list[list[float]]]:
-    """Rounds of milliseconds, frame to labels, after three warm-up queries each."""
+def interleaved(workers: dict[str, Worker], rounds: int, queries: int, warmup: int) -> dict[str, list[list[float]]]:
+    """Rounds of milliseconds of so many queries, each turn after a rest, all after so many warm-up queries each."""
     for worker in workers.values():
-        worker.ask({"do": "warm", "runs": 3, "seconds": 0})
+        worker.ask({"do": "warm", "runs": warmup, "seconds": 0})
     taken: dict[str, list[list[float]]] = {name: [] for name in workers}
     for _ in range(rounds):
         for name, worker in workers.items():
             time.sleep(SETTLING)
-            taken[name].append(worker.ask({"do": "round", "count": QUERIES})["samples_ms"])
+            taken[name].append(worker.ask({"do": "round", "count": queries})["samples_ms"])
     return taken
 
 
@@ -177,7 +177,7 @@ def measured(
         for name, artifact in artifacts.items():
             title = f"edgekit {name}"
             workers[title] = Worker(artifact.folder, title, frames, None, "frame-to-labels", log)
-        taken = interleaved(workers, rounds)
+        taken = interleaved(workers, rounds, QUERIES, WARMUP)
         result = {}
         for name, worker in workers.items():
             peak = worker.ask({"do": "close"})["peak_rss_bytes"]
