@@ -247,9 +247,7 @@ class Phone:
                 return done.out
 
             output = np.frombuffer(self._again(work), dtype).reshape(shape)
-            if artifact.output == "logits":
-                output = output.transpose(0, 3, 1, 2)
-            labels = label_map(output, artifact, threads or THREADS)
+            labels = label_map(output, artifact, threads or THREADS, channels_last=True)
             if int(labels.max()) >= len(artifact.class_names):
                 raise ArtifactError(
                     f"device '{self.device.name}' labelled a class {labels.max()}, which does not exist"

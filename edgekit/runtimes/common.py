@@ -37,12 +37,15 @@ def output_settings(artifact: Artifact) -> dict[str, str]:
     return {"decoder": path()} if artifact.output == "logits" else {}
 
 
-def label_map(output: NDArray[Any], artifact: Artifact, threads: int) -> UInt8:
+def label_map(output: NDArray[Any], artifact: Artifact, threads: int, channels_last: bool = False) -> UInt8:
     """The label map, uint8 [1, H, W], of what a model gave.
 
     Args:
         output: labels of any integer type [1, H, W], or logits [1, C, h, w] with any strides; not kept.
+        channels_last: logits are [1, h, w, C].
     """
     if artifact.output == "logits":
+        if channels_last:
+            output = output.transpose(0, 3, 1, 2)  # a view: the decoder reads classes that lie beside one another
         return decode(output[0], artifact.size, threads=threads)[None]
     return output.astype(np.uint8)

@@ -53,9 +53,7 @@ class LiteRTSession:
         self.interpreter.set_tensor(self.input_index, frame)
         self.interpreter.invoke()
         output = self.interpreter.get_tensor(self.output_index)
-        if self.artifact.output == "logits":
-            output = output.transpose(0, 3, 1, 2)  # a view: the decoder reads classes that lie beside one another
-        return label_map(output, self.artifact, self.settings["threads"])
+        return label_map(output, self.artifact, self.settings["threads"], channels_last=True)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

@@ -69,9 +69,7 @@ class OpenVINOSession:
         """See :class:`edgekit.Session`."""
         check_frame(frame, self.artifact)
         output = self.request.infer([frame], share_inputs=True, share_outputs=True)[0]
-        if self.artifact.output == "logits":
-            output = output.transpose(0, 3, 1, 2)  # a view: the decoder reads classes that lie beside one another
-        return label_map(output, self.artifact, self.settings["threads"])
+        return label_map(output, self.artifact, self.settings["threads"], channels_last=True)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""
