@@ -3,9 +3,9 @@
 Run: python benchmarks/time_to_artifact.py [SIZE] [SAMPLES] [ROUNDS]; 1024x2048, 32 and 5 by default. One side is a fresh
 process that does what each converter's documentation says, with defaults, on the network as it is: coremltools, litert-torch
 and ai-edge-quantizer, OpenVINO and NNCF, torch.onnx.export and, of its one file, ONNX Runtime's quantize_static twice, the
-second time in TensorRT's form, reading the calibration frames for each. coremltools has no int8 of activations on Linux: that artifact is
-edgekit's alone. The other side is edgekit's conversion of all ten, as ``edgekit run`` does it, and once more of the nine
-that the vendors make too. All run in turns.
+second time in TensorRT's form, reading the calibration frames for each. coremltools has no int8 of activations on Linux: that
+artifact is edgekit's alone. The other side is edgekit's conversion of all ten, as ``edgekit run`` does it, and once more of the
+nine that the vendors make too. The frames are PNG files in Cityscapes' layout, drawn before anything is timed. All run in turns.
 Memory is the proportional share (PSS) of all living processes of a side together, sampled.
 """
 
@@ -22,10 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import vendor_tools as tools
 from measured import keep
+from PIL import Image
 
+from calibration.choice import CANDIDATES
 from calibration.datasets import open_split, resize_image
+from calibration.streets import LABEL_IDS
 from edgekit.core.errors import EdgekitError
 from edgekit.core.files import write_json
 from edgekit.core.progress import Progress, noise_to
@@ -56,7 +60,22 @@ class Stopwatch:
         self.seconds[stage], self._last = now - self._last, now
 
 
-def vendors(size: Size, samples: int, folder: Path) -> dict[str, float]:
+def write_frames(size: Size, count: int, root: Path) -> None:
+    """Frames of streets and their labels, in Cityscapes' layout and ids."""
+    ids = np.zeros(256, np.uint8)
+    ids[: len(LABEL_IDS)] = LABEL_IDS
+    for reference in open_split("streets", "train", size=size).first(count).references:
+        frame = reference.load()
+        for kind, name, pixels in (
+            ("leftImg8bit", "leftImg8bit", frame.image),
+            ("gtFine", "gtFine_labelIds", ids[frame.labels]),
+        ):
+            path = root / kind / "train" / "streets" / f"{reference.name}_{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+
+
+def vendors(size: Size, samples: int, root: Path, folder: Path) -> dict[str, float]:
     """Every converter in turn, as its documentation calls it; returns seconds by stage."""
     watch = Stopwatch()
     import openvino
@@ -68,7 +87,7 @@ def vendors(size: Size, samples: int, folder: Path) -> dict[str, float]:
     checkpoint = load_checkpoint(CHECKPOINT)
     network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
     example = torch.zeros(1, 3, size.height, size.width)
-    split = open_split("streets", "train", size=size).first(samples)
+    split = open_split("cityscapes", "train", root).first(samples)
 
     def frames() -> Iterator[Any]:
         for reference in split.references:
@@ -108,14 +127,14 @@ class Stages(Progress):
         self.lines.append((round(time.perf_counter() - self.begun, 1), text))
 
 
-def edgekit(size: Size, samples: int, folder: Path, every: bool) -> list[tuple[float, str]]:
+def edgekit(size: Size, samples: int, root: Path, folder: Path, every: bool) -> list[tuple[float, str]]:
     """edgekit's artifacts, by its own pipeline; returns its progress lines with their times.
 
     Args:
         every: with Core ML int8, which the vendors' side goes without.
     """
     stages = Stages()
-    calibration = open_calibration("streets", None, samples, size)
+    calibration = open_calibration("cityscapes", root, samples, size)
     jobs = [
         Job(name, recipe_for(load_target(name), precision, None, 1))
         for name in TARGETS
@@ -158,11 +177,11 @@ def memory(process: int) -> int:
     return total
 
 
-def run(side: str, size: Size, samples: int) -> dict[str, Any]:
+def run(side: str, size: Size, samples: int, root: Path) -> dict[str, Any]:
     """One side in a fresh process: seconds, processor time of all its processes, peak memory, and its own stages."""
     with tempfile.TemporaryDirectory() as name:
         begun = time.perf_counter()
-        process = subprocess.Popen([sys.executable, __file__, "--side", side, str(size), str(samples), name])
+        process = subprocess.Popen([sys.executable, __file__, "--side", side, str(size), str(samples), str(root), name])
         peak = 0
         ended = threading.Event()
 
@@ -191,10 +210,14 @@ def run(side: str, size: Size, samples: int) -> dict[str, Any]:
 def main() -> None:
     """Run both sides in turns, and keep the ratio of their times."""
     if sys.argv[1:2] == ["--side"]:
-        side, size, samples, folder = sys.argv[2], Size.parse(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
+        side, size, samples, root, folder = (
+            sys.argv[2], Size.parse(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]), Path(sys.argv[6])
+        )  # fmt: skip
         with noise_to(folder / "log"):
             stages: Any = (
-                vendors(size, samples, folder) if side == SIDES[0] else edgekit(size, samples, folder, side == SIDES[1])
+                vendors(size, samples, root, folder)
+                if side == SIDES[0]
+                else edgekit(size, samples, root, folder, side == SIDES[1])
             )
         write_json(folder / "stages.json", stages)
         return
@@ -202,10 +225,12 @@ def main() -> None:
     samples = int(sys.argv[2]) if len(sys.argv) > 2 else 32
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     taken: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for _ in range(rounds):
-        for side in taken:
-            taken[side].append(run(side, size, samples))
-        ratios = kept_rounds(size, samples, taken)
+    with tempfile.TemporaryDirectory() as root:
+        write_frames(size, samples * CANDIDATES, Path(root))
+        for _ in range(rounds):
+            for side in taken:
+                taken[side].append(run(side, size, samples, Path(root)))
+            ratios = kept_rounds(size, samples, taken)
     for side, ratio in ratios.items():
         print(f"{side}: {ratio.value:.2f} times as fast [{ratio.low:.2f}, {ratio.high:.2f}]")
     print(WITHOUT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from calibration.simulation import (
     represented,
     rounded_weight,
 )
+from calibration.threads import side_by_side
 from edgekit.core.values import DeployableGraph, Int64, Quantization, Scheme, Size, UInt8
 from edgekit.decoder import decode
 from edgekit.export.layers import layers_of
@@ -72,8 +74,9 @@ def layer_losses(
         logits = _only(next(value for node, value in values.items() if node.op == "output"))
         if truth is not None:
             float_found.append(_confusion(logits, graph.size, truth, classes))
-        for index, layer in enumerate(layers):
-            alone = _alone(graph, values, layer.nodes, places, quantization, scheme)
+        work = partial(_alone, graph, values, places=places, quantization=quantization, scheme=scheme)
+        together = side_by_side(work, (layer.nodes for layer in layers))
+        for index, (layer, alone) in enumerate(zip(layers, together, strict=True)):
             pairs[layer.name].append((logits, alone))
             if truth is not None:
                 found[layer.name].append(_confusion(alone, graph.size, truth, classes))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from calibration.ranges import Calibrated
 
 MEMORY_FOR_CALIBRATION = 256 << 20
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True, eq=False)
