@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from measured import keep
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from edgekit.networks.checkpoint import load_checkpoint, read_metadata
 

@@ -43,14 +43,13 @@ def main() -> None:
     print(f"{samples} frames chosen in {time.monotonic() - started:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         prepare(graph, checkpoint, calibration, Path(folder))
+    peak = peak_bytes()
     result = {
         "checkpoint": CHECKPOINT, "dataset": DATASET, "size": str(size), "frames": len(calibration.frames),
-        "peak_bytes": peak_bytes(), "peak_bytes_before": exported,
+        "peak_bytes": peak, "peak_bytes_before": exported,
     }  # fmt: skip
     keep("calibration_memory", result)
-    print(
-        f"peak {result['peak_bytes'] / 2**30:.2f} GiB, {exported / 2**30:.2f} before, {time.monotonic() - started:.0f} s"
-    )
+    print(f"peak {peak / 2**30:.2f} GiB, {exported / 2**30:.2f} before, {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

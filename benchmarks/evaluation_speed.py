@@ -44,7 +44,9 @@ def obvious(checkpoint: Checkpoint, split: Split, size: Size, flush: bool) -> fl
         for reference in split.references:
             frame = reference.load()
             image = resize_image(frame.image, size).astype(np.float32) / 255
-            image = (image - np.float32(checkpoint.normalization.mean)) / np.float32(checkpoint.normalization.std)
+            image = (image - np.array(checkpoint.normalization.mean, np.float32)) / np.array(
+                checkpoint.normalization.std, np.float32
+            )
             logits = network(torch.from_numpy(image.transpose(2, 0, 1)[None].copy()))
             logits = F.interpolate(logits, size=(size.height, size.width), mode="bilinear", align_corners=False)
             labels = resize_labels(logits.argmax(1)[0].numpy().astype(np.uint8), Size(*frame.labels.shape))

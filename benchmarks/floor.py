@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 from measured import keep
@@ -79,7 +80,7 @@ def counts(module: GraphModule) -> tuple[int, int, int]:
 
 def value_shape(module: GraphModule, node: Node) -> tuple[int, ...]:
     """Shape of a constant."""
-    value = module
+    value: Any = module
     for part in str(node.target).split("."):
         value = getattr(value, part)
     return tuple(value.shape)

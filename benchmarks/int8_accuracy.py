@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def vendors(checkpoint: Checkpoint, size: Size, train: Split, folder: Path) -> I
     for name, symmetric in (("onnxruntime", False), ("tensorrt", True)):
         tools.quantize_onnx(folder / "model.onnx", iter(frames), folder / f"{name}.onnx", symmetric)
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        yield name, lambda x, session=session: session.run(None, {"input": x})[0]
+        yield name, partial(_onnx_logits, session)
     tools.to_tflite(network, example, folder / "model.tflite")
     tools.quantize_tflite(folder / "model.tflite", frames, folder / "int8.tflite")
     interpreter = Interpreter(str(folder / "int8.tflite"), num_threads=2)
@@ -88,9 +89,17 @@ def vendors(checkpoint: Checkpoint, size: Size, train: Split, folder: Path) -> I
         interpreter.set_tensor(given["index"], np.clip(np.round(x / scale) + zero_point, -128, 127).astype(np.int8))
         interpreter.invoke()
         scale, zero_point = result["quantization"]
-        return ((interpreter.get_tensor(result["index"]).astype(np.float32) - zero_point) * scale).astype(np.float32)
+        logits: Float32 = ((interpreter.get_tensor(result["index"]).astype(np.float32) - zero_point) * scale).astype(
+            np.float32
+        )
+        return logits
 
     yield "tflite", litert
+
+
+def _onnx_logits(session: Any, x: Float32) -> Float32:
+    logits: Float32 = session.run(None, {"input": x})[0]
+    return logits
 
 
 def vendor_side(checkpoint: Checkpoint, size: Size, test: Split) -> dict[str, Any]:
@@ -137,11 +146,12 @@ def apart() -> Checkpoint:
                 (depthwise, norm, *after), reader = first.children(), next(second.children())
                 if not isinstance(depthwise, nn.Conv2d) or depthwise.groups == 1 or not isinstance(reader, nn.Conv2d):
                     continue
-                assert [type(layer) for layer in (norm, *after)] == [nn.BatchNorm2d, nn.ReLU] and reader.groups == 1
+                assert isinstance(norm, nn.BatchNorm2d) and [type(layer) for layer in after] == [nn.ReLU]
+                assert reader.groups == 1
                 factors = torch.from_numpy(10 ** generator.uniform(-1.5, 1.5, depthwise.out_channels)).float()
-                norm.weight *= factors
-                norm.bias *= factors
-                reader.weight /= factors[:, None, None]
+                norm.weight.mul_(factors)
+                norm.bias.mul_(factors)
+                reader.weight.div_(factors[:, None, None])
                 changed += 1
     assert changed >= 10
     path = Path("runs") / f"{APART}.safetensors"

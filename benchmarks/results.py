@@ -282,10 +282,10 @@ def ablation() -> list[str]:
         f"**{step['order']}**."
         for step in result["steps"]
     ]
-    seeds = len(next(iter(result["miou"].values())))
+    seeds_each = len(next(iter(result["miou"].values())))
     return [
         "## The ablation, the paper's Table 6",
-        f"On CamVid val, {result['epochs']} epochs on train alone from random weights, {seeds} seeds each, same frames in the same "
+        f"On CamVid val, {result['epochs']} epochs on train alone from random weights, {seeds_each} seeds each, same frames in the same "
         "order, CamVid variant of all three (`benchmarks/ablation.py`); the paper's on Cityscapes "
         "val after 800. Intervals are Welch's over the seeds.",
         table(["network", "paper: class mIoU, %", "paper: category mIoU, %", "ours: class mIoU, %", "each seed"], rows),

@@ -89,7 +89,8 @@ def elsewhere() -> list[str]:
     """What the same benchmark found on other machines, with the artifacts of its day."""
     documents = [kept("vendor_speed"), *(read_json(path) for path in sorted(ELSEWHERE.glob("vendor_speed-*.json")))]
     documents = [document for document in documents if document]
-    titles, columns = [], []
+    titles: list[str] = []
+    columns: list[list[str]] = []
     for document in documents:
         # In the order of the benchmark's pairs, whose titles were others once.
         asked = [row for row in document["result"]["rows"] if row["goal"] is not None]

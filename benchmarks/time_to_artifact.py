@@ -225,11 +225,11 @@ def main() -> None:
     samples = int(sys.argv[2]) if len(sys.argv) > 2 else 32
     rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
     taken: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as root:
-        write_frames(size, samples * CANDIDATES, Path(root))
+    with tempfile.TemporaryDirectory() as frames:
+        write_frames(size, samples * CANDIDATES, Path(frames))
         for _ in range(rounds):
             for side in taken:
-                taken[side].append(run(side, size, samples, Path(root)))
+                taken[side].append(run(side, size, samples, Path(frames)))
             ratios = kept_rounds(size, samples, taken)
     for side, ratio in ratios.items():
         print(f"{side}: {ratio.value:.2f} times as fast [{ratio.low:.2f}, {ratio.high:.2f}]")

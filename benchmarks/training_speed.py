@@ -19,6 +19,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from measured import keep
@@ -37,7 +38,7 @@ RECIPE = TrainingRecipe(
     learning_rate=0.003, weight_decay=0.01, warmup_steps=50, class_balance=0.2, average=0.99, colour_jitter=0.4,
     white_balance=0.2,
 )  # fmt: skip
-EDGEKIT = {"precision": "bfloat16", "loss_stride": 2}
+EDGEKIT: dict[str, Any] = {"precision": "bfloat16", "loss_stride": 2}
 KINDS = ("plain", "edgekit", "edgekit, two processes")
 
 
@@ -83,7 +84,7 @@ def plain_loop(recipe: TrainingRecipe, data: Split, validation: Split, threads: 
             logits = F.interpolate(network(x), size=y.shape[-2:], mode="bilinear", align_corners=False)
             loss = F.cross_entropy(logits, y, weights, ignore_index=IGNORE)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
             optimizer.step()
             step += 1
             decay = min(recipe.average, (1 + step) / (10 + step))

@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def interleaved(workers: dict[str, Worker], rounds: int, queries: int, warmup: i
 
 
 def measured(
-    vendors: dict[str, Path], artifacts: dict[str, Artifact], frames: Path, rounds: int, log: Path
+    vendors: dict[str, Path], artifacts: Mapping[Precision, Artifact], frames: Path, rounds: int, log: Path
 ) -> dict[str, dict[str, Any]]:
     """Rounds, peak memory and settings of all pipelines; edgekit's are named ``edgekit <precision>``."""
     workers: dict[str, Worker] = {}
@@ -196,7 +196,7 @@ def agreement(artifact: Artifact, frames: list[UInt8], expected: list[UInt8]) ->
 
 
 def compared(
-    family: str, result: dict[str, dict[str, Any]], agreements: dict[str, float], size: Size
+    family: str, result: dict[str, dict[str, Any]], agreements: Mapping[Precision, float], size: Size
 ) -> list[dict[str, Any]]:
     """A row for each pair."""
     rows = []
