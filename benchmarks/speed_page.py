@@ -219,7 +219,8 @@ def time_to_artifact() -> list[str]:
     return [
         "## Time to all artifacts",
         f"Every target, float and int8, at {result['size']} with {result['samples']} calibration frames, on {machine(document)} "
-        f"(`benchmarks/time_to_artifact.py`). The vendors' side calls the converters one after another on the straight network. {result['without']}.",
+        "(`benchmarks/time_to_artifact.py`). The vendors' side calls the converters one after another on the straight network, with all cores. Both "
+        f"read the frames from PNG files. {result['without']}.",
         table(["side", "seconds, each round", "peak memory, GiB", "times as fast as the vendors", "goals"], rows),
     ]
 
