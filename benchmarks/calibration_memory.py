@@ -1,4 +1,4 @@
-"""How much memory calibration takes: many frames of the paper's full size, of which one at a time is looked at.
+"""How much memory calibration takes: many frames of the paper's full size, of which a few at a time are looked at.
 
 Run: python benchmarks/calibration_memory.py [SIZE] [SAMPLES]; 1024x2048 and 128 by default. A process of its own does what
 ``edgekit quantize`` does before it converts: chooses frames by class coverage, looks at each, and works ranges, equalization
