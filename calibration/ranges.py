@@ -179,10 +179,9 @@ def _least_squares(sample: Float32, low: float, high: float, scheme: Scheme) -> 
 def _histogram(values: Float32, bins: int, low: float, high: float) -> tuple[Int64, float]:
     """Values in each of so many equal bins from ``low`` to ``high``, which none is beyond, and a bin's width."""
     width = (high - low) / bins
-    if width < SMALLEST_SCALE:
-        return np.bincount([0], [values.size], bins).astype(np.int64), width
-    # numpy's own histogram takes four times as long to be exact at the bins' edges.
-    places = ((values - np.float32(low)) * np.float32(1 / width)).astype(np.int32)
+    # numpy's own histogram takes four times as long to be exact at the bins' edges. All is in the first where they have no width.
+    per_value = np.float32(1 / width if width >= SMALLEST_SCALE else 0.0)
+    places = ((values - np.float32(low)) * per_value).astype(np.int32)
     return np.bincount(np.minimum(places, bins - 1), minlength=bins), width
 
 

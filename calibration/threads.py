@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import torch
 
+from edgekit.core.ahead import Item, Result, in_order
 from edgekit.networks.subnormals import flush_subnormals
 
 AT_ONCE = 2
 """However many cores there are: each holds the maps of a whole frame."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -27,11 +22,4 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
         torch.set_num_threads(cores // at_once)  # of the calling thread
         flush_subnormals()
 
-    with ThreadPoolExecutor(at_once, initializer=prepare) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > at_once:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return in_order(work, items, at_once, at_once, prepare)

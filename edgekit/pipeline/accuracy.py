@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from calibration.datasets import Frame, Split, resize_image, resize_labels
+from edgekit.core.ahead import in_order
 from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
 from edgekit.core.files import new_folder, sha256_json
 from edgekit.core.progress import Progress, noise_to
@@ -148,24 +147,15 @@ def labelled(frames: Frames, size: Size, labeller: Labeller) -> Iterator[tuple[F
     side_by_side = labeller.at_once > 1
     workers = labeller.at_once if side_by_side else 1
     prepare = labeller.prepare if side_by_side else None
-    with ThreadPoolExecutor(workers, initializer=prepare) as pool:
-        ahead: deque[Future[tuple[Frame, UInt8]]] = deque()
-        try:
-            for index in range(len(frames) + 2 * workers):
-                if index < len(frames):
-                    ahead.append(pool.submit(work if side_by_side else load, index))
-                if index < 2 * workers or not ahead:
-                    continue
-                frame, result = ahead.popleft().result()
-                labels = result if side_by_side else labeller(result)
-                if labels.shape != (1, size.height, size.width):
-                    raise ArtifactError(
-                        f"labels {labels.shape} came back for input {size}: this target breaks the session contract"
-                    )
-                yield frame, labels[0]
-        finally:
-            for future in ahead:
-                future.cancel()
+    done = in_order(work if side_by_side else load, range(len(frames)), workers, 2 * workers, prepare)
+    with closing(done):  # at once, where whoever takes the labels stops early
+        for frame, result in done:
+            labels = result if side_by_side else labeller(result)
+            if labels.shape != (1, size.height, size.width):
+                raise ArtifactError(
+                    f"labels {labels.shape} came back for input {size}: this target breaks the session contract"
+                )
+            yield frame, labels[0]
 
 
 def reference_labels_folder(

@@ -7,7 +7,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from calibration.choice import Choice
 from calibration.datasets import Split, resize_image
 from edgekit import __version__
+from edgekit.core.ahead import in_order
 from edgekit.core.errors import DataError, UsageError
 from edgekit.core.files import sha256_json, write_bytes
 from edgekit.core.registry import versions
@@ -55,14 +55,8 @@ class Calibration:
         """Fresh passes over the frames: uint8 [1, H, W, 3]. Up to 256 MiB are kept, the rest is loaded again."""
 
         def start() -> Iterator[UInt8]:
-            count = len(self.frames)
-            with ThreadPoolExecutor(1) as loader:  # the next one while this one is looked at
-                ahead = loader.submit(self._frame, 0) if count else None
-                for index in range(count):
-                    assert ahead is not None
-                    frame = ahead.result()
-                    ahead = loader.submit(self._frame, index + 1) if index + 1 < count else None
-                    yield frame.copy()
+            # The next one while this one is looked at.
+            return (frame.copy() for frame in in_order(self._frame, range(len(self.frames)), threads=1, ahead=1))
 
         return start
 
