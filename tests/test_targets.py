@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -528,6 +530,22 @@ def test_int8_of_constant_maps(name: str, constant: str, tmp_path: Path) -> None
     assert len(np.unique(expected)) > 1
     with target.open(artifact, SessionOptions(1)) as session:
         assert (session.run(frame) == expected).mean() > 0.9
+
+
+def test_a_package_is_labelled_without_a_word_from_its_libraries(make: Make, tmp_path: Path) -> None:
+    if (sentence := missing("coreml")) is not None:
+        pytest.skip(sentence)
+    Image.fromarray(streets_draw("val", 1, SMALL.height, SMALL.width).image).save(tmp_path / "street.png")
+    arguments = [
+        "predict",
+        make("coreml", "fp16").model_path,
+        tmp_path / "street.png",
+        "--out",
+        tmp_path / "predictions",
+    ]
+    done = subprocess.run([sys.executable, "-m", "edgekit", *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "street.overlay.png: " in done.stdout
 
 
 def test_a_core_ml_package_of_anybodys(make: Make, tmp_path: Path) -> None:

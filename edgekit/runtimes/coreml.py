@@ -22,15 +22,16 @@ COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep coremltools' import warnings and progress bars off the terminal."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep coremltools' import warnings, those of the torchao that it imports, and progress bars off the terminal."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("coremltools", "torch"))}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager
