@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from calibration.datasets import Frame, FrameReference, Split, open_split
 from edgekit.core.errors import DataError, TrainingError, UsageError
 from edgekit.core.files import sha256_path
-from edgekit.core.values import IGNORE, Size
+from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.networks.checkpoint import load_checkpoint, load_network
-from edgekit.training.data import EpochOrder, augment, decoded_frames
+from edgekit.training.data import Crops, EpochOrder, augment, decoded_frames, paste_classes
 from edgekit.training.distributed import Group
 from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
 from edgekit.training.losses import class_weights, lovasz_softmax
@@ -117,7 +117,13 @@ def test_a_tiny_run_describes_itself(six: Split, two: Split, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("workers", "changes"),
-    [(0, {}), (1, {}), (1, {"optimizer": "adamw", "average": 0.95, "warmup_steps": 3}), (0, {"network": "fast-scnn"})],
+    [
+        (0, {}),
+        (1, {}),
+        (1, {"optimizer": "adamw", "average": 0.95, "warmup_steps": 3}),
+        (1, {"class_mix": 0.5}),
+        (0, {"network": "fast-scnn"}),
+    ],
 )
 def test_a_killed_run_resumes_exactly(six: Split, tmp_path: Path, workers: int, changes: dict[str, Any]) -> None:
     recipe = replace(TINY, **changes)
@@ -325,6 +331,7 @@ def test_one_image_a_step_is_refused_where_batch_norm_cannot_take_it(
     [
         {"epochs": 0}, {"batch": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"learning_rate": -1.0},
         {"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"loss_stride": 3}, {"average": 1.0}, {"average": -0.1},
+        {"class_mix": -0.1}, {"class_mix": 1.5},
         {"crop": "10x10"}, {"crop": "64"}, {"draw_size": "1x1"},
     ],
 )  # fmt: skip
@@ -494,6 +501,33 @@ def test_unscaled_whole_crops_are_the_frame() -> None:
     )
     assert np.array_equal(image, packed[..., :3])
     assert np.array_equal(labels, packed[..., 3])
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(0, 6))
+def test_classes_are_laid_over_whole(seed: int, classes: int) -> None:
+    generator = np.random.default_rng(seed)
+    truths = [generator.choice([*range(classes), IGNORE], (8, 12)).astype(np.uint8) for _ in range(2)]
+    images = [np.full((8, 12, 3), fill, np.uint8) for fill in (10, 200)]
+    image, labels = paste_classes((images[0], truths[0]), (images[1], truths[1]), generator)
+    laid = image[..., 0] == 200
+    assert np.array_equal(labels, np.where(laid, truths[1], truths[0]))
+    shown = set(np.unique(truths[1]).tolist()) - {IGNORE}
+    chosen = set(np.unique(truths[1][laid]).tolist())
+    assert len(chosen) == (len(shown) + 1) // 2
+    assert chosen <= shown
+    assert np.array_equal(laid, np.isin(truths[1], list(chosen))), "all pixels of a chosen class, no others"
+
+
+def test_the_share_of_mixed_crops(six: Split, tmp_path: Path) -> None:
+    index, path = decoded_frames(six, tmp_path)
+    plain = replace(TINY, epochs=20)
+    crops = {share: Crops(index, path, replace(plain, class_mix=share), Normalization()) for share in (0.0, 0.5, 1.0)}
+    same = {
+        share: np.mean([torch.equal(crops[0.0][n][0], crops[share][n][0]) for n in range(100)]) for share in (0.5, 1.0)
+    }
+    assert same[1.0] == 0
+    assert 0.3 < same[0.5] < 0.7, "a crop that is not mixed is the one that it was without mixing"
 
 
 def test_every_epoch_has_its_own_order() -> None:

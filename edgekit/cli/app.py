@@ -791,6 +791,9 @@ def train(
     white_balance: Annotated[
         float, typer.Option("--white-balance", help="Largest relative change of each colour channel's gain.")
     ] = 0.0,
+    class_mix: Annotated[
+        float, typer.Option("--class-mix", help="Share of crops over which half of another crop's classes are laid.")
+    ] = 0.0,
     optimizer: Annotated[str, typer.Option("--optimizer", help="sgd or adamw.")] = "sgd",
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 0.02,
     momentum: Annotated[float, typer.Option("--momentum")] = 0.9,
@@ -844,7 +847,8 @@ def train(
     given: dict[str, Any] = {
         "network": network, "dataset": data, "split": split, "draw_size": draw_size, "frame_size": frame_size,
         "frames": frames, "epochs": epochs, "batch": batch, "crop": crop, "scale": scale, "flip": flip,
-        "colour_jitter": colour_jitter, "white_balance": white_balance, "optimizer": optimizer, "learning_rate": learning_rate, "momentum": momentum,
+        "colour_jitter": colour_jitter, "white_balance": white_balance, "class_mix": class_mix,
+        "optimizer": optimizer, "learning_rate": learning_rate, "momentum": momentum,
         "weight_decay": weight_decay, "schedule": schedule, "power": power, "step_epochs": _epochs(step_epochs),
         "step_factor": step_factor, "warmup_steps": warmup_steps, "loss_stride": loss_stride,
         "class_balance": class_balance, "lovasz": lovasz, "average": average, "precision": precision, "seed": seed,

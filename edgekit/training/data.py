@@ -107,6 +107,21 @@ def _jitter(pixels: UInt8, amount: float, generator: np.random.Generator) -> UIn
     return jittered
 
 
+def paste_classes(
+    crop: tuple[UInt8, UInt8], other: tuple[UInt8, UInt8], generator: np.random.Generator
+) -> tuple[UInt8, UInt8]:
+    """Lay every pixel of half the classes that ``other`` shows, drawn at random, over a crop of the same size.
+
+    ClassMix (Olsson et al. 2021, https://arxiv.org/abs/2007.07936), here with true labels on both sides. Pixels without a
+    class are never laid over others.
+    """
+    image, labels = crop
+    classes = np.unique(other[1][other[1] != IGNORE])
+    chosen = generator.permutation(classes)[: (len(classes) + 1) // 2]
+    laid = np.isin(other[1], chosen)
+    return np.where(laid[..., None], other[0], image), np.where(laid, other[1], labels)
+
+
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops, indexed by ``epoch * frames + frame``: float32 [3, h, w] normalized and uint8 [h, w]."""
 
@@ -123,14 +138,20 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index) * self.recipe.epochs
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        if self._data is None:  # mapped in the worker, not carried there
-            self._data = np.memmap(self.path, np.uint8, "r")
-        offset, height, width = self.index[position % len(self.index)]
-        packed = self._data[offset : offset + height * width * 4].reshape(height, width, 4)
         generator = np.random.default_rng([self.recipe.seed, position])
-        image, labels = augment(packed, self.recipe, generator)
+        image, labels = self._augmented(position % len(self.index), generator)
+        if self.recipe.class_mix and generator.random() < self.recipe.class_mix:
+            other = self._augmented(int(generator.integers(0, len(self.index))), generator)
+            image, labels = paste_classes((image, labels), other, generator)
         normalized = image.astype(np.float32) * self.scale + self.offset
         return torch.from_numpy(normalized).permute(2, 0, 1), torch.from_numpy(labels)
+
+    def _augmented(self, frame: int, generator: np.random.Generator) -> tuple[UInt8, UInt8]:
+        if self._data is None:  # mapped in the worker, not carried there
+            self._data = np.memmap(self.path, np.uint8, "r")
+        offset, height, width = self.index[frame]
+        packed = self._data[offset : offset + height * width * 4].reshape(height, width, 4)
+        return augment(packed, self.recipe, generator)
 
 
 class EpochOrder(Sampler[int]):

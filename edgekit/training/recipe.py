@@ -59,6 +59,7 @@ class TrainingRecipe:
         lovasz: weight of the Lovász-Softmax loss added to cross-entropy; 0 as in the paper.
         colour_jitter: largest relative change of brightness, contrast and saturation; 0 as in the paper.
         white_balance: largest relative change of each colour channel's own gain; 0 as in the paper.
+        class_mix: share of crops over which half the classes of a crop of another frame are laid; 0 as in the paper.
         precision: ``bfloat16`` runs what torch's autocast says in it, weights and their updates stay float32.
         average: decay of an exponential moving average of the weights, used for evaluation; 0 switches it off.
         seed: of initialization, order and augmentation.
@@ -91,6 +92,7 @@ class TrainingRecipe:
     lovasz: float = 0.0
     colour_jitter: float = 0.0
     white_balance: float = 0.0
+    class_mix: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     average: float = 0.0
     seed: int = 0
@@ -123,6 +125,8 @@ class TrainingRecipe:
             raise UsageError(f"--loss-stride {self.loss_stride} must be 1, 2, 4 or 8")
         if not 0 <= self.class_balance <= 1:
             raise UsageError(f"--class-balance {self.class_balance} must be between 0 and 1")
+        if not 0 <= self.class_mix <= 1:
+            raise UsageError(f"--class-mix {self.class_mix} must be between 0 and 1")
         if not 0 <= self.average < 1:
             raise UsageError(f"--average {self.average} must be at least 0 and below 1")
 
