@@ -14,8 +14,8 @@ from test_bias import shifted
 from test_ranges import SIZE, frames, graph_of
 from torch import nn
 
-from calibration.classes import CAMVID
-from calibration.datasets import Split, open_split
+from calibration.classes import CAMVID, CITYSCAPES
+from calibration.datasets import FrameReference, Split, open_split
 from calibration.equalization import equalized
 from calibration.ranges import calibrate
 from calibration.sensitivity import LayerLoss, layer_losses
@@ -112,6 +112,28 @@ def test_the_page_says_what_layers_were_ranked_on(as_cached: Callable[..., dict[
     assert "on labels)" in sensitivity_text(document)
 
 
+def without_labels(split: Split) -> Split:
+    """The same frames before they were labelled."""
+
+    def none() -> Any:
+        raise DataError("every frame needs its label image")
+
+    def unlabelled(one: FrameReference) -> FrameReference:
+        return replace(one, load_labels=none, identity=one.image_identity)
+
+    return replace(split, references=tuple(map(unlabelled, split.references)))
+
+
+def test_labels_that_came_later_are_scored(as_cached: Callable[..., dict[str, Any]], camvid_tree: Path) -> None:
+    split = replace(open_split("camvid", "train", camvid_tree), classes=CITYSCAPES)  # numbers that the network has
+    before = as_cached(without_labels(split))
+    after = as_cached(split)
+    assert (before["ranked_on"]["no_labels"] is None, after["ranked_on"]["no_labels"]) == (False, None)
+    for early, late in zip(*(document["layers"]["symmetric"] for document in (before, after)), strict=True):
+        assert (early["drop"] is None, late["drop"] is None) == (True, False)
+        assert {**early, "drop": None} == {**late, "drop": None}, "nothing but the labels changed"
+
+
 @pytest.mark.parametrize("case", ["no labels", "other classes"])
 def test_labels_that_are_missing_or_of_other_classes_are_not_scored(
     case: str, as_cached: Callable[..., dict[str, Any]], tmp_path: Path
@@ -121,11 +143,7 @@ def test_labels_that_are_missing_or_of_other_classes_are_not_scored(
         split = replace(split, classes=CAMVID)
         why = "streets's classes are not the network's"
     else:
-
-        def none() -> Any:
-            raise DataError("every frame needs its label image")
-
-        split = replace(split, references=tuple(replace(one, load_labels=none) for one in split.references))
+        split = without_labels(split)
         why = "every frame needs its label image"
     document = as_cached(split)
     assert document["ranked_on"]["no_labels"] == why

@@ -13,7 +13,7 @@ import numpy as np
 from calibration.choice import Choice, choose_frames
 from calibration.datasets import CLASS_SETS, Split, open_split, resize_image
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
-from edgekit.core.files import clean_partials, read_json, write_json
+from edgekit.core.files import clean_partials, read_json, sha256_json, write_json
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size, UInt8
@@ -457,7 +457,8 @@ def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, An
 def _ranking(order: Order, scheme: Scheme, progress: Progress) -> dict[str, Any]:
     """What :func:`ranking_of` gives, worked out once for all targets of a scheme."""
     assert order.calibration is not None
-    key = quantization_key(order.checkpoint, order.calibration)
+    # The frames' whole identity too: int8 does not depend on their labels, the drop on labels does.
+    key = sha256_json([quantization_key(order.checkpoint, order.calibration), order.calibration.frames.identity()])
     path = order.folder / "cache" / f"layers-{scheme}-{key[:16]}.json"
     if not path.is_file():
         graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
