@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ranges import SIZE, Chain, frames, graph_of
+from test_ranges import SIZE, Chain, frames
 
 from calibration.bias import corrected, find_corrections
 from calibration.equalization import equalized
@@ -29,7 +30,7 @@ def shifted() -> DeployableGraph:
         network.second.weight[:, 0, 1, 1] = torch.linspace(0.6, 1.0, 8)
         network.second.weight[:, 0, 0, 0] = 1.0
         network.head.weight *= 20.0  # a network that is sure of its labels
-    return graph_of(network)
+    return graph_of(network, SIZE)
 
 
 def means(graph: DeployableGraph, frame: UInt8) -> dict[str, Float32]:
@@ -89,7 +90,7 @@ def test_a_network_that_it_does_not_help_is_left_as_it_is() -> None:
             steps = torch.randint(-126, 127, layer.weight.shape, generator=torch.Generator().manual_seed(1))
             steps.view(len(steps), -1)[:, 0] = 127
             layer.weight.copy_(steps / 1024)
-    calibrated = calibrate(graph_of(network), lambda: frames(3), 3)
+    calibrated = calibrate(graph_of(network, SIZE), lambda: frames(3), 3)
     assert not calibrated.record["ranges"]["symmetric"]["bias_correction"]["taken"]
     assert not calibrated.quantization.biases
 
@@ -121,7 +122,7 @@ def test_a_convolution_without_a_bias_gets_one() -> None:
         network.second.weight.copy_(torch.full_like(network.second.weight, 0.49 / 127))
         network.second.weight[:, 0, 1, 1] = 1.0
     network.second.bias = None
-    graph = graph_of(network)
+    graph = graph_of(network, SIZE)
     (frame,) = frames(1)
     mended = with_int8_weights(corrected(graph, find_corrections(graph, [frame])))
     name = convolution(graph, "second")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seam import Done, call, own_network
@@ -25,10 +26,9 @@ from calibration.ranges import calibrate
 from edgekit.core.errors import CheckpointError, EdgekitError
 from edgekit.core.progress import noise_to
 from edgekit.core.registry import load_target
-from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size
-from edgekit.export.graph import Logits, export_aten, normalize, reference_labels
+from edgekit.core.values import Artifact, DeployableGraph, Precision, Recipe, SessionOptions, Size
+from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.export.lint import COREML, ONNXRUNTIME, OPENVINO, RULES, TARGETS, TENSORRT, TFLITE, Finding, lint
-from edgekit.export.rewrites import apply_rewrites
 from edgekit.networks.checkpoint import build_network, load_checkpoint, load_network
 from reports.lint import lint_text
 
@@ -485,13 +485,8 @@ def frame() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
 
 
-def graph_of(network: nn.Module, rewrites: bool = True) -> DeployableGraph:
-    with torch.no_grad():
-        module = export_aten(Logits(network, None).eval(), torch.zeros(1, 3, 64, 64))
-        applied = apply_rewrites(module) if rewrites else ()
-        logits = module(torch.zeros(1, 3, 64, 64))
-    names = tuple(f"class {index}" for index in range(logits.shape[1]))
-    return DeployableGraph(module, SIZE, Size(*logits.shape[2:]), names, Normalization(), "0" * 64, applied)
+def logits_graph(network: nn.Module, rewrites: bool = True) -> DeployableGraph:
+    return graph_of(Logits(network, None), SIZE, rewrites)
 
 
 class Conversion:
@@ -582,7 +577,7 @@ def convert(frame: np.ndarray, tmp_path: Path) -> Convert:
     def make(target: str, subject: DeployableGraph | str, precision: Precision | None = None) -> Conversion:
         if (sentence := load_target(target).missing()) is not None:
             pytest.skip(sentence)
-        graph = graph_of(branches(subject)) if isinstance(subject, str) else subject
+        graph = logits_graph(branches(subject)) if isinstance(subject, str) else subject
         return Conversion(target, graph, precision or FLOATS[target], frame, tmp_path)
 
     return make
@@ -626,7 +621,7 @@ def test_what_tensorrt_refuses(convert: Convert) -> None:
     from targets.onnx_graph.build import build
     from targets.onnx_graph.rules import check
 
-    graph = graph_of(branches(*TENSORRT_TEXTS))
+    graph = logits_graph(branches(*TENSORRT_TEXTS))
     texts = [
         entry.text
         for entry in check(build(graph, Recipe("fp32", "logits"), None, "symmetric")[0])
@@ -641,7 +636,7 @@ def test_what_tensorrt_refuses(convert: Convert) -> None:
 
 @pytest.mark.parametrize(("target", "rule"), outcomes("fails", "int8"))
 def test_what_fails_in_int8_does(target: str, rule: str, convert: Convert) -> None:
-    graph = graph_of(branches(rule))
+    graph = logits_graph(branches(rule))
     assert np.isfinite(convert(target, graph).logits()).all()  # in float it runs
     with pytest.raises(Exception):  # noqa: B017
         convert(target, graph, "int8").logits()
@@ -663,7 +658,7 @@ def test_what_is_not_said_to_fail_does_not(
         for severity in ("fails", "wrong")
     }
     cases = [case for case in CASES if not at(found[False], case) & unfit["fails"]]
-    made = convert(target, graph_of(branches(*cases)), "int8" if precision == "int8" else FLOATS[target])
+    made = convert(target, logits_graph(branches(*cases)), "int8" if precision == "int8" else FLOATS[target])
     size, error = (np.sqrt((values**2).mean((0, 2, 3))) for values in (made.expected, made.logits() - made.expected))
     steps = np.ptp(made.expected) / 255  # of the channels together, which share a scale
     close = error < (0.1 * size + steps if precision == "int8" else 0.01 * size)
@@ -709,7 +704,7 @@ def test_what_is_slow_or_wrong_is(target: str, convert: Convert) -> None:
     assert {(target, rule) for rule in slow} == {key for key in MARKS if key[0] == target}
     if not slow + wrong:
         pytest.skip("no rule claims it of this target")
-    made = convert(target, graph_of(branches(*slow, *wrong)))
+    made = convert(target, logits_graph(branches(*slow, *wrong)))
     expected: Counter[str] = Counter()
     for rule in slow:
         expected.update(MARKS[target, rule])
@@ -738,7 +733,7 @@ def test_what_int8_leaves_in_float_or_gets_wrong(target: str, convert: Convert) 
     assert (target, "channel-ranges") in outcomes("wrong", "int8")
     torch.manual_seed(0)
     patterns = {rule: CASES[rule][0]() for rule in slow} | {"apart": ranges(1e-3), "alike": ranges(0.5)}
-    made = convert(target, graph_of(Branches(patterns).eval()), "int8")
+    made = convert(target, logits_graph(Branches(patterns).eval()), "int8")
     counted = made.operations()
     assert not [rule for rule in slow if counted[INT8_MARKS[target, rule][0]] < INT8_MARKS[target, rule][1]]
     apart, alike = made.errors()[-2:]
@@ -747,7 +742,7 @@ def test_what_int8_leaves_in_float_or_gets_wrong(target: str, convert: Convert) 
 
 @pytest.mark.parametrize(("target", "rule"), sorted(TIMED))
 def test_what_int8_slows_down_is_slower(target: str, rule: str, convert: Convert) -> None:
-    graph = graph_of(branches(rule))
+    graph = logits_graph(branches(rule))
     skip_on_amd("on AMD's processors XNNPACK's int8 kernels here are about as fast as its float ones")
     assert convert(target, graph, "int8").milliseconds() > 1.5 * convert(target, graph).milliseconds()
 
@@ -760,7 +755,7 @@ def test_subnormal_weights_are_slow(convert: Convert) -> None:
     with torch.no_grad():
         bits = torch.randint(1, 0x00100000, (16, 16, 3, 3), dtype=torch.int32)  # arithmetic might flush them
         network[1].weight.copy_(bits.view(torch.float32))  # type: ignore[operator]
-    made = convert(ONNXRUNTIME, graph_of(network))
+    made = convert(ONNXRUNTIME, logits_graph(network))
     default, flushed = (milliseconds_in_a_process_of_its_own(made.artifact.model_path, flush) for flush in "01")
     assert default > 3 * flushed
 
@@ -794,7 +789,7 @@ print(1e3 * min(times))
 
 @pytest.mark.parametrize(("target", "rule"), [pair for pair in outcomes("rewritten", "any") if pair[0] != TENSORRT])
 def test_what_is_rewritten_converts_badly_without(target: str, rule: str, convert: Convert) -> None:
-    graph = graph_of(branches(rule), rewrites=False)
+    graph = logits_graph(branches(rule), rewrites=False)
     if (target, rule) == (TFLITE, "uneven-factor"):
         assert convert(target, graph).errors().min() > 0.1
         return

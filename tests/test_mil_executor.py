@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,7 @@ from calibration.equalization import equalized
 from calibration.ranges import calibrate
 from edgekit.core.errors import ArtifactError, ConversionError, TargetError
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size, UInt8
-from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
+from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.networks.checkpoint import load_checkpoint, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 from targets.coreml import TARGET
@@ -152,10 +153,7 @@ def test_int8_is_w8a8_and_agrees(
 def tiny_graph() -> DeployableGraph:
     """One strided convolution: enough for what does not depend on the network."""
     torch.manual_seed(3)
-    network = torch.nn.Conv2d(3, len(CLASSES), 3, 4, 1).eval()
-    exported = torch.export.export(network, (torch.zeros(1, 3, SMALL.height, SMALL.width),)).module(check_guards=False)
-    module = torch.fx.GraphModule(exported, exported.graph).eval()
-    return DeployableGraph(module, SMALL, Size(24, 40), CLASSES, Normalization(), "0" * 64)
+    return graph_of(torch.nn.Conv2d(3, len(CLASSES), 3, 4, 1), SMALL)
 
 
 def weight_scales(artifact: Artifact) -> np.ndarray:
@@ -185,15 +183,10 @@ class Levels(torch.nn.Module):
         return logits if self.gate is None else logits + first * torch.sigmoid(first * self.gate)
 
 
-def leveled(network: torch.nn.Module) -> DeployableGraph:
-    exported = export_aten(network.eval(), torch.zeros(1, 3, SMALL.height, SMALL.width))
-    return DeployableGraph(exported, SMALL, Size(48, 80), CLASSES, Normalization(), "0" * 64)
-
-
 @pytest.mark.parametrize("level", [1.0, 1e-3, 1e3])
 def test_int8_weight_scales_are_normal_fp16_numbers(level: float, tmp_path: Path) -> None:
     """Whatever the level of a map; normalization, which makes the first weights small, included."""
-    graph = leveled(Levels(level))
+    graph = graph_of(Levels(level), SMALL)
     artifact = converted(graph, tmp_path, "int8")
     assert weight_scales(artifact).min() >= 2.0**-14
     assert agreement(graph, artifact) >= 0.95
@@ -201,7 +194,7 @@ def test_int8_weight_scales_are_normal_fp16_numbers(level: float, tmp_path: Path
 
 def test_small_int8_weights_that_must_stay_are_told(tmp_path: Path) -> None:
     """A map that a sigmoid reads cannot be scaled, and so neither can the weights that make it."""
-    graph = leveled(Levels(1e-3, gate=1e3))
+    graph = graph_of(Levels(1e-3, gate=1e3), SMALL)
     quantization = calibrate(graph, lambda: frames(2, SMALL, 1), 2).quantization
     made = TARGET.convert(equalized(graph, quantization.scales), Recipe("int8"), quantization, tmp_path)
     assert re.search(
@@ -214,7 +207,7 @@ def test_ranges_that_coremltools_cannot_hold_are_told(tmp_path: Path) -> None:
     frame = torch.from_numpy(next(frames(1, SMALL, 1)))
     with torch.no_grad():
         reach = float(network.first(normalize(frame, Normalization())).max())
-    graph = leveled(Levels(45000.0 / reach, gate=1e-4))
+    graph = graph_of(Levels(45000.0 / reach, gate=1e-4), SMALL)
     quantization = calibrate(graph, lambda: frames(1, SMALL, 1), 1).quantization
     with pytest.raises(ConversionError, match=r"reaches 4\d{4} on the calibration frames.*32000: convert in fp16"):
         TARGET.convert(equalized(graph, quantization.scales), Recipe("int8"), quantization, tmp_path)

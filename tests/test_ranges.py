@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -17,8 +18,7 @@ from calibration.equalization import equalized
 from calibration.ranges import ESTIMATORS, calibrate, observe
 from calibration.simulation import quantized_places, represented
 from edgekit.core.errors import ConversionError
-from edgekit.core.values import DeployableGraph, Normalization, Scheme, Size, UInt8
-from edgekit.export.graph import export_aten
+from edgekit.core.values import Scheme, Size, UInt8
 from edgekit.export.values import channel_limits, find_nodes, known_limits, visit_values, whole_range
 
 SIZE = Size(64, 96)
@@ -38,12 +38,6 @@ class Chain(nn.Module):
         first = torch.relu(self.first(x))
         logits: torch.Tensor = self.head(torch.relu(self.second(first)) + first)
         return logits
-
-
-def graph_of(network: nn.Module) -> DeployableGraph:
-    example = torch.zeros(1, 3, SIZE.height, SIZE.width)
-    names = ("a", "b", "c", "d")
-    return DeployableGraph(export_aten(network.eval(), example), SIZE, Size(32, 48), names, Normalization(), "")
 
 
 def frames(count: int, seed: int = 0) -> Iterator[UInt8]:
@@ -97,7 +91,7 @@ def test_limits_are_those_of_each_channel_in_any_layout() -> None:
 
 
 def test_every_value_of_the_graph_is_found_again_in_either_layout() -> None:
-    graph = graph_of(Chain())
+    graph = graph_of(Chain(), SIZE)
     quantization = calibrate(graph, lambda: frames(2), 2).quantization
     found = {}
 
@@ -141,7 +135,7 @@ class Branches(nn.Module):
 
 def test_maps_that_the_probe_cannot_tell_apart_are_held_together() -> None:
     """A branch that is idle on the probe does not get the range of one that is always zero; of copies either one's is held."""
-    graph = graph_of(Branches())
+    graph = graph_of(Branches(), SIZE)
 
     def batches() -> Iterator[UInt8]:
         return (frame // 6 if index == 0 else frame for index, frame in enumerate(frames(4)))
@@ -178,7 +172,7 @@ def test_a_few_giant_values_do_not_decide_the_range() -> None:
         network.second.weight[:, 0] = 0.0  # and nothing comes of them
         network.head.weight[:, 0] = 0.0
         network.head.weight *= 40.0  # a network that is sure of its labels
-    graph = graph_of(network)
+    graph = graph_of(network, SIZE)
 
     def dim(seed: int) -> Iterator[UInt8]:
         for frame in frames(3, seed):
@@ -199,7 +193,7 @@ def test_a_percentile_needs_values_beyond_it() -> None:
     several = list(frames(2))
     for count, without in ((1, {"percentile 99.999", "percentile 99.99"}), (2, {"percentile 99.999"})):
         batches = partial(iter, several[:count])
-        for record in calibrate(graph_of(Chain()), batches, count).record["ranges"].values():
+        for record in calibrate(graph_of(Chain(), SIZE), batches, count).record["ranges"].values():
             assert set(record["left_out"]) == without
             assert set(record["expected_drop"]) == set(ESTIMATORS) - without
             assert all(
@@ -219,7 +213,7 @@ def test_ranges_from_half_of_the_frames_are_judged_on_the_frames_that_all_are(mo
         return judged[-1] / 100
 
     monkeypatch.setattr(ranges, "expected_drop", counted)
-    for record in calibrate(graph_of(Chain()), lambda: frames(4), 4).record["ranges"].values():
+    for record in calibrate(graph_of(Chain(), SIZE), lambda: frames(4), 4).record["ranges"].values():
         assert record["expected_drop_of_halves"] == [0.04, 0.04]
         assert set(record["expected_drop"].values()) == {record["bias_correction"]["expected_drop"]} == {0.04}
 
@@ -228,7 +222,7 @@ def test_samples_are_held_once_and_of_quantized_maps_alone() -> None:
     """Memory for many frames is the samples', and little beside: nothing is copied to put frames together or to equalize."""
     import tracemalloc
 
-    graph, count = graph_of(Chain()), 24
+    graph, count = graph_of(Chain(), SIZE), 24
     observe(graph, frames(1), 1)
     tracemalloc.start()
     observed = observe(graph, frames(count), count)
@@ -251,12 +245,12 @@ def test_one_pass_over_the_frames_is_enough() -> None:
         passes.append(None)
         return frames(5)
 
-    calibrate(graph_of(Chain()), batches, 5)
+    calibrate(graph_of(Chain(), SIZE), batches, 5)
     assert len(passes) == 1
 
 
 def test_places_are_what_int8_operations_read() -> None:
-    graph = graph_of(Chain())
+    graph = graph_of(Chain(), SIZE)
     (frame,) = (node.name for node in graph.module.graph.nodes if node.op == "placeholder")
     symmetric, asymmetric = quantized_places(graph, "symmetric"), quantized_places(graph, "asymmetric")
     assert symmetric - asymmetric == {frame}
@@ -269,11 +263,11 @@ def test_values_that_are_not_finite_are_told_by_their_module() -> None:
     with torch.no_grad():
         network.second.bias[3] = float("nan")
     with pytest.raises(ConversionError, match=r"not finite at 'second'.*calibration frame 1"):
-        observe(graph_of(network), frames(2), 2)
+        observe(graph_of(network, SIZE), frames(2), 2)
 
 
 def test_frames_that_are_missing_or_of_another_size_are_told() -> None:
-    graph = graph_of(Chain())
+    graph = graph_of(Chain(), SIZE)
     with pytest.raises(ConversionError, match="gave no frames"):
         observe(graph, iter(()), 1)
     with pytest.raises(ConversionError, match="shape"):

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from test_bias import shifted
-from test_ranges import SIZE, frames, graph_of
+from test_ranges import SIZE, frames
 from torch import nn
 
 from calibration.classes import CAMVID, CITYSCAPES
@@ -56,7 +57,7 @@ def losses_of(
 
 def test_a_map_is_charged_to_what_reads_it() -> None:
     """And neither a product nor the frame, which no exclusion touches, is ranked."""
-    graph = graph_of(Power())
+    graph = graph_of(Power(), SIZE)
     quantization = calibrate(graph, lambda: frames(3), 3).quantization
     for scheme in ("symmetric", "asymmetric"):
         losses = losses_of(graph, quantization, scheme)
@@ -66,7 +67,7 @@ def test_a_map_is_charged_to_what_reads_it() -> None:
 
 
 def test_layers_are_ranked_without_labels() -> None:
-    graph = graph_of(Power())
+    graph = graph_of(Power(), SIZE)
     quantization = calibrate(graph, lambda: frames(3), 3).quantization
     without = losses_of(graph, quantization, "symmetric", labels=False)
     assert without == {

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -38,9 +39,8 @@ from edgekit.core.values import (
     Size,
 )
 from edgekit.decoder import HEADER
-from edgekit.export.graph import deployable, export_aten, normalize, reference_labels
+from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.export.layers import nodes_of
-from edgekit.export.rewrites import apply_rewrites
 from edgekit.export.sizes import decision_size
 from edgekit.export.values import channel_limits, visit_values
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
@@ -163,12 +163,7 @@ def bends() -> DeployableGraph:
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
             part.running_var.uniform_(0.3, 2.0)  # type: ignore[union-attr]
-    size = Size(67, 93)
-    with torch.no_grad():
-        module = export_aten(network.eval(), torch.zeros(1, 3, size.height, size.width))
-        apply_rewrites(module)
-        logits = module(torch.zeros(1, 3, size.height, size.width))
-    return DeployableGraph(module, size, Size(*logits.shape[2:]), tuple("abcde"), Normalization(), "0" * 64)
+    return graph_of(network, Size(67, 93), rewrites=True)
 
 
 @pytest.mark.parametrize("precision", ["float", "int8"])
@@ -231,11 +226,8 @@ def test_what_int8_has_no_form_for_is_told(name: str, kinds: set[str], tmp_path:
     torch.manual_seed(0)
     frame = streets_draw("train", 0, 64, 96).image[None]
     told = []
-    for network, size in ((Gated(), Size(64, 96)), (nn.Conv2d(3, 4, 3, 2, 1), Size(32, 48))):
-        with torch.no_grad():
-            module = export_aten(network.eval(), torch.zeros(1, 3, 64, 96))
-            apply_rewrites(module)
-        graph = DeployableGraph(module, Size(64, 96), size, tuple("abcd"), Normalization(), "0" * 64)
+    for network in (Gated(), nn.Conv2d(3, 4, 3, 2, 1)):
+        graph = graph_of(network, Size(64, 96), rewrites=True)
         with noise_to(tmp_path / "log"):
             quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
             made = load_target(name).convert(graph, Recipe("int8", "logits"), quantization, tmp_path)
@@ -363,18 +355,12 @@ def first(
 ) -> tuple[nn.Module, DeployableGraph, np.ndarray]:
     """The network, its graph at 22 rows, and a frame of noise."""
     torch.manual_seed(width)
-    network = First(channels, kernel, stride, padding, dilation).eval()
-    example = torch.zeros(1, 3, 22, width)
-    shape = network(example).shape
-    graph = DeployableGraph(
-        export_aten(network, example),
-        Size(22, width),
-        Size(shape[2], shape[3]),
-        ("a", "b", "c", "d"),
-        Normalization(),
-        "",
+    network = First(channels, kernel, stride, padding, dilation)
+    return (
+        network,
+        graph_of(network, Size(22, width)),
+        np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8),
     )
-    return network, graph, np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -441,15 +427,7 @@ def test_bright_pixels_do_not_overflow_in_onnxruntime() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.ReLU()).eval()
     with torch.no_grad():
         network[0].weight.abs_()
-    classes = tuple(f"class {index}" for index in range(16))
-    graph = DeployableGraph(
-        export_aten(network, torch.zeros(1, 3, 48, 48)),
-        Size(48, 48),
-        Size(24, 24),
-        classes,
-        Normalization(),
-        "",
-    )
+    graph = graph_of(network, Size(48, 48))
     frame = np.full((1, 48, 48, 3), 255, np.uint8)
     quantization = calibrate(graph, lambda: iter([frame, frame // 2]), 2).quantization
     graph = equalized(graph, quantization.scales)
@@ -520,7 +498,7 @@ def test_int8_of_constant_maps(name: str, constant: str, tmp_path: Path) -> None
     example = normalize(torch.from_numpy(frame), Normalization())
     with torch.no_grad():
         network.head.bias -= network(example).mean((0, 2, 3))  # four classes that are nearly even everywhere
-    graph = DeployableGraph(export_aten(network, example), size, Size(32, 48), tuple("abcd"), Normalization(), "")
+    graph = graph_of(network, size)
     quantization = calibrate(graph, lambda: iter(frames), 2).quantization
     graph = equalized(graph, quantization.scales)
     with noise_to(tmp_path / "log"):
@@ -650,7 +628,7 @@ def test_layers_stay_in_float(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     example = normalize(torch.from_numpy(frame), Normalization())
     with torch.no_grad():
         network.head.bias -= network(example).mean((0, 2, 3))  # four classes that are nearly even everywhere
-    graph = DeployableGraph(export_aten(network, example), size, Size(32, 48), tuple("abcd"), Normalization(), "")
+    graph = graph_of(network, size)
     quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
     graph = equalized(graph, quantization.scales)
     with torch.no_grad():
@@ -703,7 +681,7 @@ def test_a_layer_in_float_reads_in_float_what_others_read_rounded(name: str, tmp
     with torch.no_grad():
         network.head.bias -= network(example).mean((0, 2, 3))
         labels = reference_labels(network(example), size).numpy()
-    graph = DeployableGraph(export_aten(network, example), size, Size(32, 48), tuple("abcd"), Normalization(), "")
+    graph = graph_of(network, size)
     quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
     graph = equalized(graph, quantization.scales)
     shared = nodes_of(graph, ["second"])
@@ -730,8 +708,7 @@ def test_a_layer_without_an_int8_operation_is_not_said_to_be_kept(name: str, tmp
         pytest.skip(sentence)
     network, size = Shared().eval(), Size(64, 96)
     frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
-    example = normalize(torch.from_numpy(frame), Normalization())
-    graph = DeployableGraph(export_aten(network, example), size, Size(32, 48), tuple("abcd"), Normalization(), "")
+    graph = graph_of(network, size)
     quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
     recipe = Recipe("int8", keep_float=("frame", ":mul", ":add", "third"))
     with noise_to(tmp_path / "log"):
