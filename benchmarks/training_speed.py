@@ -9,6 +9,7 @@ edgekit's training shared by two processes with one thread each.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 from measured import keep
 
 from calibration.datasets import Split, open_split
@@ -31,7 +33,7 @@ from edgekit.training.recipe import TrainingRecipe
 from reports.statistics import bootstrap_ratio
 
 INITIAL = "spssn-streets"
-TURN_SECONDS = 20.0
+TURN_SECONDS = 10.0
 SETTLING_STEPS = 3
 RECIPE = TrainingRecipe(
     network="spssn", arguments={"camvid": True}, dataset="camvid", crop="320x320", batch=8, optimizer="adamw",
@@ -127,20 +129,28 @@ def child(kind: str, epochs: int, seed: int, folder: Path) -> None:
 
 
 def start(kind: str, epochs: int, seed: int, folder: Path) -> subprocess.Popen[bytes]:
-    """A training in a process group of its own, stopped as soon as it exists."""
+    """A training, stopped as soon as it exists."""
     folder.mkdir()
     launcher = [sys.executable]
     if kind.endswith("two processes"):
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
         [*launcher, __file__, "--child", kind, str(epochs), str(seed), str(folder)],
-        start_new_session=True,
         env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         stdout=subprocess.DEVNULL,
         stderr=(folder / "errors").open("wb"),
     )
-    os.killpg(process.pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGSTOP)
     return process
+
+
+def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a training and all that it started: torchrun's workers are in sessions of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(process.pid)
+        for one in (launcher, *launcher.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(number)
 
 
 def steps_of(folder: Path) -> int:
@@ -162,11 +172,11 @@ def take_turns(epochs: int, seed: int, folder: Path) -> tuple[dict[str, list[flo
                 if process.poll() is not None:
                     continue
                 before, begun = steps_of(folders[kind]), time.monotonic()
-                os.killpg(process.pid, signal.SIGCONT)
+                send(process, signal.SIGCONT)
                 while time.monotonic() - begun < TURN_SECONDS and process.poll() is None:
                     time.sleep(0.02)
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGSTOP)
+                    send(process, signal.SIGSTOP)
                 seconds, done = time.monotonic() - begun, steps_of(folders[kind]) - before
                 if everyone and before >= SETTLING_STEPS and done:
                     paces[kind].append(seconds / done)
@@ -174,7 +184,7 @@ def take_turns(epochs: int, seed: int, folder: Path) -> tuple[dict[str, list[flo
     finally:
         for process in processes.values():
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                send(process, signal.SIGKILL)
     for kind, process in processes.items():
         if process.returncode:
             raise SystemExit(f"{kind} failed: {(folders[kind] / 'errors').read_text()[-2000:]}")
