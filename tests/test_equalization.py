@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_export import OWN, graph_of, lively
+from test_export import OWN, lively, uneven
 from torch import nn
 
 from calibration.equalization import equalized, find_scales, settled
@@ -52,7 +52,7 @@ def own() -> nn.Module:
 def test_the_network_stays_the_same_bit_for_bit(
     make: Callable[[], nn.Module], height: int, width: int, evenness: float
 ) -> None:
-    graph = graph_of(lively(make(), height * width), height, width)
+    graph = uneven(lively(make(), height * width), height, width)
     scales = find_scales(graph, reaches_of(graph, frame_of(graph.size)), evenness)
     assert scales or make is own  # where something else reads every map
     other = equalized(graph, scales)
@@ -92,7 +92,7 @@ def test_how_channels_were_scaled_before_does_not_matter(exponents: list[int], e
     frame = frame_of(Size(64, 96))
 
     def weights() -> list[torch.Tensor]:
-        graph = graph_of(network, 64, 96)
+        graph = uneven(network, 64, 96)
         module = equalized(graph, find_scales(graph, reaches_of(graph, frame), evenness)).module
         return [value for _, value in sorted([*module.named_buffers(), *module.named_parameters()])]
 
@@ -114,13 +114,13 @@ def test_a_map_far_from_the_usual_level_is_brought_there(level: float) -> None:
     torch.manual_seed(5)
     network = lively(Depthwise())
     frame = frame_of(Size(64, 96))
-    graph = graph_of(network, 64, 96)
+    graph = uneven(network, 64, 96)
     usual = settled(graph, reaches_of(graph, frame), {})
     with torch.no_grad():
         network.depthwise.weight *= level
         network.depthwise.bias *= level
         network.project.weight /= level
-    graph = graph_of(network, 64, 96)
+    graph = uneven(network, 64, 96)
     scales = settled(graph, reaches_of(graph, frame), {})
     moved = {name for name in scales if name not in usual or not np.array_equal(scales[name], usual[name])}
     assert moved == {"conv2d_1", "relu_1"}
@@ -136,7 +136,7 @@ def test_a_map_far_from_the_usual_level_is_brought_there(level: float) -> None:
 def test_channels_read_by_depthwise_convolutions_come_out_alike() -> None:
     torch.manual_seed(6)
     network = lively(Depthwise())
-    graph = graph_of(network, 64, 96)
+    graph = uneven(network, 64, 96)
     frame = frame_of(graph.size)
     scales = find_scales(graph, reaches_of(graph, frame), 1.0)
     reaches = reaches_of(equalized(graph, scales), frame)
@@ -193,6 +193,6 @@ def test_what_cannot_be_scaled_is_left_alone() -> None:
             return logits
 
     torch.manual_seed(7)
-    graph = graph_of(lively(Shared()), 64, 64)
+    graph = uneven(lively(Shared()), 64, 64)
     assert find_scales(graph, reaches_of(graph, frame_of(graph.size)), 1.0) == {}
     assert equalized(graph, {}) is graph

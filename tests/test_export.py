@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import graph_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.core.values import DeployableGraph, Normalization, Size
 from edgekit.export.columns import fold_columns
-from edgekit.export.graph import FrameToLabels, deployable, normalize, reference_labels
+from edgekit.export.graph import FrameToLabels, deployable, export_aten, normalize, reference_labels
 from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
     apply_rewrites,
@@ -229,12 +230,6 @@ def lively(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def exported(network: nn.Module, example: Tensor) -> GraphModule:
-    program = torch.export.export(network, (example,)).run_decompositions({})
-    module = program.module(check_guards=False)
-    return GraphModule(module, module.graph)
-
-
 def operations(module: nn.Module) -> list[str]:
     return [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
 
@@ -252,7 +247,7 @@ def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: in
     example = torch.randn(1, 3, height, width)
     with torch.no_grad():
         expected = network(example)
-        module = exported(network, example)
+        module = export_aten(network, example)
         for rewrite, gone in (
             (drop_idle, ("dropout",)),
             (number_padding, ("conv2d.padding",)),
@@ -279,15 +274,14 @@ NORMALIZATION = Normalization(mean=(0.2, 0.5, 0.9), std=(0.1, 0.2, 0.4))
 """Channels that differ, so that none can stand for another."""
 
 
-def graph_of(network: nn.Module, height: int, width: int) -> DeployableGraph:
-    module = exported(network, torch.randn(1, 3, height, width))
-    apply_rewrites(module)
-    return DeployableGraph(module, Size(height, width), Size(1, 1), ("class",), NORMALIZATION, "")
+def uneven(network: nn.Module, height: int, width: int) -> DeployableGraph:
+    """Its rewritten graph with channels that differ."""
+    return graph_of(network, Size(height, width), rewrites=True, normalization=NORMALIZATION)
 
 
 def check_pixel_forms(network: nn.Module, height: int, width: int, bordered: bool) -> None:
     """Normalizing first, centred pixels and bordered raw pixels give the same."""
-    graph = graph_of(network, height, width)
+    graph = uneven(network, height, width)
     frame = torch.randint(0, 256, (1, height, width, 3), dtype=torch.uint8)
     mean = torch.from_numpy(graph.normalization.mean_colour()).reshape(1, 3, 1, 1)
     pixels = frame.permute(0, 3, 1, 2).float()
@@ -355,7 +349,7 @@ def test_large_maxima_are_taken_in_two_steps(
     padding = tuple(data.draw(st.integers(0, side // 2)) for side in kernel)
     x = torch.randn(1, 2, height, width) - 5  # padding must not win as zero
     network = nn.MaxPool2d(kernel, stride, padding)
-    module = exported(network, x)
+    module = export_aten(network, x)
     assert split_max_pooling(module) == (min(kernel) >= 4)
     assert torch.equal(module(x), network(x))
 
@@ -371,7 +365,7 @@ def test_attention_without_heads_gets_one(masked: bool) -> None:
             return attended + F.scaled_dot_product_attention(heads, heads, heads)[:, 0] * attended
 
     x = torch.randn(2, 4, 2, 3)
-    module = exported(Attention(), x)
+    module = export_aten(Attention(), x)
     assert attend_with_heads(module) == 1
     torch.testing.assert_close(module(x), Attention()(x))
     assert attend_with_heads(module) == 0
@@ -440,7 +434,7 @@ class Sums(nn.Module):
 def test_resizes_are_summed_before_they_are_made(form: tuple[str, int], height: int, width: int) -> None:
     x = torch.randn(1, 2, 4 * height, 4 * width)
     network = Sums(form[0]).eval()
-    module = exported(network, x)
+    module = export_aten(network, x)
     assert bool(sum_before_resizing(module)) == (form[0] in ("chain", "corners"))
     module.graph.lint()
     module.recompile()
@@ -626,7 +620,7 @@ def test_pooling_matrix_is_adaptive_pooling(length: int, bins: int) -> None:
 
 def rewritten(network: nn.Module, x: Tensor, rewrite: Callable[[GraphModule], int], count: int) -> GraphModule:
     """The network's graph after one rewrite that did what it says, so many times, and changed nothing."""
-    module = exported(network, x)
+    module = export_aten(network, x)
     assert rewrite(module) == count
     module.graph.eliminate_dead_code()
     module.graph.lint()
@@ -665,7 +659,7 @@ def test_padding_by_name_becomes_numbers(
     network, x = nn.Sequential(convolution, lively(nn.BatchNorm2d(6))).eval(), torch.randn(1, 4, 13, 15)
     module = rewritten(network, x, number_padding, 1)
     assert "aten.conv2d.padding" not in operations(module)
-    module = exported(network, x)
+    module = export_aten(network, x)
     assert set(apply_rewrites(module)) == {"number_padding x 1", "fold_batch_norm x 1"}
     kinds = operations(module)
     assert kinds.count("aten.conv2d.default") == 1 and not {"aten.mul.Tensor", "aten.conv2d.padding"} & set(kinds)
@@ -738,7 +732,7 @@ def test_any_adaptive_pooling_is_replaced_exactly(
     height: int, width: int, rows: int, columns: int, channels: int
 ) -> None:
     x = torch.randn(1, channels, height, width)
-    module = exported(nn.AdaptiveAvgPool2d((rows, columns)), x)
+    module = export_aten(nn.AdaptiveAvgPool2d((rows, columns)), x)
     assert replace_adaptive_pooling(module) == 1
     module.graph.lint()
     module.recompile()

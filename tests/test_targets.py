@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 import torch
 from graphs import graph_of
 from PIL import Image
+from seam import edgekit
 from torch import nn
 from torch.nn import functional as F
 
@@ -514,16 +514,10 @@ def test_a_package_is_labelled_without_a_word_from_its_libraries(make: Make, tmp
     if (sentence := missing("coreml")) is not None:
         pytest.skip(sentence)
     Image.fromarray(streets_draw("val", 1, SMALL.height, SMALL.width).image).save(tmp_path / "street.png")
-    arguments = [
-        "predict",
-        make("coreml", "fp16").model_path,
-        tmp_path / "street.png",
-        "--out",
-        tmp_path / "predictions",
-    ]
-    done = subprocess.run([sys.executable, "-m", "edgekit", *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "street.overlay.png: " in done.stdout
+    arguments = ("predict", make("coreml", "fp16").model_path, "street.png")
+    done = edgekit(*arguments, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert "street.overlay.png: " in done.out
 
 
 def test_a_core_ml_package_of_anybodys(make: Make, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class TrainingRecipe:
         lovasz: weight of the Lovász-Softmax loss added to cross-entropy; 0 as in the paper.
         colour_jitter: largest relative change of brightness, contrast and saturation; 0 as in the paper.
         white_balance: largest relative change of each colour channel's own gain; 0 as in the paper.
-        class_mix: share of crops over which half the classes of a crop of another frame are laid; 0 as in the paper.
+        class_mix: share of crops over which half the classes of a second crop, of any frame, are laid; 0 as in the paper.
         precision: ``bfloat16`` runs what torch's autocast says in it, weights and their updates stay float32.
         average: decay of an exponential moving average of the weights, used for evaluation; 0 switches it off.
         seed: of initialization, order and augmentation.
