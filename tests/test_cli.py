@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from seam import Done, call, edgekit, environment, files, own_network, partials, short_latency
 
-from calibration.datasets import open_split
 from edgekit.cli.app import _over_budget
 from edgekit.core.errors import ConversionError
-from edgekit.core.values import Size
-from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint
-from edgekit.pipeline.int8 import fewest, trained_on
+from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint, trained_on
+from edgekit.pipeline.int8 import fewest
 
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
@@ -208,6 +205,8 @@ USAGE = {
     "split of train": (["train", "--split", "test"], "train+val"),
     "precision of train": (["train", "--precision", "float16"], "bfloat16"),
     "epochs of the step schedule": (["train", "--schedule", "step", "--step-epochs", "100,soon"], "100,150"),
+    "teacher without its part": (["train", "--teacher", "spssn-camvid"], "--distillation"),
+    "part without its teacher": (["train", "--distillation", "0.5"], "--teacher"),
     "step epochs without their schedule": (["train", "--step-epochs", "100"], "--schedule step"),
     "network": (["convert", "x.pth", "--network", "no.such:thing", "--classes", "streets"], "package.module:factory"),
 }
@@ -424,17 +423,26 @@ def test_frames_that_guide_do_not_prove(run_here: Call, small_checkpoint: Path) 
 
 
 def test_what_a_network_was_trained_on_is_known_or_said_not_to_be() -> None:
-    split = open_split("streets", "train", size=Size(64, 96))
     first = {"dataset": "streets", "split": "train", "initial_checkpoint": None}
+    other = {"dataset": "camvid", "split": "train+val"}
     for recipe, expected in (
         ({}, None),
         (first, True),
-        ({"dataset": "camvid", "split": "train+val"}, False),
+        (other, False),
         ({"dataset": "camvid", "split": "train", "initial_checkpoint": {"name": "first", "recipe": first}}, True),
-        ({"dataset": "camvid", "split": "train", "initial_checkpoint": {"name": "first", "recipe": {}}}, None),
+        (other | {"initial_checkpoint": {"name": "first", "recipe": {}}}, None),
+        (other | {"teacher_checkpoint": {"name": "first", "recipe": first}}, True),
+        (other | {"teacher_checkpoint": {"name": "first", "recipe": {}}}, None),
+        (
+            other
+            | {
+                "initial_checkpoint": {"name": "first", "recipe": {}},
+                "teacher_checkpoint": {"name": "b", "recipe": first},
+            },
+            True,
+        ),
     ):
-        checkpoint = replace(load_checkpoint("spssn-streets"), recipe=recipe)
-        assert trained_on(checkpoint, split) is expected
+        assert trained_on(recipe, "streets", "train") is expected
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
@@ -612,6 +620,11 @@ def test_train_from_a_preset_then_on_val_too(run_here: Call, camvid_tree: Path, 
     assert (second.recipe["split"], second.recipe["initial"]) == ("train+val", first.sha256)
     assert second.recipe["initial_checkpoint"]["recipe"]["command"].startswith("edgekit train")
     assert "starting from 294 of 294" in done.err
+    taught = ["--teacher", second.path, "--distillation", 0.5, "--out", "third"]
+    done = run_here(*common, *chosen, *taught)
+    assert done.code == 0, done.err
+    assert done.document["metrics"] == {}, "what a teacher saw says nothing of its student"
+    assert f"val is not evaluated: {second.name} saw it in training" in done.err
 
 
 def test_train_names_a_bad_label_file(run_here: Call, camvid_tree: Path) -> None:

@@ -47,11 +47,15 @@ torch.manual_seed(0)
 x = torch.randn(4, 3, 64, 128, dtype=torch.float64)
 y = torch.randint(0, 19, (4, 64, 128), dtype=torch.uint8)
 y[0], y[1, :50] = 255, 255  # processes hold other numbers of labelled pixels
+taught = torch.randn(4, 19, 16, 32, dtype=torch.float64)
+recipe = TrainingRecipe(teacher="one", distillation=0.3)
 with join_group("cpu") as group:
     network = net(19).double()
     together = distribute(network, group, True)
     share = slice(group.rank, None, group.size)
-    loss = group_loss(together(x[share]), y[share], TrainingRecipe(), torch.linspace(0.1, 3.0, 19).double(), group)
+    loss = group_loss(
+        together(x[share]), y[share], recipe, torch.linspace(0.1, 3.0, 19).double(), group, taught[share]
+    )
     loss.backward()
     total = group.sum(loss) / group.size
     if group.leads:

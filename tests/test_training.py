@@ -22,11 +22,12 @@ from calibration.datasets import Frame, FrameReference, Split, open_split
 from edgekit.core.errors import DataError, TrainingError, UsageError
 from edgekit.core.files import sha256_path
 from edgekit.core.values import IGNORE, Normalization, Size
+from edgekit.export.graph import normalize
 from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.training.data import Crops, EpochOrder, augment, decoded_frames, paste_classes
 from edgekit.training.distributed import Group
 from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
-from edgekit.training.losses import class_weights, lovasz_softmax
+from edgekit.training.losses import class_weights, divergence, lovasz_softmax
 from edgekit.training.recipe import PRESETS, TrainingRecipe
 from edgekit.training.state import STATE_NAME
 
@@ -332,6 +333,7 @@ def test_one_image_a_step_is_refused_where_batch_norm_cannot_take_it(
         {"epochs": 0}, {"batch": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"learning_rate": -1.0},
         {"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"loss_stride": 3}, {"average": 1.0}, {"average": -0.1},
         {"class_mix": -0.1}, {"class_mix": 1.5},
+        {"teacher": "hash"}, {"distillation": 0.5}, {"teacher": "hash", "distillation": 1.1},
         {"crop": "10x10"}, {"crop": "64"}, {"draw_size": "1x1"},
     ],
 )  # fmt: skip
@@ -438,6 +440,86 @@ def test_a_checkpoint_of_another_kind_is_no_start(six: Split, tmp_path: Path) ->
             run(recipe, six, tmp_path / "second", initial=first)
     finally:
         sys.path.remove(str(tmp_path))
+
+
+def test_a_teacher_teaches(six: Split, tmp_path: Path) -> None:
+    """By its part of the loss: all of it, and what the labels say is nothing to the student; it resumes, and is recorded."""
+    teacher = load_checkpoint("spssn-streets")
+    recipe = replace(TINY, teacher=teacher.sha256, distillation=1.0)
+    seen: list[Progress] = []
+    first = run(recipe, six, tmp_path / "first", seen.append, teacher=teacher)
+
+    def mirrored(reference: FrameReference) -> FrameReference:
+        frame = reference.load()
+        return replace(reference, load=lambda: replace(frame, labels=frame.labels[:, ::-1].copy()))
+
+    other = replace(six, references=tuple(mirrored(reference) for reference in six.references))
+    assert_same_weights(first, run(recipe, other, tmp_path / "other", teacher=teacher))
+    with pytest.raises(Killed):
+        run(recipe, six, tmp_path / "killed", killer(2, 1), teacher=teacher)
+    assert_same_weights(first, run(recipe, six, tmp_path / "killed", teacher=teacher))
+    labels = run(TINY, six, tmp_path / "labels")
+    assert any(not torch.equal(value, load_file(labels)[key]) for key, value in load_file(first).items())
+    described = load_checkpoint(str(first)).recipe
+    assert (described["teacher"], described["distillation"]) == (teacher.sha256, 1.0)
+    assert described["teacher_checkpoint"] == {"name": "spssn-streets", "recipe": dict(teacher.recipe)}
+    x = torch.from_numpy(np.stack([reference.load().image for reference in six.references]))
+    x = normalize(x, teacher.normalization)
+    made = [run(replace(recipe, epochs=epochs), six, tmp_path / f"of {epochs}", teacher=teacher) for epochs in (1, 30)]
+    with torch.no_grad():  # the longer, the nearer to what the teacher says
+        taught = load_network(teacher)(x).argmax(1)
+        agreeing = [
+            float((load_network(load_checkpoint(str(one)))(x).argmax(1) == taught).float().mean()) for one in made
+        ]
+    assert agreeing[1] > agreeing[0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1 << 16), st.integers(2, 12), st.sampled_from([1, 2, 4]))
+def test_what_a_teacher_s_part_weighs(seed: int, classes: int, stride: int) -> None:
+    """The divergence by its definition, in numpy; of the teacher from itself, nothing; labels keep what is left."""
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = (torch.randn(2, classes, 8, 12, generator=generator) * 3 for _ in range(2))
+    labels = torch.randint(0, classes, (2, 8, 12), generator=generator, dtype=torch.uint8)
+    labels[0, :3] = IGNORE
+    p, q = (value.double().softmax(1).numpy() for value in (theirs, ours))
+    expected = (p * np.log(p / q)).sum(1).mean()
+    assert float(divergence(ours, theirs)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert float(divergence(ours, ours)) == pytest.approx(0, abs=1e-6)
+    alone = Group(0, 1, torch.device("cpu"))
+    recipe = replace(TINY, loss_stride=stride, teacher="hash", distillation=0.25)
+    part = replace(recipe, distillation=1.0)
+    both, taught, labelled = (
+        float(group_loss(ours, labels, one, None, alone, other))
+        for one, other in ((recipe, theirs), (part, theirs), (recipe, None))
+    )
+    assert both == pytest.approx(0.75 * labelled + 0.25 * taught, rel=1e-5)
+
+
+def test_a_teacher_of_another_kind_is_refused(six: Split, tmp_path: Path) -> None:
+    streets = load_checkpoint("spssn-streets")
+    for teacher, sentence in (
+        (load_checkpoint("spssn-camvid"), "knows 11 classes that are not the 19 of streets"),
+        (replace(streets, normalization=Normalization(mean=(0.0, 0.0, 0.0))), "reads pixels normalized by"),
+    ):
+        recipe = replace(TINY, teacher=teacher.sha256, distillation=0.5)
+        with pytest.raises(TrainingError, match=sentence):
+            run(recipe, six, tmp_path / "run", teacher=teacher)
+
+
+def test_a_state_from_before_a_setting_existed_goes_on(six: Split, tmp_path: Path) -> None:
+    """With the effect that the setting's default has."""
+    whole = run(TINY, six, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(TINY, six, tmp_path / "older", killer(2, 1))
+    path = tmp_path / "older" / STATE_NAME
+    stored = torch.load(path, weights_only=True)
+    del stored["recipe"]["teacher"], stored["recipe"]["distillation"]
+    torch.save(stored, path)
+    assert_same_weights(whole, run(TINY, six, tmp_path / "older"))
+    torch.save(stored, path)
+    with pytest.raises(TrainingError, match="a run with teacher = "):
+        run(replace(TINY, teacher="hash", distillation=0.5), six, tmp_path / "older")
 
 
 def test_mixed_precision_is_the_same_training_but_for_rounding(six: Split, tmp_path: Path) -> None:

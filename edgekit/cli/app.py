@@ -772,6 +772,15 @@ def train(
     initial: Annotated[
         str, typer.Option("--initial", help="Checkpoint whose weights to start from. Random weights by default.")
     ] = "",
+    teacher: Annotated[
+        str,
+        typer.Option(
+            "--teacher", help="Checkpoint of the same classes to learn from, beside the labels. None by default."
+        ),
+    ] = "",
+    distillation: Annotated[
+        float, typer.Option("--distillation", help="The teacher's part of the loss, up to 1; the rest is the labels'.")
+    ] = 0.0,
     draw_size: Annotated[str, typer.Option("--draw-size", help="Size at which streets frames are drawn.")] = "512x1024",
     frame_size: Annotated[
         str, typer.Option("--frame-size", help="Bring whole frames to this HEIGHTxWIDTH first, also to validate.")
@@ -839,9 +848,10 @@ def train(
     from calibration.datasets import join_splits, open_split
     from edgekit.core.errors import DataError
     from edgekit.core.files import clean_partials
-    from edgekit.core.progress import duration
+    from edgekit.core.progress import Progress, duration
     from edgekit.core.values import Size
-    from edgekit.networks.checkpoint import load_checkpoint, read_metadata
+    from edgekit.networks.checkpoint import load_checkpoint, read_metadata, trained_on
+    from edgekit.training.distributed import leads
     from edgekit.training.recipe import TrainingRecipe, preset_settings
 
     given: dict[str, Any] = {
@@ -852,7 +862,7 @@ def train(
         "weight_decay": weight_decay, "schedule": schedule, "power": power, "step_epochs": _epochs(step_epochs),
         "step_factor": step_factor, "warmup_steps": warmup_steps, "loss_stride": loss_stride,
         "class_balance": class_balance, "lovasz": lovasz, "average": average, "precision": precision, "seed": seed,
-        "arguments": {"camvid": True} if camvid_variant else {},
+        "arguments": {"camvid": True} if camvid_variant else {}, "distillation": distillation,
     }  # fmt: skip
     if preset is not None:
         options = {"dataset": "data", "arguments": "camvid_variant"}
@@ -861,7 +871,9 @@ def train(
             if source is None or source.name == "DEFAULT":
                 given[name] = value
     start = load_checkpoint(initial) if initial else None
-    recipe = TrainingRecipe(**given, initial="" if start is None else start.sha256)
+    taught_by = load_checkpoint(teacher) if teacher else None
+    given["initial"], given["teacher"] = ("" if one is None else one.sha256 for one in (start, taught_by))
+    recipe = TrainingRecipe(**given)
     recipe.check()
     drawn = Size.parse(recipe.draw_size)
     label = f"{recipe.network.replace(':', '-')}"
@@ -869,6 +881,7 @@ def train(
     clean_partials(folder)
     parts = recipe.split.split("+")
     training = join_splits([open_split(recipe.dataset, part, data_root, drawn) for part in parts]).first(recipe.frames)
+    progress = Progress(silent=not leads())
     splits = {}
     for name in ("val", "test") if test else ("val",):
         try:
@@ -876,10 +889,15 @@ def train(
             opened.references[0].load()
         except DataError:  # a dataset may keep its test labels to itself, and a sample of it may have one split only
             continue
-        if name not in parts:  # what was trained on says nothing
-            splits[name] = opened
-    progress = _progress()
-    from edgekit.training.distributed import leads
+        if name in parts:  # what was trained on says nothing
+            continue
+        seen = [
+            one.name for one in (start, taught_by) if one is not None and trained_on(one.recipe, recipe.dataset, name)
+        ]
+        if seen:
+            progress.say(f"{name} is not evaluated: {' and '.join(seen)} saw it in training")
+            continue
+        splits[name] = opened
     from edgekit.training.loop import Progress as TrainingProgress
     from edgekit.training.loop import train as do_train
 
@@ -894,7 +912,7 @@ def train(
     checkpoint = do_train(
         recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
         report_step, progress.say, validate_every=validate_every, workers=workers, device=device, threads=threads,
-        initial=start, missing_classes=missing_classes,
+        initial=start, teacher=taught_by, missing_classes=missing_classes,
         decoding=lambda done, total: progress.count("decoding frames", done, total, started),
     )  # fmt: skip
     if not leads():

@@ -255,6 +255,20 @@ def load_checkpoint(
     return checkpoint
 
 
+def trained_on(recipe: Mapping[str, Any], dataset: str, split: str) -> bool | None:
+    """Whether a recorded training, or one of a checkpoint that it began with or learned from, saw a split.
+
+    None where one of them does not say, and none of the others saw it.
+    """
+    if not {"dataset", "split"} <= recipe.keys():
+        return None
+    if recipe["dataset"] == dataset and split in str(recipe["split"]).split("+"):
+        return True
+    others = [recipe.get(f"{role}_checkpoint") for role in ("initial", "teacher")]
+    answers = [trained_on(other["recipe"], dataset, split) for other in others if other]
+    return True if True in answers else None if None in answers else False
+
+
 def load_state(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file; pickles are read with ``weights_only=True``.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size, UInt8
 from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
-from edgekit.networks.checkpoint import Checkpoint
+from edgekit.networks.checkpoint import Checkpoint, trained_on
 from edgekit.pipeline.accuracy import (
     Frames,
     Labeller,
@@ -262,19 +262,8 @@ def _yardstick(
     label = stored_labeller(reference, len(frames))
     taken = measure_accuracy("PyTorch fp32", label, size, frames, None, None, 0, progress)
     counts = tuple(counts_from_json(count, len(split.classes)) for count in taken["counts"])
-    return Yardstick(frames, reference, counts, trained_on(checkpoint, split))
-
-
-def trained_on(checkpoint: Checkpoint, split: Split) -> bool | None:
-    """Whether a checkpoint, or one that its training began with, saw a split; None where one of them does not say."""
-    recipe: Mapping[str, Any] | None = checkpoint.recipe
-    while recipe is not None:
-        if not {"dataset", "split"} <= recipe.keys():
-            return None
-        if recipe["dataset"] == split.dataset and split.split in str(recipe["split"]).split("+"):
-            return True
-        recipe = recipe["initial_checkpoint"]["recipe"] if recipe.get("initial_checkpoint") else None
-    return False
+    seen = trained_on(checkpoint.recipe, split.dataset, split.split)
+    return Yardstick(frames, reference, counts, seen)
 
 
 def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Yardstick) -> dict[str, Any]:

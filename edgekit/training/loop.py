@@ -20,12 +20,19 @@ from edgekit.core.values import Int64, Normalization, Size
 from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.blocks import channels_last
-from edgekit.networks.checkpoint import NETWORKS, Checkpoint, build_network, load_state, save_checkpoint
+from edgekit.networks.checkpoint import NETWORKS, Checkpoint, build_network, load_network, load_state, save_checkpoint
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.training import mixed
 from edgekit.training.data import Crops, EpochOrder, decoded_frames
 from edgekit.training.distributed import Group, distribute, join_group
-from edgekit.training.losses import at_labels, class_weights, cross_entropy, lovasz_softmax, pixel_counts
+from edgekit.training.losses import (
+    at_labels,
+    class_weights,
+    cross_entropy,
+    divergence,
+    lovasz_softmax,
+    pixel_counts,
+)
 from edgekit.training.recipe import TrainingRecipe
 from edgekit.training.state import STATE_NAME, TrainingState
 
@@ -61,6 +68,7 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     initial: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
     missing_classes: bool = False,
     decoding: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -77,11 +85,13 @@ def train(
         command: as typed, recorded in the checkpoint.
         report, say: progress per step, and lines worth keeping.
         initial: weights to start from; ``recipe.initial`` is its hash.
+        teacher: a trained network to learn from as well; ``recipe.teacher`` is its hash.
         missing_classes: go on although a class never occurs in the training frames.
         decoding: progress of the frames' decoding, done and total.
 
     Raises:
-        TrainingError: another recipe lies in ``folder``, the loss is not finite, or a class never occurs.
+        TrainingError: another recipe lies in ``folder``, the loss is not finite, a class never occurs, or the teacher
+            knows other classes or reads other pixels.
     """
     recipe.check()
     flush_subnormals()
@@ -95,6 +105,7 @@ def train(
         torch.manual_seed(recipe.seed)
         normalization = Normalization() if initial is None else initial.normalization
         state_path = folder / STATE_NAME
+        guide = None if teacher is None else _guide(teacher, data, normalization, group)
         logits, state = _network(recipe, initial if not state_path.is_file() else None, group, say)
         if state_path.is_file():
             state.restore(state_path)
@@ -115,7 +126,7 @@ def train(
 
         started, first_step = time.monotonic(), state.step
         while state.epoch < recipe.epochs:
-            seen = _train_epoch(state, logits, batches, weights, group, folder, (started, first_step), report)
+            seen = _train_epoch(state, logits, guide, batches, weights, group, folder, (started, first_step), report)
             state.epoch += 1
             state.history.append(seen)
             if group.leads:
@@ -130,8 +141,9 @@ def train(
         checkpoint = folder / f"{name}.safetensors"
         if group.leads:
             described = recipe.to_json() | {"command": command, "torch": str(torch.__version__)}
-            if initial is not None:
-                described["initial_checkpoint"] = {"name": initial.name, "recipe": dict(initial.recipe)}
+            for role, other in (("initial", initial), ("teacher", teacher)):
+                if other is not None:
+                    described[f"{role}_checkpoint"] = {"name": other.name, "recipe": dict(other.recipe)}
             splits = [split for split in (validation, test) if split is not None]
             _finish(checkpoint, state, normalization, described, splits, say)
         group.wait()
@@ -152,6 +164,22 @@ def _network(
     # A user's network may give a tuple, or channels beyond the classes.
     logits = distribute(Logits(module, classes), group, recipe.network in NETWORKS)
     return logits, TrainingState(module, recipe)
+
+
+def _guide(teacher: Checkpoint, data: Split, normalization: Normalization, group: Group) -> nn.Module:
+    """The teacher on its device, which only looks."""
+    if teacher.class_names != data.classes.names:
+        raise TrainingError(
+            f"--teacher {teacher.path} knows {len(teacher.class_names)} classes that are not the {len(data.classes)} of "
+            f"{data.dataset}, or not in their order: give one that was trained on {data.dataset}"
+        )
+    if teacher.normalization != normalization:
+        raise TrainingError(
+            f"--teacher {teacher.path} reads pixels normalized by {teacher.normalization}, this training by {normalization}: "
+            "give one that reads the same"
+        )
+    module = channels_last(load_network(teacher).to(group.device)).requires_grad_(False)
+    return _logits_of(module, len(data.classes))
 
 
 def _decoded(
@@ -199,6 +227,7 @@ class _Batches:
 def _train_epoch(
     state: TrainingState,
     logits: nn.Module,
+    guide: nn.Module | None,
     batches: _Batches,
     weights: Tensor | None,
     group: Group,
@@ -223,7 +252,9 @@ def _train_epoch(
             parameters["lr"] = rate
         with mixed.autocast(group.device, recipe.precision):
             output = logits(images)
-        loss = group_loss(output, labels, recipe, weights, group)
+            with torch.no_grad():
+                taught = None if guide is None else guide(images)
+        loss = group_loss(output, labels, recipe, weights, group, taught)
         value = float(group.sum(loss)) / group.size
         if not math.isfinite(value):
             raise _diverged(f"the loss became {value} in epoch {epoch + 1}, step {step}", state, folder)
@@ -328,16 +359,32 @@ def _check_frames(
         raise TrainingError(f"--batch {recipe.batch} is more than {where}: use fewer")
 
 
-def group_loss(logits: Tensor, labels: Tensor, recipe: TrainingRecipe, weights: Tensor | None, group: Group) -> Tensor:
+def group_loss(
+    logits: Tensor,
+    labels: Tensor,
+    recipe: TrainingRecipe,
+    weights: Tensor | None,
+    group: Group,
+    taught: Tensor | None = None,
+) -> Tensor:
     """This process's part of the loss, such that the mean over all processes is the loss of the whole batch.
 
-    That is exact for cross-entropy. Lovász-Softmax is no sum over pixels: there each process counts its own frames.
+    That is exact for cross-entropy and for what a teacher says. Lovász-Softmax is no sum over pixels: there each process
+    counts its own frames.
+
+    Args:
+        taught: the teacher's logits of the same images, of any stride.
     """
     upsampled, truth = at_labels(logits, labels, recipe.loss_stride)
     total, weight = cross_entropy(upsampled, truth, weights)
     # A batch of nothing but void has weight 0, and no gradient.
     loss = total * group.size / group.sum(weight.float()).clamp_min(1e-12)
-    return loss + recipe.lovasz * lovasz_softmax(upsampled, truth) if recipe.lovasz else loss
+    if recipe.lovasz:
+        loss = loss + recipe.lovasz * lovasz_softmax(upsampled, truth)
+    if taught is None:
+        return loss
+    taught, _ = at_labels(taught, labels, recipe.loss_stride)
+    return (1 - recipe.distillation) * loss + recipe.distillation * divergence(upsampled, taught)
 
 
 def _diverged(what: str, state: TrainingState, folder: Path) -> TrainingError:

@@ -52,6 +52,16 @@ def cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor | None = None) 
     return total, weights[truth[labelled]].sum()
 
 
+def divergence(logits: Tensor, taught: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the network's classes from a teacher's, mean over the pixels.
+
+    Distillation (Hinton et al. 2015, https://arxiv.org/abs/1503.02531) at temperature 1. Both float32 [N, C, h, w]; pixels
+    without a label count, for the teacher has an opinion on them.
+    """
+    per_class = F.kl_div(logits.log_softmax(1), taught.log_softmax(1), reduction="none", log_target=True)
+    return per_class.sum(1).mean()
+
+
 def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
     """The Lovász-Softmax loss (Berman et al. 2018, algorithm 1), a surrogate of 1 - mIoU over the classes in the batch.
 

@@ -41,6 +41,8 @@ class TrainingRecipe:
         split: ``train``, or ``train+val`` for the last training of a recipe that was chosen on val.
         initial: the checkpoint whose weights training starts from, by content hash ("" for random weights); layers of
             another shape, such as a classifier for other classes, start at random.
+        teacher: a checkpoint of the same classes that is learned from, too, by content hash ("" for labels alone).
+        distillation: the teacher's part of the loss, above 0 and at most 1 with a teacher; what is left is the labels'.
         draw_size: size at which ``streets`` frames are drawn.
         frame_size: size that whole frames are brought to before the random rescaling, and that validation and test see;
             "" leaves each at its own.
@@ -70,6 +72,8 @@ class TrainingRecipe:
     dataset: str = "cityscapes"
     split: Literal["train", "train+val"] = "train"
     initial: str = ""
+    teacher: str = ""
+    distillation: float = 0.0
     draw_size: str = "512x1024"
     frame_size: str = ""
     frames: int | None = None
@@ -127,6 +131,12 @@ class TrainingRecipe:
             raise UsageError(f"--class-balance {self.class_balance} must be between 0 and 1")
         if not 0 <= self.class_mix <= 1:
             raise UsageError(f"--class-mix {self.class_mix} must be between 0 and 1")
+        if not 0 <= self.distillation <= 1:
+            raise UsageError(f"--distillation {self.distillation} must be between 0 and 1")
+        if bool(self.teacher) != bool(self.distillation):
+            raise UsageError(
+                "--teacher and --distillation belong together: name a checkpoint and its part of the loss, or neither"
+            )
         if not 0 <= self.average < 1:
             raise UsageError(f"--average {self.average} must be at least 0 and below 1")
 

@@ -90,12 +90,13 @@ class TrainingState:
             raise TrainingError(f"{path} is damaged ({type(error).__name__}): delete it to start over") from error
         if not isinstance(stored, Mapping) or not isinstance(stored.get("recipe"), Mapping):
             raise TrainingError(f"{path} is not a training state: delete it to start over")
-        mine = plain(self.recipe.to_json())
-        differing = [key for key in mine if stored["recipe"].get(key) != mine[key]]
+        mine, defaults = plain(self.recipe.to_json()), plain(TrainingRecipe().to_json())
+        # A setting that did not exist yet when the state was written had the effect of its default.
+        differing = [key for key in mine if stored["recipe"].get(key, defaults[key]) != mine[key]]
         if differing:
             key = differing[0]
             raise TrainingError(
-                f"{path.parent} holds a run with {key} = {stored['recipe'].get(key)}, not {mine[key]}: "
+                f"{path.parent} holds a run with {key} = {stored['recipe'].get(key, defaults[key])}, not {mine[key]}: "
                 "use the same settings to go on, or another --out to start anew"
             )
         try:
