@@ -24,6 +24,7 @@ from edgekit.core.files import sha256_path
 from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize
 from edgekit.networks.checkpoint import load_checkpoint, load_network
+from edgekit.training import mixed
 from edgekit.training.data import Crops, EpochOrder, augment, decoded_frames, paste_classes
 from edgekit.training.distributed import Group
 from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
@@ -532,6 +533,28 @@ def test_mixed_precision_is_the_same_training_but_for_rounding(six: Split, tmp_p
         losses.append([progress.loss for progress in seen])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_gradients_of_depthwise_convolutions_in_mixed_precision(kernel: int, stride: int) -> None:
+    """Those of float32 but for rounding, whichever precision a convolution runs in, by the same parameters and names."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=8))
+    x = torch.randn(2, 8, 16, 24)
+    names = list(layer.state_dict())
+    found = []
+    for precision in ("float32", "bfloat16"):
+        if precision == "bfloat16":
+            mixed.prepare(layer)
+        layer.zero_grad()
+        with mixed.autocast(torch.device("cpu"), precision):
+            y = layer(x)
+        y.float().square().mean().backward()
+        found.append((y.float().detach(), layer[0].weight.grad.clone()))
+    assert y.dtype == (torch.float32 if kernel > 3 or stride > 1 else torch.bfloat16)  # where oneDNN is slow
+    for exact, rounded in zip(*found, strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02 * float(exact.abs().max()))
+    assert list(layer.state_dict()) == names
 
 
 def test_frames_brought_to_another_size(six: Split, two: Split, tmp_path: Path) -> None:
