@@ -6,8 +6,6 @@ same frames in the same order; the test split is not looked at. Trainings lie in
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from measured import keep
 from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # its stubs are a package of their own
-
-from edgekit.networks.checkpoint import load_checkpoint, read_metadata
+from trainings import val_scores
 
 FOLDER = Path("runs/ablation")
 NETWORKS = ("fast-scnn", "spssn-stream", "spssn")
@@ -28,20 +25,6 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def trained(network: str, seed: int, epochs: int) -> dict[str, float]:
-    """Val scores of one training, made now unless it was made before."""
-    out = FOLDER / f"{network}-{epochs}-{seed}"
-    path = out / f"{network}.safetensors"
-    done = path.is_file() and "camvid:val" in (read_metadata(path) or {}).get("metrics", {})
-    if not done:
-        arguments = ["--network", network, "--epochs", str(epochs), "--seed", str(seed), "--out", str(out), *SETTINGS]
-        subprocess.run(
-            [sys.executable, "-m", "edgekit", "train", *arguments, *sys.argv[3:]], check=True, env=os.environ
-        )
-    scores: dict[str, float] = load_checkpoint(str(path)).metrics["camvid:val"]
-    return scores
-
-
 def main() -> None:
     """Train what is missing, compare neighbours in the paper's order, and keep all."""
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 12
@@ -49,7 +32,9 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {network: [] for network in NETWORKS}
     for seed in range(seeds):
         for network in NETWORKS:
-            found[network].append(trained(network, seed, epochs))
+            out = FOLDER / f"{network}-{epochs}-{seed}"
+            varied = ["--network", network, "--epochs", str(epochs), "--seed", str(seed)]
+            found[network].append(val_scores(out, network, [*varied, *SETTINGS, *sys.argv[3:]]))
     mious = {network: [scores["miou"] for scores in runs] for network, runs in found.items()}
     steps = []
     for worse, better in pairwise(NETWORKS):
