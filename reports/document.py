@@ -135,10 +135,13 @@ def is_float(document: Mapping[str, Any]) -> bool:
 
 
 def trainings(recipe: Mapping[str, Any]) -> list[str]:
-    """Commands of the trainings that led to a checkpoint, the oldest first, as far as its recipe recorded them."""
-    before = (recipe.get("initial_checkpoint") or {}).get("recipe") or {}
+    """Commands of the trainings that led to a checkpoint, the oldest first, as far as its recipe recorded them.
+
+    A teacher's come before those that learned from it; each command once.
+    """
+    others = [(recipe.get(f"{role}_checkpoint") or {}).get("recipe") or {} for role in ("initial", "teacher")]
     own = [str(recipe["command"])] if recipe.get("command") else []
-    return [*(trainings(before) if before else []), *own]
+    return list(dict.fromkeys([*(command for other in others if other for command in trainings(other)), *own]))
 
 
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:

@@ -23,7 +23,7 @@ from edgekit.core.errors import EdgekitError
 from edgekit.core.values import ClassSet
 from edgekit.metrics.scores import add_counts, class_iou, count_frame, counts_from_json, counts_to_json, mean_iou, score
 from reports import figures
-from reports.document import ROW_KEYS, ReportContext, Strip, analyse, build_document, validate
+from reports.document import ROW_KEYS, ReportContext, Strip, analyse, build_document, trainings, validate
 from reports.figures import ClassDrops, Point, class_drops, scatter, target_colours
 from reports.markdown import render
 from reports.numbers import megabytes, milliseconds, percent, points
@@ -512,6 +512,19 @@ def test_the_checkpoint_says_what_it_scores_and_how_it_was_trained(files: dict[s
     page = text(files, "index.md")
     assert "| 69.40 % on 64 frames of streets val " in page
     assert "edgekit train --epochs 1\nedgekit train --epochs 2\n" in page, "the first training first"
+
+
+def test_trainings_of_start_and_teacher_come_before_what_they_led_to() -> None:
+    """In their order, and a teacher that taught twice once; one that says nothing of itself is passed over."""
+    teacher = {"name": "teacher", "recipe": {"command": "train teacher"}}
+    first = {"command": "train first", "teacher_checkpoint": teacher, "initial_checkpoint": {"name": "x", "recipe": {}}}
+    second = {
+        "command": "train second",
+        "teacher_checkpoint": teacher,
+        "initial_checkpoint": {"name": "a", "recipe": first},
+    }
+    assert trainings(second) == ["train teacher", "train first", "train second"]
+    assert trainings({}) == []
 
 
 def test_no_cell_is_blank_and_every_row_is_complete(files: dict[str, bytes | str]) -> None:
