@@ -28,7 +28,7 @@ from edgekit.training import mixed
 from edgekit.training.data import Crops, EpochOrder, augment, decoded_frames, paste_classes
 from edgekit.training.distributed import Group
 from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
-from edgekit.training.losses import class_weights, divergence, lovasz_softmax
+from edgekit.training.losses import class_weights, lovasz_softmax, taught_cross_entropy
 from edgekit.training.recipe import PRESETS, TrainingRecipe
 from edgekit.training.state import STATE_NAME
 
@@ -478,21 +478,26 @@ def test_a_teacher_teaches(six: Split, tmp_path: Path) -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 1 << 16), st.integers(2, 12), st.sampled_from([1, 2, 4]))
 def test_what_a_teacher_s_part_weighs(seed: int, classes: int, stride: int) -> None:
-    """The divergence by its definition, in numpy; of the teacher from itself, nothing; labels keep what is left."""
+    """By its definition, in numpy; as sure of itself as labels are, a teacher is worth what labels are worth."""
     generator = torch.Generator().manual_seed(seed)
     ours, theirs = (torch.randn(2, classes, 8, 12, generator=generator) * 3 for _ in range(2))
+    weights = torch.rand(classes, generator=generator) + 0.1
     labels = torch.randint(0, classes, (2, 8, 12), generator=generator, dtype=torch.uint8)
-    labels[0, :3] = IGNORE
     p, q = (value.double().softmax(1).numpy() for value in (theirs, ours))
-    expected = (p * np.log(p / q)).sum(1).mean()
-    assert float(divergence(ours, theirs)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert float(divergence(ours, ours)) == pytest.approx(0, abs=1e-6)
+    w = weights.double().numpy()[:, None, None]
+    total, weight = taught_cross_entropy(ours, theirs, weights)
+    assert float(total / weight) == pytest.approx(-(w * p * np.log(q)).sum() / (w * p).sum(), rel=1e-4)
     alone = Group(0, 1, torch.device("cpu"))
     recipe = replace(TINY, loss_stride=stride, teacher="hash", distillation=0.25)
-    part = replace(recipe, distillation=1.0)
+    sure = 1e4 * F.one_hot(labels.long(), classes).permute(0, 3, 1, 2).float()
+    full = replace(recipe, loss_stride=1)
+    assert float(group_loss(ours, labels, full, weights, alone, sure)) == pytest.approx(
+        float(group_loss(ours, labels, full, weights, alone)), rel=1e-4
+    )
+    labels[0, :3] = IGNORE
     both, taught, labelled = (
-        float(group_loss(ours, labels, one, None, alone, other))
-        for one, other in ((recipe, theirs), (part, theirs), (recipe, None))
+        float(group_loss(ours, labels, one, weights, alone, other))
+        for one, other in ((recipe, theirs), (replace(recipe, distillation=1.0), theirs), (recipe, None))
     )
     assert both == pytest.approx(0.75 * labelled + 0.25 * taught, rel=1e-5)
 

@@ -29,9 +29,9 @@ from edgekit.training.losses import (
     at_labels,
     class_weights,
     cross_entropy,
-    divergence,
     lovasz_softmax,
     pixel_counts,
+    taught_cross_entropy,
 )
 from edgekit.training.recipe import TrainingRecipe
 from edgekit.training.state import STATE_NAME, TrainingState
@@ -376,15 +376,21 @@ def group_loss(
         taught: the teacher's logits of the same images, of any stride.
     """
     upsampled, truth = at_labels(logits, labels, recipe.loss_stride)
-    total, weight = cross_entropy(upsampled, truth, weights)
-    # A batch of nothing but void has weight 0, and no gradient.
-    loss = total * group.size / group.sum(weight.float()).clamp_min(1e-12)
+    loss = _mean(cross_entropy(upsampled, truth, weights), group)
     if recipe.lovasz:
         loss = loss + recipe.lovasz * lovasz_softmax(upsampled, truth)
     if taught is None:
         return loss
     taught, _ = at_labels(taught, labels, recipe.loss_stride)
-    return (1 - recipe.distillation) * loss + recipe.distillation * divergence(upsampled, taught)
+    part = _mean(taught_cross_entropy(upsampled, taught, weights), group)
+    return (1 - recipe.distillation) * loss + recipe.distillation * part
+
+
+def _mean(parts: tuple[Tensor, Tensor], group: Group) -> Tensor:
+    """Of a sum and its weight in this process, what the mean over all processes takes to the quotient over all."""
+    total, weight = parts
+    # A batch of nothing but void has weight 0, and no gradient.
+    return total * group.size / group.sum(weight.float()).clamp_min(1e-12)
 
 
 def _diverged(what: str, state: TrainingState, folder: Path) -> TrainingError:

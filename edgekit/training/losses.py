@@ -52,14 +52,16 @@ def cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor | None = None) 
     return total, weights[truth[labelled]].sum()
 
 
-def divergence(logits: Tensor, taught: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the network's classes from a teacher's, mean over the pixels.
+def taught_cross_entropy(logits: Tensor, taught: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy with a teacher's probabilities in the labels' place, as (sum, sum of weights) like :func:`cross_entropy`.
 
-    Distillation (Hinton et al. 2015, https://arxiv.org/abs/1503.02531) at temperature 1. Both float32 [N, C, h, w]; pixels
-    without a label count, for the teacher has an opinion on them.
+    Distillation (Hinton et al. 2015, https://arxiv.org/abs/1503.02531) at temperature 1. Both float32 [N, C, h, w]; classes
+    weigh what they weigh as labels, so that both losses ask for the same, and pixels without a label count: the teacher has
+    an opinion on them.
     """
-    per_class = F.kl_div(logits.log_softmax(1), taught.log_softmax(1), reduction="none", log_target=True)
-    return per_class.sum(1).mean()
+    target = taught.softmax(1)
+    total = F.cross_entropy(logits, target, weight=weights, reduction="sum")
+    return total, target.sum() if weights is None else torch.einsum("nchw,c->", target, weights)
 
 
 def lovasz_softmax(logits: Tensor, truth: Tensor) -> Tensor:
