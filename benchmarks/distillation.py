@@ -1,7 +1,8 @@
 """What a teacher gives SPSSN on CamVid's val: the same training from labels alone, and from labels and a teacher.
 
 Run: python benchmarks/distillation.py TEACHER [EPOCHS]; needs CAMVID_ROOT. TEACHER was trained on train alone, and so are
-both students; the test split is not looked at. Trainings lie in runs/distillation and go on where they stopped.
+both students, which begin with the same short training from labels; the test split is not looked at. Trainings lie in
+runs/distillation and go on where they stopped.
 """
 
 from __future__ import annotations
@@ -13,37 +14,47 @@ from measured import keep
 from trainings import val_scores
 
 from edgekit.core.errors import UsageError
+from edgekit.core.files import read_json
 from edgekit.networks.checkpoint import load_checkpoint, trained_on
+from edgekit.training.loop import HISTORY_NAME
 
 FOLDER = Path("runs/distillation")
-PART = "0.7"
+START_EPOCHS = 12
+PART = "0.5"
 """The teacher's part of the loss."""
 SETTINGS = [
-    "--network", "spssn", "--data", "camvid", "--camvid-variant", "--initial", "spssn-streets", "--batch", "8", "--frame-size",
-    "720x960", "--crop", "384x384", "--scale", "0.5", "1.2", "--optimizer", "adamw", "--learning-rate", "0.003",
-    "--weight-decay", "0.01", "--warmup-steps", "50", "--loss-stride", "2", "--class-balance", "0.2", "--average", "0.99",
-    "--colour-jitter", "0.4", "--white-balance", "0.25", "--class-mix", "0.5", "--precision", "bfloat16", "--validate-every",
-    "1000", "--no-test",
+    "--network", "spssn", "--data", "camvid", "--camvid-variant", "--batch", "8", "--frame-size", "720x960", "--crop", "384x384",
+    "--scale", "0.5", "1.2", "--optimizer", "adamw", "--weight-decay", "0.01", "--warmup-steps", "50", "--loss-stride", "2",
+    "--class-balance", "0.2", "--colour-jitter", "0.4", "--white-balance", "0.25", "--class-mix", "0.5", "--precision", "bfloat16",
+    "--no-test",
 ]  # fmt: skip
+BEGUN = ["--learning-rate", "0.003", "--average", "0.99", "--validate-every", "1000"]
+GONE_ON = ["--learning-rate", "0.002", "--schedule", "constant", "--average", "0.998", "--validate-every", "10"]
 
 
 def main() -> None:
     """Train what is missing, and keep both students' scores and their teacher's."""
     teacher = load_checkpoint(sys.argv[1])
-    epochs = sys.argv[2] if len(sys.argv) > 2 else "12"
+    epochs = sys.argv[2] if len(sys.argv) > 2 else "40"
     if trained_on(teacher.recipe, "camvid", "val") is not False:
         raise UsageError(f"{teacher.path} saw val in training: val would say nothing of its student")
+    start = FOLDER / "start"
+    begun = ["--initial", "spssn-streets", "--epochs", str(START_EPOCHS), *BEGUN]
+    val_scores(start, "spssn", [*SETTINGS, *begun])
+    gone_on = ["--initial", str(start / "spssn.safetensors"), "--epochs", epochs, *GONE_ON]
     sides = {"labels alone": [], "labels and teacher": ["--teacher", str(teacher.path), "--distillation", PART]}
-    students = {
-        side: val_scores(FOLDER / f"{side.split()[-1]}-{epochs}", "spssn", [*SETTINGS, "--epochs", epochs, *more])
-        for side, more in sides.items()
-    }
-    for side, scores in students.items():
+    students = {}
+    for side, more in sides.items():
+        out = FOLDER / f"{side.split()[-1]}-{epochs}"
+        scores = val_scores(out, "spssn", [*SETTINGS, *gone_on, *more])
+        along = {entry["epoch"]: entry["miou"] for entry in read_json(out / HISTORY_NAME) if "miou" in entry}
+        students[side] = {**scores, "along": along}
         print(f"{side}: {100 * scores['miou']:.2f} %")
     taught = {"scores": teacher.metrics["camvid:val"], "recipe": dict(teacher.recipe)}
+    settings = {"start": [*SETTINGS, *begun], "students": [*SETTINGS, *gone_on]}
     keep(
         "distillation",
-        {"epochs": int(epochs), "part": float(PART), "settings": SETTINGS, "students": students, "teacher": taught},
+        {"epochs": int(epochs), "part": float(PART), "settings": settings, "students": students, "teacher": taught},
     )
 
 
