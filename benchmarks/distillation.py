@@ -13,13 +13,16 @@ from pathlib import Path
 from measured import keep
 from trainings import val_scores
 
+from calibration.datasets import open_split
 from edgekit.core.errors import UsageError
 from edgekit.core.files import read_json
-from edgekit.networks.checkpoint import load_checkpoint, trained_on
-from edgekit.training.loop import HISTORY_NAME
+from edgekit.networks.blocks import channels_last
+from edgekit.networks.checkpoint import load_checkpoint, load_network, trained_on
+from edgekit.training.loop import HISTORY_NAME, evaluate_network
 
 FOLDER = Path("runs/distillation")
 START_EPOCHS = 12
+SIZES = ("360x480", "480x640", "576x768", "720x960", "900x1200")
 PART = "0.5"
 """The teacher's part of the loss."""
 SETTINGS = [
@@ -30,6 +33,13 @@ SETTINGS = [
 ]  # fmt: skip
 BEGUN = ["--learning-rate", "0.003", "--average", "0.99", "--validate-every", "1000"]
 GONE_ON = ["--learning-rate", "0.002", "--schedule", "constant", "--average", "0.998", "--validate-every", "10"]
+
+
+def sizes(path: Path) -> dict[str, float]:
+    """Val mIoU at each frame size: what networks were trained at random scales of, some sizes fit better than others."""
+    checkpoint = load_checkpoint(str(path))
+    network, split = channels_last(load_network(checkpoint)), open_split("camvid", "val")
+    return {size: evaluate_network(network, split, checkpoint.normalization, size)["miou"] for size in SIZES}
 
 
 def main() -> None:
@@ -48,8 +58,8 @@ def main() -> None:
         out = FOLDER / f"{side.split()[-1]}-{epochs}"
         scores = val_scores(out, "spssn", [*SETTINGS, *gone_on, *more])
         along = {entry["epoch"]: entry["miou"] for entry in read_json(out / HISTORY_NAME) if "miou" in entry}
-        students[side] = {**scores, "along": along}
-        print(f"{side}: {100 * scores['miou']:.2f} %")
+        students[side] = {**scores, "along": along, "sizes": sizes(out / "spssn.safetensors")}
+        print(f"{side}: {100 * scores['miou']:.2f} %, {students[side]['sizes']}")
     taught = {"scores": teacher.metrics["camvid:val"], "recipe": dict(teacher.recipe)}
     settings = {"start": [*SETTINGS, *begun], "students": [*SETTINGS, *gone_on]}
     keep(
