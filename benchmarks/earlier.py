@@ -1,22 +1,23 @@
-"""SPSSN on CamVid after exactly the training that the two others had, before it was trained on: a row of Table 5.
+"""What SPSSN had on CamVid's test frames before it was trained further: rows of Table 5.
 
-Run: python benchmarks/equal_budget.py CHECKPOINT, the checkpoint that the first two commands of ``spssn-camvid``'s history gave.
-Nothing is evaluated again: ``edgekit train`` did that on the test frames, and wrote it into the checkpoint.
+Run: python benchmarks/earlier.py CHECKPOINT WHEN, for example "before it had a teacher". Nothing is evaluated again:
+``edgekit train`` did that on the test frames, and wrote it into the checkpoint.
 """
 
 from __future__ import annotations
 
 import sys
 
-from measured import keep
+from measured import keep, kept
 
 from edgekit.networks.checkpoint import load_checkpoint
 
 
 def main() -> None:
-    """Keep what the checkpoint says of itself."""
+    """Keep what the checkpoint says of itself beside what others said."""
     checkpoint = load_checkpoint(sys.argv[1])
-    keep("equal_budget", {"checkpoint": checkpoint.describe(), "scores": checkpoint.metrics["camvid:test"]})
+    before = (kept("earlier") or {"result": {}})["result"]
+    keep("earlier", before | {sys.argv[2]: checkpoint.describe()})
 
 
 if __name__ == "__main__":
