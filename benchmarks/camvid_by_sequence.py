@@ -22,9 +22,9 @@ def by_sequence(root: Path) -> Path:
             (FOLDER / f"{split}{kind}").mkdir(parents=True, exist_ok=True)
             for source in sorted((root / f"{split}{kind}").iterdir()):
                 place = "val" if source.name.startswith(HELD_OUT) else "train"
-                link = FOLDER / f"{place}{kind}" / source.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(source.resolve())
+                link, frame = FOLDER / f"{place}{kind}" / source.name, source.resolve()
+                link.unlink(missing_ok=True)  # only now: ``source`` is ``link`` where the root is this tree already
+                link.symlink_to(frame)
     return FOLDER
 
 

@@ -169,8 +169,8 @@ def camvid() -> list[str]:
         "## CamVid, the paper's Table 5",
         "Class mIoU, average class accuracy and global accuracy on the 233 test frames, after training; nothing was chosen by them. SPSSN was "
         "evaluated twice, once after the training that the other two had, once after 190 further passes over the frames. The paper's rows are on "
-        "960x720 originals and a TITAN Xp; ours on the 480x360 frames of the SegNet "
-        f"release, a quarter of the pixels, in which a pole is one or two pixels wide, brought to 720x960 by interpolation.{where}",
+        "960x720 originals and a TITAN Xp; ours on the 480x360 frames of the SegNet release, a quarter of the pixels, in which a pole is one or "
+        f"two pixels wide, brought to 720x960 by interpolation.{where}",
         "Where ours is below the paper's SPSSN: the resolution is one reason; the other is the length of training on two CPU "
         "cores (the commands below). Thin and rare classes come last. All three began "
         "with those weights of `spssn-streets`, an SPSSN, that fit them by name and shape, which favours SPSSN.",

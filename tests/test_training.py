@@ -447,8 +447,7 @@ def test_a_teacher_teaches(six: Split, tmp_path: Path) -> None:
     """By its part of the loss: all of it, and what the labels say is nothing to the student; it resumes, and is recorded."""
     teacher = load_checkpoint("spssn-streets")
     recipe = replace(TINY, teacher=teacher.sha256, distillation=1.0)
-    seen: list[Progress] = []
-    first = run(recipe, six, tmp_path / "first", seen.append, teacher=teacher)
+    first = run(recipe, six, tmp_path / "first", teacher=teacher)
 
     def mirrored(reference: FrameReference) -> FrameReference:
         frame = reference.load()
