@@ -164,6 +164,35 @@ def test_another_recipe_in_the_same_folder(six: Split, tmp_path: Path, setting: 
     assert (tmp_path / STATE_NAME).read_bytes() == state
 
 
+def test_other_frames_in_the_same_folder(six: Split, tmp_path: Path) -> None:
+    """As many, of the same names and recipe: a run on a mixture of two datasets would say that it was on one."""
+    one = replace(TINY, epochs=2)
+    with pytest.raises(Killed):
+        run(one, six, tmp_path, killer(2, 1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first, *rest = six.references
+    changed = replace(six, references=(replace(first, identity=lambda: "changed"), *rest))
+    with pytest.raises(TrainingError, match=r"other streets frames.*--data-root.*--out") as caught:
+        run(one, changed, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    path = tmp_path / STATE_NAME
+    stored = torch.load(path, weights_only=True)
+    del stored["frames"]  # of a state from before they were recorded
+    torch.save(stored, path)
+    run(one, six, tmp_path)
+
+
+def test_what_validation_found_outlives_a_kill(six: Split, two: Split, tmp_path: Path) -> None:
+    one = replace(TINY, epochs=2)
+    with pytest.raises(Killed):
+        run(one, six, tmp_path, killer(2, 1), validation=two, validate_every=1)
+    found = json.loads((tmp_path / HISTORY_NAME).read_text())
+    assert 0 <= found[0]["miou"] <= 1
+    run(one, six, tmp_path, validation=two, validate_every=1)
+    assert json.loads((tmp_path / HISTORY_NAME).read_text())[0] == found[0]
+
+
 def test_another_network_in_the_same_folder(six: Split, tmp_path: Path) -> None:
     one = replace(TINY, epochs=1)
     run(one, six, tmp_path)
@@ -399,6 +428,9 @@ def test_weights_of_rare_classes() -> None:
     assert weights is not None
     assert (weights.numpy() * counts).sum() == pytest.approx(counts.sum()), "mean 1 over the pixels"
     assert weights[2] / weights[0] == pytest.approx(100)
+    absent = class_weights(np.array([1000, 0, 100, 10, 0], np.int64), 1.0)
+    assert absent is not None
+    assert absent.numpy() == pytest.approx(weights.numpy()[[0, 2, 1, 2, 2]]), "a teacher may name a class of no label"
 
 
 @given(st.integers(0, 1 << 30))

@@ -20,15 +20,18 @@ from edgekit.training.recipe import TrainingRecipe
 
 
 def decoded_frames(
-    split: Split, folder: Path, report: Callable[[int, int], None] | None = None
+    split: Split, folder: Path, report: Callable[[int, int], None] | None = None, identity: str | None = None
 ) -> tuple[list[tuple[int, int, int]], Path]:
     """Decode a split once: pixels and labels of all frames, 4 bytes a pixel, in one file that workers map.
 
     Decoding (or drawing) a frame costs more than a training step on a crop of it. The file is kept for as long as the
     frames' identity stays the same. Returns (offset, height, width) per frame and the file.
+
+    Args:
+        identity: the split's, of a caller that has it: to find it, every file is read.
     """
     index_path, data_path = folder / "frames.json", folder / "frames.bin"
-    identity = split.identity()
+    identity = split.identity() if identity is None else identity
     if index_path.is_file() and data_path.is_file():
         stored = json.loads(index_path.read_text())
         if stored["identity"] == identity:

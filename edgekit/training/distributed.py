@@ -1,7 +1,7 @@
 """Several processes that train one network, as ``torchrun`` starts them: each its share of every batch.
 
 The loss is the one that a single process would compute on the whole batch: batch norm's statistics and the number of
-labelled pixels are summed over the processes.
+labelled pixels are summed over the processes. Only Lovász-Softmax, which is no sum over pixels, is each process's own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekit.core.errors import TrainingError
+
+PATIENCE = timedelta(days=2)
+"""How long processes wait for one another. torch's own 10 or 30 minutes are less than the first of them may take, alone, to decode
+a large dataset or to evaluate a network on it; launchers end the others themselves where one dies."""
 
 
 def leads() -> bool:
@@ -70,7 +75,7 @@ def join_group(device: str) -> Iterator[Group]:
     if size == 1:
         yield Group(0, 1, torch.device(place))
         return
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), torch.device(place))
     finally:

@@ -90,8 +90,8 @@ def train(
         decoding: progress of the frames' decoding, done and total.
 
     Raises:
-        TrainingError: another recipe lies in ``folder``, the loss is not finite, a class never occurs, or the teacher
-            knows other classes or reads other pixels.
+        TrainingError: another recipe or a run on other frames lies in ``folder``, the loss is not finite, a class never
+            occurs, or the teacher knows other classes or reads other pixels.
     """
     recipe.check()
     flush_subnormals()
@@ -106,11 +106,12 @@ def train(
         normalization = Normalization() if initial is None else initial.normalization
         state_path = folder / STATE_NAME
         guide = None if teacher is None else _guide(teacher, data, normalization, group)
-        logits, state = _network(recipe, initial if not state_path.is_file() else None, group, say)
+        frames = data.identity()
+        logits, state = _network(recipe, frames, initial if not state_path.is_file() else None, group, say)
         if state_path.is_file():
             state.restore(state_path)
             say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
-        index, path = _decoded(data, folder, group, say, decoding)
+        index, path = _decoded(data, frames, folder, group, say, decoding)
         counts = pixel_counts(index, path, len(data.classes))
         _check_frames(data, index, counts, recipe, group, missing_classes)
         weights = class_weights(counts, recipe.class_balance)
@@ -135,6 +136,7 @@ def train(
                 miou = validate()
                 if miou is not None:
                     seen["miou"] = miou
+                    state.save(state_path)  # the epoch was kept before it was validated, now the result is
             if group.leads:
                 write_json(folder / HISTORY_NAME, state.history)
             group.wait()
@@ -151,7 +153,7 @@ def train(
 
 
 def _network(
-    recipe: TrainingRecipe, initial: Checkpoint | None, group: Group, say: Callable[[str], None]
+    recipe: TrainingRecipe, frames: str, initial: Checkpoint | None, group: Group, say: Callable[[str], None]
 ) -> tuple[nn.Module, TrainingState]:
     """The network on its device, wrapped for its group, and the state around the bare one."""
     classes = len(class_set(recipe.dataset))
@@ -163,7 +165,7 @@ def _network(
         mixed.prepare(module)
     # A user's network may give a tuple, or channels beyond the classes.
     logits = distribute(Logits(module, classes), group, recipe.network in NETWORKS)
-    return logits, TrainingState(module, recipe)
+    return logits, TrainingState(module, recipe, frames)
 
 
 def _guide(teacher: Checkpoint, data: Split, normalization: Normalization, group: Group) -> nn.Module:
@@ -183,14 +185,19 @@ def _guide(teacher: Checkpoint, data: Split, normalization: Normalization, group
 
 
 def _decoded(
-    data: Split, folder: Path, group: Group, say: Callable[[str], None], decoding: Callable[[int, int], None] | None
+    data: Split,
+    identity: str,
+    folder: Path,
+    group: Group,
+    say: Callable[[str], None],
+    decoding: Callable[[int, int], None] | None,
 ) -> tuple[list[tuple[int, int, int]], Path]:
     """The decoded frames, made by the first process and found by the others."""
     if group.leads:
         say(f"decoding {len(data)} frames")
-        decoded_frames(data, folder, decoding)
+        decoded_frames(data, folder, decoding, identity)
     group.wait()
-    return decoded_frames(data, folder, decoding)
+    return decoded_frames(data, folder, decoding, identity)
 
 
 class _Batches:

@@ -24,11 +24,11 @@ def pixel_counts(index: list[tuple[int, int, int]], path: Path, classes: int) ->
 def class_weights(counts: Int64, balance: float) -> Tensor | None:
     """Loss weights [C] of (median frequency / frequency) ** balance, mean 1 over the pixels; None without balancing.
 
-    A class without a pixel weighs as if it had one: it is never looked up.
+    A class without a pixel weighs what the rarest class with one does: no label looks it up, but a teacher may name it.
     """
     if not balance:
         return None
-    present = np.maximum(counts, 1)
+    present = np.where(counts, counts, counts[counts > 0].min())
     weights = (np.median(present) / present) ** balance
     return torch.from_numpy((weights * counts.sum() / (weights * counts).sum()).astype(np.float32))
 

@@ -21,11 +21,16 @@ STATE_NAME = "training-state.pt"
 
 
 class TrainingState:
-    """Weights, their average, optimizer, epoch, step, and what was seen after each epoch."""
+    """Weights, their average, optimizer, epoch, step, and what was seen after each epoch.
 
-    def __init__(self, module: nn.Module, recipe: TrainingRecipe) -> None:
+    Args:
+        frames: identity of the training frames.
+    """
+
+    def __init__(self, module: nn.Module, recipe: TrainingRecipe, frames: str) -> None:
         self.module = module
         self.recipe = recipe
+        self.frames = frames
         self.epoch = 0
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -72,7 +77,7 @@ class TrainingState:
             {
                 "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
                 "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "history": self.history,
+                "history": self.history, "frames": self.frames,
             },
             buffer,
         )  # fmt: skip
@@ -82,7 +87,8 @@ class TrainingState:
         """Go on where a run of the same recipe stopped.
 
         Raises:
-            TrainingError: damaged, of another recipe (the first setting that differs is named), or of another network.
+            TrainingError: damaged, of another recipe (the first setting that differs is named), of other frames, or of
+                another network.
         """
         try:
             stored = torch.load(path, map_location=next(self.module.parameters()).device, weights_only=True)
@@ -98,6 +104,11 @@ class TrainingState:
             raise TrainingError(
                 f"{path.parent} holds a run with {key} = {stored['recipe'].get(key, defaults[key])}, not {mine[key]}: "
                 "use the same settings to go on, or another --out to start anew"
+            )
+        if stored.get("frames", self.frames) != self.frames:  # a state from before they were recorded says nothing
+            raise TrainingError(
+                f"{path.parent} holds a run on other {self.recipe.dataset} frames than lie there now: name the folder that it "
+                "was trained from with --data-root, or use another --out to start anew"
             )
         try:
             self.module.load_state_dict(stored["module"])
