@@ -162,6 +162,12 @@ def join_splits(splits: Sequence[Split]) -> Split:
     return replace(splits[0], split="+".join(split.split for split in splits), references=references)
 
 
+def root_of(dataset: str, first: str, root: Path | None) -> Path | None:
+    """The folder given to a command that reads two datasets, as far as it is ``dataset``'s: it is the ``first`` one's, or the
+    other's where the first is drawn and has none."""
+    return root if dataset == first or first not in ROOT_VARIABLES else None
+
+
 def find_root(dataset: str, root: Path | None) -> Path:
     """Folder of a dataset, from the argument or its environment variable.
 

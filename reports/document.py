@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from edgekit.core.errors import EdgekitError
-from edgekit.core.values import PRECISIONS, ClassSet, Provenance, ProvenanceKind, UInt8
+from edgekit.core.values import PRECISIONS, ClassSet, Provenance, ProvenanceKind, UInt8, filled_note
 from edgekit.metrics.scores import Scores, add_counts, counts_from_json, score
 from reports.statistics import (
     Interval,
@@ -144,13 +144,18 @@ def trainings(recipe: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*(command for other in others if other for command in trainings(other)), *own]))
 
 
+def artifact_folder(document: Mapping[str, Any], context: ReportContext) -> str:
+    """An artifact's folder as commands should name it."""
+    return f"{context.folder}/artifacts/{document['artifact']}"
+
+
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
     """The command that would measure an artifact's latency on a device: what its target notes for it, or the bench."""
-    artifact = f"{context.folder}/artifacts/{document['artifact']}"
+    artifact = artifact_folder(document, context)
     if device == document.get("device") != LOCAL:
         return f"edgekit bench {artifact} --device {device}"
     noted = (document.get("notes") or {}).get(f"measure on {device}")
-    return str(noted).replace("{artifact}", artifact) if noted else f"edgekit bench {artifact}"
+    return filled_note(noted, artifact) if noted else f"edgekit bench {artifact}"
 
 
 def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> tuple[Result, ...]:
@@ -238,7 +243,7 @@ def _own_result(document: Mapping[str, Any], context: ReportContext, reference: 
             drop = bootstrap_drop(reference, np.stack([frame.confusion for frame in counts]))
             drop = None if any(math.isnan(value) for value in (drop.value, drop.low, drop.high)) else drop
     else:
-        subject = f"{context.folder}/artifacts/{document['artifact']}"
+        subject = artifact_folder(document, context)
         if is_float(document):
             subject = str(context.checkpoint.get("name", "CHECKPOINT"))
         data, split = context.dataset.get("name", "DATA"), context.dataset.get("split", "SPLIT")

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
+from edgekit.core.values import filled_note
 from reports import figures
 from reports.devices import against_local, sustained_chart, sustained_section, tensorrt_section, units_section
 from reports.document import (
@@ -21,6 +22,7 @@ from reports.document import (
     ReportContext,
     Result,
     analyse,
+    artifact_folder,
     bench_command,
     build,
     trainings,
@@ -405,7 +407,7 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
     return text
 
 
-def _artifact_section(results: Sequence[Result]) -> list[str]:
+def _artifact_section(results: Sequence[Result], context: ReportContext) -> list[str]:
     rows, commands = [], []
     artifacts = [result for result in results if result.failed is None and not result.is_float]
     for name, result in zip(distinct_names(artifacts), artifacts, strict=True):
@@ -421,7 +423,8 @@ def _artifact_section(results: Sequence[Result]) -> list[str]:
         layers = f"{len(kept)}: {', '.join(kept)}" if kept else "none"
         rows.append([escape(name), escape(output), escape(frames), escape(layers)])
         for key, text in (document.get("notes") or {}).items():
-            commands += [f"{escape(name)}, {escape(key)}:", "", code(str(text)), ""]
+            note = filled_note(text, artifact_folder(document, context))
+            commands += [f"{escape(name)}, {escape(key)}:", "", code(note), ""]
     if not rows:
         return []
     header = ["Artifact", "Output", "Calibration", "Layers kept in higher precision"]
@@ -584,7 +587,7 @@ def _measured_page(
             lines += ["The chart shows the five artifacts that lost most.", ""]
     lines += _strip_section(pictures, context) if device == LOCAL else []
     lines += _how_section(page)
-    lines += _artifact_section(page)
+    lines += _artifact_section(page, context)
     lines += _environment_section(page)
     return "\n".join(lines + _footer(context))
 
@@ -630,7 +633,7 @@ def _unconnected_page(device: str, page: Sequence[Result], context: ReportContex
     lines += _accuracy_section(page)
     drops = "Drops by class and the frames to look at are in [local](local.md)."
     lines += [drops, ""] if any(result.drop is not None for result in page) else []
-    lines += _artifact_section(page)
+    lines += _artifact_section(page, context)
     return "\n".join(lines + _footer(context))
 
 
@@ -767,7 +770,12 @@ def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext)
             *phone_section(page),
             *tensorrt_section(page),
         ]
-        lines += [*_accuracy_section(page), *_how_section(page), *_artifact_section(page), *_environment_section(page)]
+        lines += [
+            *_accuracy_section(page),
+            *_how_section(page),
+            *_artifact_section(page, context),
+            *_environment_section(page),
+        ]
         lines += ["## Command", "", code(context.command), ""]
         files[f"{_file_name(device)}.md"] = "\n".join(lines + _footer(context))
     return files

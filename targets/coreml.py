@@ -215,7 +215,9 @@ def adopt(package: Path, class_names: tuple[str, ...] | None) -> Artifact:
     if class_names is None and "classes" in metadata:
         class_names = tuple(json.loads(metadata["classes"]))
     if class_names is None:
-        raise UsageError(f"'{package}' does not say its classes: name the dataset whose classes it has with --data")
+        raise UsageError(
+            f"'{package}' does not say its classes: name the dataset whose classes it has (--data; of predict, --classes)"
+        )
     output = program.function.outputs[0]
     shape, is_float = tuple(int(side) for side in output.shape), dtype_of(output).startswith("fp")
     if len(program.outputs) != 1 or len(shape) != (4 if is_float else 3) or (is_float and shape[1] != len(class_names)):

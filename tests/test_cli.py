@@ -7,20 +7,24 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from seam import Done, call, edgekit, environment, files, own_network, partials, short_latency
 
+from calibration.datasets import open_split
 from edgekit.cli.app import _over_budget
 from edgekit.core.errors import ConversionError
+from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint, trained_on
-from edgekit.pipeline.int8 import fewest
+from edgekit.pipeline.int8 import evaluation_split, fewest, verification_split
 
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
@@ -207,6 +211,11 @@ USAGE = {
     "epochs of the step schedule": (["train", "--schedule", "step", "--step-epochs", "100,soon"], "100,150"),
     "teacher without its part": (["train", "--teacher", "spssn-camvid"], "--distillation"),
     "part without its teacher": (["train", "--distillation", "0.5"], "--teacher"),
+    "network of no teacher": (["train", "--teacher-network", "spssn"], "--teacher"),
+    "precision of no target": (
+        ["convert", "CHECKPOINT", "--target", "tflite,onnxruntime", "--precision", "fp16"],
+        "none has fp16",
+    ),
     "step epochs without their schedule": (["train", "--step-epochs", "100"], "--schedule step"),
     "network": (["convert", "x.pth", "--network", "no.such:thing", "--classes", "streets"], "package.module:factory"),
 }
@@ -390,6 +399,7 @@ def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: 
     assert step["kept"] == row["repair"]["kept"] == [f"{block}2.0"]
     assert step["model_bytes"] > row["repair"]["bytes_before"] + 2 * 64 * 384
     assert row["repair"]["latency_ratio"][0] > 0
+    assert not (tmp_path / "out" / "measurements" / "latency.local.json").exists(), "edgekit run's, with its own scope"
     assert f"{block}2.0" in row["kept_float"]
     assert row["miou_drop_ci"][1] <= 0.08
     assert row["verification"]["evaluation"] == {
@@ -410,6 +420,25 @@ def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: 
     )
     assert done.code == 2
     assert "no layer 'units.9'" in done.sentence
+
+
+def test_val_proves_where_test_is_kept_back(cityscapes_tree: Path, small_checkpoint: Path) -> None:
+    """By the frames that do not guide; and a root belongs to the one dataset that has a folder."""
+    checkpoint = replace(load_checkpoint(str(small_checkpoint)), dataset="cityscapes")
+    val = open_split("cityscapes", "val", cityscapes_tree)
+    common = (cityscapes_tree, "streets", Size(128, 256))
+    guide, _ = evaluation_split(checkpoint, None, "val", *common, 1)
+    assert guide is not None
+    proof, why_not = verification_split(checkpoint, None, guide, *common, 1)
+    assert proof is not None
+    assert not why_not
+    assert [one.name for one in (*guide.references, *proof.references)] == [one.name for one in val.references]
+    proof, why_not = verification_split(checkpoint, None, val, *common, None)
+    assert proof is None
+    assert "keeps the labels of its test split to itself, and all frames of val guide it" in why_not
+    named, _ = verification_split(checkpoint, "cityscapes:train", val, *common, None)
+    assert named is not None
+    assert len(named) == 3
 
 
 def test_frames_that_guide_do_not_prove(run_here: Call, small_checkpoint: Path) -> None:
@@ -625,6 +654,32 @@ def test_train_from_a_preset_then_on_val_too(run_here: Call, camvid_tree: Path, 
     assert done.code == 0, done.err
     assert done.document["metrics"] == {}, "what a teacher saw says nothing of its student"
     assert f"val is not evaluated: {second.name} saw it in training" in done.err
+
+
+def test_train_begins_with_and_learns_from_plain_state_dicts(
+    run_here: Call, camvid_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a network of one's own, by a preset whose schedule and arguments are left aside."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from torch import nn\n\ndef make(classes):\n    return nn.Conv2d(3, classes, 3, 2, 1)\n"
+    (tmp_path / "plainnet.py").write_text(source)
+    torch.save(torch.nn.Conv2d(3, 11, 3, 2, 1).state_dict(), tmp_path / "plain.pth")
+    common = [
+        "train", "--preset", "paper-camvid", "--schedule", "poly", "--network", "plainnet:make", "--data-root", camvid_tree,
+        "--epochs", 1, "--batch", 2, "--crop", "64x64", "--frame-size", "64x96", "--split", "train", "--threads", 1,
+        "--workers", 0, "--missing-classes", "--no-test", "--json",
+    ]  # fmt: skip
+    given = ["--initial", tmp_path / "plain.pth", "--teacher", tmp_path / "plain.pth", "--distillation", 0.5]
+    done = run_here(*common, *given, "--out", "refused")
+    assert done.code == 1
+    assert "--teacher-network" in done.sentence
+    done = run_here(*common, *given, "--teacher-network", "plainnet:make", "--out", "made")
+    assert done.code == 0, done.err
+    assert "starting from 2 of 2 of the weights of plain" in done.err
+    recipe = load_checkpoint(done.document["checkpoint"]).recipe
+    wanted = {"schedule": "poly", "step_epochs": [], "arguments": {}, "learning_rate": 0.005, "distillation": 0.5}
+    assert wanted.items() <= recipe.items()
+    assert recipe["initial"] == recipe["teacher"] != ""
 
 
 def test_train_names_a_bad_label_file(run_here: Call, camvid_tree: Path) -> None:

@@ -782,3 +782,7 @@ def test_a_target_may_note_how_it_is_measured_on_a_device() -> None:
             document["notes"] = {"measure on android": "push {artifact}/model.tflite"}
     pages = render(documents, context())
     assert "push runs/spssn-streets/artifacts/tflite-int8" in text(pages, "android.md")
+    assert "push runs/spssn-streets/artifacts/tflite-int8" in text(pages, "local.md")
+    assert not [
+        name for name, page in pages.items() if isinstance(page, str) and name.endswith(".md") and "{artifact}" in page
+    ]

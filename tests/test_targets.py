@@ -543,7 +543,7 @@ def test_a_core_ml_package_of_anybodys(make: Make, tmp_path: Path) -> None:
         with target.open(opened, SessionOptions(1)) as session:
             assert np.array_equal(session.run(frame), expected)
             session.run_graph()
-    with pytest.raises(UsageError, match=r"does not say its classes.*--data"):
+    with pytest.raises(UsageError, match=r"does not say its classes.*--data.*--classes"):
         open_artifact(str(theirs), None)
     with pytest.raises(ArtifactError, match=r"not an \.mlpackage"):
         open_artifact(str(tmp_path / "none.mlpackage"), None)

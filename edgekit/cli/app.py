@@ -55,7 +55,10 @@ TargetsOption = Annotated[
 SizeOption = Annotated[str | None, typer.Option("--size", help="Input HEIGHTxWIDTH, e.g. 512x1024.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. runs/<checkpoint> by default.")]
 RootOption = Annotated[
-    Path | None, typer.Option("--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT).")
+    Path | None,
+    typer.Option(
+        "--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT; of two, one by its variable)."
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads of the runtime. All cores by default.")
@@ -126,6 +129,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
+    from calibration.datasets import root_of
     from edgekit.core.files import read_json
     from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
@@ -150,7 +154,7 @@ def run(
         precisions=chosen,
         evaluation=open_evaluation(dataset, split, data_root, input_size, frames),
         calibration=open_calibration(
-            calibration_dataset, data_root if calibration_dataset == dataset else None, samples, input_size
+            calibration_dataset, root_of(calibration_dataset, dataset, data_root), samples, input_size
         ),
         folder=out or Path("runs") / found.name,
         mode="full" if full else "quick",
@@ -264,6 +268,7 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Make a float artifact of a checkpoint for a target."""
+    from edgekit.core.values import filled_note
     from edgekit.pipeline.commands import convert as do_convert
     from edgekit.pipeline.run import default_size
 
@@ -283,7 +288,7 @@ def convert(
     for artifact in made:
         _print(f"{artifact.title}: {artifact.model_path} ({artifact.manifest['model_bytes'] / 1e6:.1f} MB)")
         for name, text in artifact.manifest["notes"].items():
-            _print(f"  {name}: {text}")
+            _print(f"  {name}: {filled_note(text, str(artifact.folder))}")
 
 
 @app.command(**_example("edgekit quantize --target openvino --calib streets"))
@@ -306,7 +311,10 @@ def quantize(
     ] = None,
     verify: Annotated[
         str | None,
-        typer.Option("--verify", help="DATA:SPLIT to prove --max-drop on. The checkpoint's own test by default."),
+        typer.Option(
+            "--verify",
+            help="DATA:SPLIT to prove --max-drop on. The checkpoint's own test by default, else val's other frames.",
+        ),
     ] = None,
     keep_float: Annotated[
         str | None,
@@ -323,7 +331,7 @@ def quantize(
 ) -> None:
     """Make an int8 artifact, calibrated on real frames, and say what it lost. With --max-drop, see to it that it lost no more."""
     from calibration.datasets import open_split
-    from edgekit.pipeline.int8 import Budget, evaluation_split
+    from edgekit.pipeline.int8 import Budget, evaluation_split, verification_split
     from edgekit.pipeline.int8 import quantize as do_quantize
     from edgekit.pipeline.run import default_size
 
@@ -337,7 +345,8 @@ def quantize(
     if max_drop is not None:
         if evaluated is None:
             raise UsageError(f"--max-drop needs labelled frames, and {why_not}")
-        budget = Budget(max_drop, *evaluation_split(found, verify, "test", data_root, calib, input_size, frames))
+        proving = verification_split(found, verify, evaluated, data_root, calib, input_size, frames)
+        budget = Budget(max_drop, *proving)
     elif verify is not None:
         raise UsageError("--verify proves a budget: give --max-drop too")
     rows = do_quantize(
@@ -498,13 +507,13 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """The first layer at which two artifacts of one checkpoint part, in any two runtimes that run here."""
-    from edgekit.pipeline.artifacts import is_artifact, open_artifact
+    from edgekit.pipeline.artifacts import is_artifact, load_artifact
     from edgekit.pipeline.compare import Subject, checkpoint_of
     from edgekit.pipeline.compare import compare as do_compare
     from edgekit.pipeline.run import open_evaluation
     from reports.compare import comparison_text, sentence
 
-    artifacts = {text: open_artifact(text, None) for text in (first, second) if is_artifact(text)}
+    artifacts = {text: load_artifact(Path(text)) for text in (first, second) if is_artifact(text)}
     if not artifacts:
         raise UsageError("neither is an artifact's folder: compare an artifact with another, or with its checkpoint")
     named = next((text for text in (checkpoint, first, second) if text is not None and text not in artifacts), None)
@@ -778,6 +787,10 @@ def train(
             "--teacher", help="Checkpoint of the same classes to learn from, beside the labels. None by default."
         ),
     ] = "",
+    teacher_network: Annotated[
+        str | None,
+        typer.Option("--teacher-network", help="What the teacher is, where its file does not say: like --network."),
+    ] = None,
     distillation: Annotated[
         float, typer.Option("--distillation", help="The teacher's part of the loss, up to 1; the rest is the labels'.")
     ] = 0.0,
@@ -826,7 +839,10 @@ def train(
     ] = "float32",
     camvid_variant: Annotated[
         bool,
-        typer.Option("--camvid-variant", help="No downsampling in the first bottleneck unit (paper, section 5.2)."),
+        typer.Option(
+            "--camvid-variant/--no-camvid-variant",
+            help="No downsampling in the first bottleneck unit (paper, section 5.2).",
+        ),
     ] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Epochs between val mIoUs.")] = 10,
@@ -845,12 +861,12 @@ def train(
     """
     import time
 
-    from calibration.datasets import join_splits, open_split
+    from calibration.datasets import class_set, join_splits, open_split
     from edgekit.core.errors import DataError
     from edgekit.core.files import clean_partials
     from edgekit.core.progress import Progress, duration
     from edgekit.core.values import Size
-    from edgekit.networks.checkpoint import load_checkpoint, read_metadata, trained_on
+    from edgekit.networks.checkpoint import NETWORKS, load_checkpoint, load_start, read_metadata, trained_on
     from edgekit.training.distributed import leads
     from edgekit.training.recipe import TrainingRecipe, preset_settings
 
@@ -868,10 +884,18 @@ def train(
         options = {"dataset": "data", "arguments": "camvid_variant"}
         for name, value in preset_settings(preset).items():
             source = context.get_parameter_source(options.get(name, name))
-            if source is None or source.name == "DEFAULT":
+            own = name == "arguments" and network not in NETWORKS  # a preset knows nothing of what its factory takes
+            if not own and (source is None or source.name == "DEFAULT"):
                 given[name] = value
-    start = load_checkpoint(initial) if initial else None
-    taught_by = load_checkpoint(teacher) if teacher else None
+        if given["schedule"] != "step" and not step_epochs:  # the preset's belong to the schedule that was left
+            given["step_epochs"] = ()
+    names = class_set(given["dataset"]).names
+    start = load_start(initial, given["network"], names) if initial else None
+    if teacher_network is not None and not teacher:
+        raise UsageError("--teacher-network belongs to --teacher: name a checkpoint, or leave it out")
+    taught_by = None
+    if teacher:
+        taught_by = load_checkpoint(teacher, teacher_network, names, network_option="--teacher-network")
     given["initial"], given["teacher"] = ("" if one is None else one.sha256 for one in (start, taught_by))
     recipe = TrainingRecipe(**given)
     recipe.check()

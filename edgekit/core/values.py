@@ -198,7 +198,7 @@ class Converted:
         tools: package -> version of everything that had a hand in it.
         kept_float: layers left in higher precision, in the target's terms; of the recipe's those that would have been int8.
         scheme: of int8 activations, where there are any.
-        notes: what a user should know (the trtexec command line, for one), key -> text.
+        notes: what a user should know (the trtexec command line, for one), key -> text; ``{artifact}`` is its folder.
     """
 
     model: str
@@ -248,6 +248,11 @@ class Artifact:
     def title(self) -> str:
         """Target and precision, as tables name it."""
         return f"{self.target} {self.precision}"
+
+
+def filled_note(text: object, artifact: str) -> str:
+    """A target's note, with the artifact's folder where it says ``{artifact}``."""
+    return str(text).replace("{artifact}", artifact)
 
 
 @dataclass(frozen=True)

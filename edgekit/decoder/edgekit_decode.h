@@ -15,7 +15,7 @@
  *     #define EDGEKIT_DECODE_IMPLEMENTATION
  *     #include "edgekit_decode.h"
  *
- * and, where the logits are (float32 [1, 19, 128, 256] here, as PyTorch, Core ML and TensorRT give them):
+ * and, where the logits are (float32 [1, 19, 128, 256] here, as PyTorch, ONNX, Core ML and TensorRT give them):
  *
  *     edgekit_decode_logits logits = edgekit_decode_planar(pointer, EDGEKIT_DECODE_FLOAT32, 19, 128, 256);
  *     edgekit_decode_labels labels = { label_map, 1024, 2048, 2048 };       // pointer, height, width, bytes per row
@@ -25,8 +25,8 @@
  *     int status = edgekit_decode(&logits, &labels, 0, 1024, scratch, size);  // every frame
  *     if (status != EDGEKIT_DECODE_OK) puts(edgekit_decode_status_text(status));
  *
- * edgekit_decode_interleaved() describes [1, 128, 256, 19] (TensorFlow Lite). Any other layout, rows with padding for
- * one, is read in place too: fill in the strides of edgekit_decode_logits yourself.
+ * edgekit_decode_interleaved() describes [1, 128, 256, 19] (TensorFlow Lite, OpenVINO). Any other layout, rows with
+ * padding for one, is read in place too: fill in the strides of edgekit_decode_logits yourself.
  *
  * To use several threads, give each its own scratch memory and its own rows: edgekit_decode(..., 0, 512, ...) and
  * edgekit_decode(..., 512, 1024, ...). There is no other state. The map is the same for every division of the rows.

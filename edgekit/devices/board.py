@@ -450,8 +450,16 @@ def frames_in(pack: Path) -> int:
 
 
 def device_key(artifact: Artifact) -> str:
-    """What an artifact is called on devices: a hash of all that decides how it runs."""
+    """What an artifact is called on devices: a hash of all that decides how it runs.
+
+    Raises:
+        ArtifactError: another tool's: nothing says which of the files beside it belong to it.
+    """
     manifest = artifact.manifest
+    if "files" not in manifest:
+        raise ArtifactError(
+            f"{artifact.folder / artifact.model} was not made by edgekit: it is evaluated here only, without --device"
+        )
     return sha256_json(
         [
             manifest["files"], artifact.target, artifact.precision, artifact.output, artifact.output_stride,

@@ -197,12 +197,27 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}): copy or train it again") from error
 
 
+def _description(path: Path) -> dict[str, Any] | None:
+    return read_metadata(path) if path.suffix == ".safetensors" else None
+
+
+def load_start(reference: str, network: str, class_names: tuple[str, ...]) -> Checkpoint:
+    """A checkpoint whose weights a training of ``network`` begins with: of the same kind where it does not say its own.
+
+    Raises:
+        CheckpointError: unreadable.
+    """
+    described = _description(locate(reference)) is not None
+    return load_checkpoint(reference) if described else load_checkpoint(reference, network, class_names)
+
+
 def load_checkpoint(
     reference: str = DEFAULT_CHECKPOINT,
     network: str | None = None,
     class_names: tuple[str, ...] | None = None,
     dataset: str = "",
     normalization: Normalization | None = None,
+    network_option: str = "--network",
 ) -> Checkpoint:
     """Describe a checkpoint; weights stay on disk.
 
@@ -212,12 +227,13 @@ def load_checkpoint(
         class_names: required for a file without metadata.
         dataset: the dataset whose classes those are.
         normalization: for a file without metadata; ImageNet's by default.
+        network_option: how the command at hand is told ``network``.
 
     Raises:
         CheckpointError: unreadable, or not described and ``network``/``class_names`` not given.
     """
     path = locate(reference)
-    metadata = read_metadata(path) if path.suffix == ".safetensors" else None
+    metadata = _description(path)
     digest = sha256_path(path)
     if metadata is not None:
         if metadata.get("schema") != SCHEMA:
@@ -240,7 +256,7 @@ def load_checkpoint(
     else:
         if network is None:
             raise CheckpointError(
-                f"{path} does not say which network it belongs to: add --network NAME or --network package.module:factory"
+                f"{path} does not say which network it belongs to: add {network_option} NAME or {network_option} package.module:factory"
             )
         if class_names is None:
             raise CheckpointError(

@@ -67,6 +67,8 @@ def convert(
             progress.say(f"{target.title}: skipped, it has no {chosen}")
             continue
         jobs.append(Job(name, recipe_for(target, chosen, output, output_stride)))
+    if not jobs:
+        raise UsageError(f"{', '.join(targets)}: none has {precision}: see edgekit targets")
     return [_made(result) for result in convert_all(Order(checkpoint, size, folder, command), jobs, progress)]
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from calibration.choice import Choice, choose_frames
-from calibration.datasets import CLASS_SETS, Split, open_split, resize_image
+from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, root_of
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, write_json
 from edgekit.core.progress import Progress
@@ -132,19 +132,42 @@ def evaluation_split(
         if not separator:
             raise UsageError(f"'{text}' must be DATA:SPLIT, for example streets:val")
         check_classes(checkpoint, dataset)
-        return open_split(dataset, split_name, root if dataset == calibration_dataset else None, size).first(frames), ""
+        return open_split(dataset, split_name, root_of(dataset, calibration_dataset, root), size).first(frames), ""
     if checkpoint.dataset not in CLASS_SETS:
         return None, "the checkpoint does not say which dataset it belongs to: give --eval DATA:SPLIT"
     if (checkpoint.dataset, default) == ("cityscapes", "test"):
-        return (
-            None,
-            "Cityscapes keeps the labels of its test split to itself: name other frames with --verify DATA:SPLIT",
-        )
+        return None, "Cityscapes keeps the labels of its test split to itself"
     try:
-        own_root = root if checkpoint.dataset == calibration_dataset else None
+        own_root = root_of(checkpoint.dataset, calibration_dataset, root)
         return open_split(checkpoint.dataset, default, own_root, size).first(frames), ""
     except DataError as error:
         return None, str(error)
+
+
+def verification_split(
+    checkpoint: Checkpoint,
+    text: str | None,
+    guide: Split,
+    root: Path | None,
+    calibration_dataset: str,
+    size: Size,
+    frames: int | None,
+) -> tuple[Split | None, str]:
+    """The frames that prove a budget, like :func:`evaluation_split`: by default of test, else of val those that do not guide."""
+    found, why_not = evaluation_split(checkpoint, text, "test", root, calibration_dataset, size, frames)
+    if found is not None:
+        return found, ""
+    val, _ = evaluation_split(checkpoint, None, "val", root, calibration_dataset, size, None)
+    if val is None:
+        return None, why_not
+    guiding = {reference.image_identity() for reference in guide.references}
+    others = tuple(reference for reference in val.references if reference.image_identity() not in guiding)
+    if not others:
+        return (
+            None,
+            f"{why_not}, and all frames of val guide it: leave some by --frames, or name others by --verify DATA:SPLIT",
+        )
+    return replace(val, references=others).first(frames), ""
 
 
 def refuse_guided(guide: Split, verification: Split) -> None:
@@ -427,14 +450,9 @@ def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, An
     if engine.no_latency is not None:
         return {"latency_ratio": None, "why": engine.no_latency}
     common.progress.say(f"{before.title}: measuring what its repair costs")
+    apart = common.order.folder / "cache" / "repairs"  # what edgekit run measured in the run's own folder stays
     taken = latencies_here(
-        [before, after],
-        bench_frames_of(before),
-        "quick",
-        "graph",
-        common.threads,
-        common.order.folder,
-        Progress(silent=True),
+        [before, after], bench_frames_of(before), "quick", "graph", common.threads, apart, Progress(silent=True)
     )
     latencies = [taken[str(artifact.folder)] for artifact in (before, after)]
     if any("rounds_ms" not in latency for latency in latencies):
