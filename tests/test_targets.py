@@ -39,6 +39,7 @@ from edgekit.core.values import (
     Size,
 )
 from edgekit.decoder import HEADER
+from edgekit.devices.board import device_key
 from edgekit.export.graph import deployable, normalize, reference_labels
 from edgekit.export.layers import nodes_of
 from edgekit.export.sizes import decision_size
@@ -545,6 +546,8 @@ def test_a_core_ml_package_of_anybodys(make: Make, tmp_path: Path) -> None:
             session.run_graph()
     with pytest.raises(UsageError, match=r"does not say its classes.*--data.*--classes"):
         open_artifact(str(theirs), None)
+    with pytest.raises(ArtifactError, match=r"theirs\.mlpackage was not made by edgekit.*without --device"):
+        device_key(opened)
     with pytest.raises(ArtifactError, match=r"not an \.mlpackage"):
         open_artifact(str(tmp_path / "none.mlpackage"), None)
     traced = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 5, 3, 8, 1)).eval(), torch.zeros(1, 3, 64, 96))
