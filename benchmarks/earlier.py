@@ -1,6 +1,6 @@
 """What SPSSN had on CamVid's test frames before it was trained further: rows of Table 5.
 
-Run: python benchmarks/earlier.py CHECKPOINT WHEN, for example "before it had a teacher". Nothing is evaluated again:
+Run: python benchmarks/earlier.py CHECKPOINT WHEN, for example "after 230 epochs". Nothing is evaluated again:
 ``edgekit train`` did that on the test frames, and wrote it into the checkpoint.
 """
 
