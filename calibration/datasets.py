@@ -123,6 +123,31 @@ class Split:
         return sha256_json([reference.image_identity() for reference in self.references])
 
 
+def unlabelled(split: Split) -> Split:
+    """The same images, without a label that would have to be there: all void."""
+    return replace(
+        split,
+        references=tuple(
+            replace(
+                reference,
+                identity=reference.image_identity,
+                load=partial(_load_unlabelled, reference.name, reference.load_image),
+                load_labels=partial(_load_void, reference.load_image),
+            )
+            for reference in split.references
+        ),
+    )
+
+
+def _load_unlabelled(name: str, load_image: Callable[[], UInt8]) -> Frame:
+    image = load_image()
+    return Frame(name, image, np.full(image.shape[:2], IGNORE, np.uint8))
+
+
+def _load_void(load_image: Callable[[], UInt8]) -> UInt8:
+    return np.full(load_image().shape[:2], IGNORE, np.uint8)
+
+
 def class_set(dataset: str) -> ClassSet:
     """Classes of a dataset by name.
 

@@ -146,7 +146,7 @@ def trainings(recipe: Mapping[str, Any]) -> list[str]:
 
 def artifact_folder(document: Mapping[str, Any], context: ReportContext) -> str:
     """An artifact's folder as commands should name it."""
-    return f"{context.folder}/artifacts/{document['artifact']}"
+    return f"{document.get('run_folder', context.folder)}/artifacts/{document['artifact']}"
 
 
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
@@ -164,8 +164,14 @@ def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> t
     The order is that of the documents; the float reference comes first.
 
     Raises:
-        EdgekitError: two documents' accuracies are not of the same frames, or a document lacks what its kind needs.
+        EdgekitError: two documents' accuracies are not of the same frames, one is of another checkpoint than the run, or
+            lacks what its kind needs.
     """
+    whole = context.checkpoint.get("sha256")
+    for document in documents:
+        own = (document.get("checkpoint") or {}).get("sha256")
+        if whole is not None and own is not None and own != whole:
+            raise EdgekitError(f"{_label(document)} is of another checkpoint than the run was: run it again to its end")
     ordered = sorted(documents, key=lambda document: not is_float(document))
     confusions: dict[tuple[int, int], Any] = {}
     frames: Sequence[str] | None = None
@@ -423,8 +429,8 @@ def _row_problems(row: Any, place: str) -> Iterator[str]:
                 continue
             if not _number(latency[key], 0, float("inf")) or not 0 < latency[key] < float("inf"):
                 yield f"{place}.latency_ms.{key} must be a positive number"
-        if not _number(latency["cv"], 0, 1e9):
-            yield f"{place}.latency_ms.cv must be a fraction"
+        if latency["cv"] is not None and not _number(latency["cv"], 0, 1e9):
+            yield f"{place}.latency_ms.cv must be a fraction or null"
         if latency["first"] is not None and not _number(latency["first"], 0, 1e12):
             yield f"{place}.latency_ms.first must be a number or null"
         if not _whole(latency["n"], 1):

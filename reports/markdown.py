@@ -241,7 +241,7 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
                 f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]", reading,
             ])  # fmt: skip
     lead = (
-        "p50 of int8 over p50 of the same target in float, with its 95 % paired bootstrap interval over rounds. Only "
+        "p50 of int8 over p50 of the same target in float, with its 95 % paired bootstrap interval over rounds (Student's t below 6 of them). Only "
         "pairs that ran in the same interleaved rounds, with one scope, size, output and thread count, are compared."
     )
     if not rows:
@@ -256,6 +256,7 @@ def _interleaved(first: Result, second: Result) -> bool:
     one, two = first.document, second.document
     return (
         one["target"] == two["target"]
+        and one.get("checkpoint") == two.get("checkpoint")
         and all(one.get(key) == two.get(key) for key in ("size", "output", "output_stride", "device"))
         and first.scope == second.scope
         and one["latency"]["mode"] == two["latency"]["mode"]
@@ -331,7 +332,7 @@ def _how_section(results: Sequence[Result]) -> list[str]:
             str(len(_sizes(result)) or "not recorded"),
             _spread(_sizes(result)) if _sizes(result) else "not recorded", str(latency.n),
             "not recorded" if warmup is None else f"{len(warmup)} in {sum(warmup) / 1000:.1f} s",
-            milliseconds(latency.mean), f"{100 * latency.cv:.1f}",
+            milliseconds(latency.mean), "not printed" if latency.cv is None else f"{100 * latency.cv:.1f}",
             "does not apply" if latency.mode != "full"
             else "too few queries" if latency.p99 is None else milliseconds(latency.p99),
             *("not recorded" if value is None else milliseconds(value)
@@ -679,7 +680,7 @@ _LEGEND = (
     "- `measured`: that artifact ran on that device.",
     "- `reference`: the artifact's own bytes ran in another engine, which is named.",
     "- `not measured`: a note says why, and how to get the number.",
-    "- Drop: float PyTorch minus the artifact, same frames, in points of mIoU, with a 95 % paired bootstrap interval.",
+    "- Drop: float PyTorch minus the artifact, same frames, in points of mIoU, with a 95 % paired bootstrap interval (Student's t below 16 frames).",
     f"- Within {VERDICT_POINTS:g} point of float: the upper end of that interval is at most {VERDICT_POINTS:g} point.",
 )
 

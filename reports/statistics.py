@@ -23,6 +23,13 @@ SEED = 20240607
 CONFIDENCE = 0.99
 """MLPerf's confidence of the early-stopping estimate."""
 
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+"""Student's t at 97.5 % for 1 to 14 degrees of freedom."""
+
+FEW_FRAMES, FEW_ROUNDS = 16, 6
+"""Below these many, percentiles of resamples err far more often than in 5 % (no resample leaves the few values that there are), and an
+interval is Student's t around the value. One alone has none."""
+
 MAXIMUM_CV = 0.025
 P99_QUERIES = 662
 """Below this number of queries no early-stopping estimate of the 99th percentile exists."""
@@ -46,7 +53,7 @@ class LatencySummary:
         p90: milliseconds; the early-stopping estimate when ``p90_early_stopping``, else the plain percentile; None where a
             tool that keeps its samples to itself does not print it.
         p99: milliseconds, early-stopping estimate; None outside full mode or below 662 queries.
-        cv: standard deviation / mean, a fraction.
+        cv: standard deviation / mean, a fraction; None where a tool does not print it.
         first: milliseconds of the first inference after loading; None when it was not recorded.
         n: number of samples.
         fps: 1000 / p50.
@@ -58,7 +65,7 @@ class LatencySummary:
     p99: float | None
     p90_early_stopping: bool
     mean: float
-    cv: float
+    cv: float | None
     first: float | None
     n: int
     fps: float
@@ -170,12 +177,7 @@ def summarize_latency(
     if rise is not None:
         warnings.append(f"rising: the latency grew by {100 * rise:.1f} % during the measurement")
     contract = LATENCY_CONTRACTS[mode]
-    queries, seconds = contract.queries, contract.seconds
-    if len(samples) < queries or samples.sum() < 1000 * seconds:
-        warnings.append(
-            f"short: {len(samples)} queries in {samples.sum() / 1000:.1f} s, "
-            f"{mode} mode asks for {queries} and {seconds:g} s"
-        )
+    warnings += _short(len(samples), float(samples.sum()), mode)
     if warmup_ms is not None:
         runs, warm_seconds = contract.warmup_runs, contract.warmup_seconds
         if len(warmup_ms) < runs or sum(warmup_ms) < 1000 * warm_seconds:
@@ -200,6 +202,16 @@ def summarize_latency(
     )
 
 
+def _short(queries: int, milliseconds: float, mode: str) -> list[str]:
+    """A warning where fewer queries, or less time, were taken than the mode asks for."""
+    contract = LATENCY_CONTRACTS[mode]
+    if queries >= contract.queries and milliseconds >= 1000 * contract.seconds:
+        return []
+    return [
+        f"short: {queries} queries in {milliseconds / 1000:.1f} s, {mode} mode asks for {contract.queries} and {contract.seconds:g} s"
+    ]
+
+
 def printed_latency(statistics: Mapping[str, Any], mode: str) -> LatencySummary:
     """Summary of a tool that keeps its samples to itself and prints statistics of them.
 
@@ -214,12 +226,14 @@ def printed_latency(statistics: Mapping[str, Any], mode: str) -> LatencySummary:
         raise EdgekitError("a printed latency must have a mean above zero: measure again")
     warnings = [] if p50 else ["the tool prints no median: the mean stands for it"]
     middle = float(p50 or mean)
-    cv = float(statistics.get("cv") or 0.0)
-    if cv > MAXIMUM_CV:
+    cv, n = statistics.get("cv"), int(statistics.get("n") or 1)
+    if cv is not None and cv > MAXIMUM_CV:
         warnings.append(f"unsteady: CV is {100 * cv:.1f} %, above 2.5 %")
+    # A tool's own mean is rounded: what it took for the time that it was told is not too short by a hair.
+    warnings += _short(n, 1.01 * n * mean, mode)
     return LatencySummary(
         p50=middle, p90=statistics.get("p90"), p99=None, p90_early_stopping=False, mean=float(mean), cv=cv,
-        first=statistics.get("first"), n=int(statistics.get("n") or 1), fps=1000.0 / middle, mode=mode,
+        first=statistics.get("first"), n=n, fps=1000.0 / middle, mode=mode,
         warnings=tuple(warnings),
     )  # fmt: skip
 
@@ -243,6 +257,9 @@ def condition_warnings(latency: Mapping[str, Any]) -> list[str]:
         clocks = [value for value in (entry.get("clock_khz") or {}).values() if isinstance(value, (int, float))]
         if clocks:
             highest.append(max(clocks))
+    watched = (latency.get("trtexec") or {}).get("tegrastats") or {}
+    if watched.get("under_load") and (gpu := watched.get("gpu_clock_mhz")) and gpu["min"] < THROTTLED * gpu["max"]:
+        warnings.append(f"throttled: the GPU's clock was between {gpu['min']} and {gpu['max']} MHz under load")
     if highest and min(highest) < THROTTLED * max(highest):
         warnings.append(f"throttled: the clock was between {min(highest) / 1e6:.2f} and {max(highest) / 1e6:.2f} GHz")
     if jump := latency.get("clock_set_seconds"):
@@ -255,7 +272,9 @@ def bootstrap_drop(
 ) -> Interval:
     """Drop of mIoU, reference minus artifact, with its 95 % paired percentile bootstrap interval over frames.
 
-    Both networks are scored on the same resampled frames, so what makes a frame hard for both cancels out.
+    Both networks are scored on the same resampled frames, so what makes a frame hard for both cancels out. With few
+    frames the interval is Student's t by the resamples' standard error, sqrt(n / (n - 1)) times as large as they show it
+    (Hesterberg 2015, https://arxiv.org/abs/1411.5279, section 3.2).
 
     Args:
         reference, artifact: int64 [frames, C, C] confusion matrices, rows truth, columns prediction, same frames.
@@ -263,7 +282,7 @@ def bootstrap_drop(
         seed: of the resampling; the same seed gives the same interval.
 
     Returns:
-        Fractions: positive when the artifact is worse. NaN when no frame has a labelled pixel.
+        Fractions: positive when the artifact is worse. NaN when no frame has a labelled pixel; the ends also of one frame.
 
     Raises:
         EdgekitError: the two have not the same frames and classes, or there is no frame.
@@ -277,10 +296,18 @@ def bootstrap_drop(
     weights = np.random.default_rng(seed).multinomial(frames, np.full(frames, 1.0 / frames), size=resamples)
     drops = _resampled_miou(weights, reference, classes) - _resampled_miou(weights, artifact, classes)
     drops = drops[~np.isnan(drops)]
-    if not len(drops):
+    if not len(drops) or frames == 1:
         return Interval(value, float("nan"), float("nan"))
+    if frames < FEW_FRAMES:
+        return _student(value, float(drops.std()) * math.sqrt(frames / (frames - 1)), frames)
     low, high = np.percentile(drops, (2.5, 97.5))
     return Interval(value, float(low), float(high))
+
+
+def _student(value: float, error: float, count: int) -> Interval:
+    """Around a value of ``count`` observations with this standard error."""
+    reach = STUDENT[count - 2] * error
+    return Interval(value, value - reach, value + reach)
 
 
 def _resampled_miou(weights: NDArray[Any], confusions: NDArray[Any], classes: int) -> Float64:
@@ -298,7 +325,8 @@ def bootstrap_ratio(
     """Median latency of ``first`` over that of ``second``, with a 95 % paired bootstrap interval.
 
     Rounds are resampled in pairs (both artifacts ran in the same round under the same clock), then samples inside
-    each drawn round.
+    each drawn round. Of few rounds the interval is Student's t on the logarithms of the rounds' own ratios, around their
+    mean, and takes in the value.
 
     Args:
         first, second: rounds of milliseconds; round i of both ran next to each other.
@@ -311,6 +339,11 @@ def bootstrap_ratio(
     numerator = [np.asarray(samples, np.float64) for samples in first]
     denominator = [np.asarray(samples, np.float64) for samples in second]
     value = float(np.median(np.concatenate(numerator)) / np.median(np.concatenate(denominator)))
+    if 2 <= len(first) < FEW_ROUNDS:
+        pairs = zip(numerator, denominator, strict=True)
+        logarithms = np.log([np.median(one) / np.median(other) for one, other in pairs])
+        own = _student(float(logarithms.mean()), float(logarithms.std(ddof=1)) / math.sqrt(len(first)), len(first))
+        return Interval(value, min(value, math.exp(own.low)), max(value, math.exp(own.high)))
     generator = np.random.default_rng(seed)
     ratios = []
     for start in range(0, resamples, 50):  # in chunks: full mode has tens of thousands of samples

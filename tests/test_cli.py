@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -604,13 +605,16 @@ def test_predict_refuses_bad_images(damage: str, run_here: Call, artifact: Path,
 
 
 def test_run_and_report_json(
-    run_here: Call, place: Path, converted: Done, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_here: Call, place: Path, converted: Done, monkeypatch: pytest.MonkeyPatch, cityscapes_tree: Path
 ) -> None:
-    """In the folder that ``convert`` wrote: its artifact is taken as it is."""
+    """In the folder that ``convert`` wrote: its artifact is taken as it is; without int8 no training frame is asked for."""
     monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(cityscapes_tree))
+    for folder in ("leftImg8bit", "gtFine"):
+        shutil.rmtree(cityscapes_tree / folder / "train")
     short_latency(monkeypatch)
     done = run_here(
-        "run", place / "own.pth", "--network", "ownnet:factory", "--data", "streets", "--targets", "onnxruntime",
+        "run", place / "own.pth", "--network", "ownnet:factory", "--data", "cityscapes", "--targets", "onnxruntime",
         "--precisions", "fp32", "--size", SIZE, "--frames", 2, "--samples", 2, "--threads", 1, "--out", place / "made",
         "--json",
     )  # fmt: skip

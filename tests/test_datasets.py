@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from PIL import Image
 from calibration import streets
 from calibration.choice import choose_frames
 from calibration.classes import CAMVID, CAMVID_MAP, CITYSCAPES, CITYSCAPES_LABEL_IDS, CITYSCAPES_MAP
-from calibration.datasets import STREETS_FRAMES, class_set, open_split, read_image, resize_image, resize_labels
+from calibration.datasets import (
+    STREETS_FRAMES,
+    class_set,
+    open_split,
+    read_image,
+    resize_image,
+    resize_labels,
+    unlabelled,
+)
 from edgekit.core.errors import DataError, EdgekitError, UsageError
 from edgekit.core.values import IGNORE, Size
 
@@ -468,3 +477,19 @@ def test_a_frame_that_is_evaluated_may_not_calibrate(camvid_tree: Path) -> None:
         (camvid_tree / "train" / next(p.name for p in (camvid_tree / "train").iterdir() if p.stem == name)).read_bytes()
     )
     refused(lambda: refuse_evaluated(calibration, open_split("camvid", "val", camvid_tree)), UsageError, "copied")
+
+
+def test_images_without_labels_are_frames_too(camvid_tree: Path) -> None:
+    """To compare two networks on: all void, and known by their images alone."""
+    shutil.rmtree(camvid_tree / "trainannot")
+    split = open_split("camvid", "train", camvid_tree)
+    with pytest.raises(DataError):
+        split.references[0].load()
+    without = unlabelled(split)
+    assert without.identity() == split.image_identity()
+    for before, after in zip(split.references, without.references, strict=True):
+        frame = after.load()
+        assert np.array_equal(frame.image, before.load_image())
+        assert frame.name == before.name
+        assert frame.labels.shape == frame.image.shape[:2] == after.load_labels().shape
+        assert (frame.labels == IGNORE).all()

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -30,6 +31,7 @@ from reports.numbers import megabytes, milliseconds, percent, points
 from reports.statistics import (
     bootstrap_drop,
     bootstrap_ratio,
+    condition_warnings,
     early_stopping_discards,
     early_stopping_estimate,
     rising_trend,
@@ -250,7 +252,7 @@ def test_drop_interval_covers_the_known_drop() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 12), st.integers(2, 9), st.integers(0, 2**32 - 1))
+@given(st.integers(2, 20), st.integers(2, 9), st.integers(0, 2**32 - 1))
 def test_identical_predictions_drop_exactly_nothing(frames: int, classes: int, seed: int) -> None:
     table = np.random.default_rng(seed).integers(0, 50, (frames, classes, classes))
     interval = bootstrap_drop(table, table.copy(), resamples=200)
@@ -258,13 +260,50 @@ def test_identical_predictions_drop_exactly_nothing(frames: int, classes: int, s
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 8), st.integers(2, 6), st.integers(0, 2**32 - 1))
+@given(st.integers(2, 20), st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_drop_equals_the_metrics_drop_and_changes_sign(frames: int, classes: int, seed: int) -> None:
     first, second = np.random.default_rng(seed).integers(0, 40, (2, frames, classes, classes))
     forth, back = bootstrap_drop(first, second, 300), bootstrap_drop(second, first, 300)
     assert forth.value == pytest.approx(float(mean_iou(first.sum(0)) - mean_iou(second.sum(0))))
     assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
     assert bootstrap_drop(first, second, 300) == forth
+
+
+@pytest.mark.parametrize("frames", [2, 3, 5, 8, 15, 24])
+def test_the_interval_of_few_frames_does_not_lie(frames: int) -> None:
+    """It misses the drop of endless frames about as often as it says."""
+    generator = np.random.default_rng(frames)
+
+    def drawn(count: int) -> list[np.ndarray]:
+        right = generator.integers(400, 700, (count, 2))
+        lost = generator.normal(20, 15, (count, 2)).round().astype(np.int64)
+        return [
+            np.stack([correct[:, 0], 800 - correct[:, 0], 800 - correct[:, 1], correct[:, 1]], 1).reshape(-1, 2, 2)
+            for correct in (right, right - lost)
+        ]
+
+    reference, artifact = drawn(50_000)
+    drop = float(mean_iou(reference.sum(0)) - mean_iou(artifact.sum(0)))
+    intervals = [bootstrap_drop(*drawn(frames), 400) for _ in range(300)]
+    missed = sum(not interval.low <= drop <= interval.high for interval in intervals)
+    assert missed <= 0.09 * len(intervals), "5 % is said"
+
+
+def test_one_frame_has_no_interval() -> None:
+    table = np.full((1, 2, 2), 7)
+    interval = bootstrap_drop(table, table)
+    assert interval.value == 0
+    assert np.isnan(interval.low)
+    assert np.isnan(interval.high)
+
+
+@pytest.mark.parametrize("rounds", [2, 4, 5, 8])
+def test_the_interval_of_few_rounds_does_not_lie(rounds: int) -> None:
+    """Of two artifacts that take the same time: 1 is in it about as often as it says."""
+    generator = np.random.default_rng(rounds)
+    intervals = [bootstrap_ratio(*generator.lognormal(3, 0.03, (2, rounds, 1)).tolist(), 400) for _ in range(300)]
+    missed = sum(not interval.low <= 1 <= interval.high for interval in intervals)
+    assert missed <= 0.11 * len(intervals), "5 % is said"
 
 
 def test_drop_refuses_other_frames() -> None:
@@ -627,6 +666,42 @@ def phone(said: Callable[[], str]) -> dict[str, Any]:
         },
     }  # fmt: skip
     return document
+
+
+def test_what_a_phone_s_tool_did_not_do_is_said() -> None:
+    """A measurement cut short has a warning, a spread that was not printed no number."""
+    document = phone(lambda: "said")
+    document["latency"]["statistics"] |= {"mean": 5000.0, "p50": 4990.0, "cv": None, "n": 24}
+    made = pages([*run()[:1], document], context())
+    (row,) = (row for row in json.loads(text(made, "report.json"))["rows"] if row["device"] == "pixel")
+    assert row["latency_ms"]["cv"] is None
+    page = text(made, "pixel.md")
+    assert "short: 24 queries in 121.2 s, quick mode asks for 64" in page
+    assert "not printed" in page
+
+
+def test_a_gpu_that_slowed_down_is_said() -> None:
+    clocks = {"median": 800, "min": 510, "max": 918}
+    latency = {"trtexec": {"tegrastats": {"under_load": True, "gpu_clock_mhz": clocks}}}
+    assert condition_warnings(latency) == ["throttled: the GPU's clock was between 510 and 918 MHz under load"]
+    latency["trtexec"]["tegrastats"]["under_load"] = False
+    assert condition_warnings(latency) == []
+
+
+def test_artifacts_of_two_checkpoints_are_not_mixed() -> None:
+    """Neither in a run that was stopped while another checkpoint's documents were still there, nor in a ratio."""
+    documents = run()
+    for document in documents:
+        document["checkpoint"] = {"name": "spssn-streets", "sha256": "ab" * 32}
+    page = text(render(documents, context()), "local.md")
+    assert "int8 / fp" in page
+    for document in documents:
+        if document["precision"] == "int8":
+            document["checkpoint"] = {"name": "spssn-streets", "sha256": "cd" * 32}
+    with pytest.raises(EdgekitError, match="another checkpoint than the run was"):
+        render(documents, context())
+    loose = replace(context(), checkpoint={"name": "spssn-streets"})
+    assert "int8 / fp" not in text(render(documents, loose), "local.md")
 
 
 @settings(max_examples=60, deadline=None)

@@ -147,15 +147,17 @@ def run(
         raise UsageError("the checkpoint does not say which dataset it belongs to: add --data")
     input_size = _size(size) or default_size(found)
     calibration_dataset = calib or dataset
+    calibration = None
+    if chosen is None or "int8" in chosen:
+        root = root_of(calibration_dataset, dataset, data_root)
+        calibration = open_calibration(calibration_dataset, root, samples, input_size)
     plan = Plan(
         checkpoint=found,
         size=input_size,
         targets=names,
         precisions=chosen,
         evaluation=open_evaluation(dataset, split, data_root, input_size, frames),
-        calibration=open_calibration(
-            calibration_dataset, root_of(calibration_dataset, dataset, data_root), samples, input_size
-        ),
+        calibration=calibration,
         folder=out or Path("runs") / found.name,
         mode="full" if full else "quick",
         threads=threads,
@@ -375,7 +377,9 @@ def quantize(
 def _over_budget(row: dict[str, Any]) -> str:
     """What else is to be said of a budget that does not hold: what was tried, where it held, what would decide it."""
     allowed, proof, text = row["budget"]["max_drop"], row.get("verification") or row, ""
-    if row["miou_drop_ci"][1] <= allowed:
+    if proof["miou_drop_ci"] is None:
+        return ", since one frame proves nothing: add --frames"
+    if row["miou_drop_ci"] is not None and row["miou_drop_ci"][1] <= allowed:
         text = f", though it holds on the {row['evaluation']['frames']} frames that guided it"
     elif "repair" in row:
         most = max(len(step["kept"]) for step in row["repair"]["steps"])
@@ -386,16 +390,16 @@ def _over_budget(row: dict[str, Any]) -> str:
 
 
 def _drop_text(loss: dict[str, Any]) -> str:
-    low, high = loss["miou_drop_ci"]
-    where = loss["evaluation"]
+    ends, where = loss["miou_drop_ci"], loss["evaluation"]
+    interval = f" [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]" if ends is not None else ""
     trained = {
         True: ", on which the network was trained",
         None: " (not known whether the network was trained on them)",
         False: "",
     }[where["trained_on"]]
     return (
-        f"{100 * loss['miou_drop']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] on {where['frames']} "
-        f"{where['dataset']} {where['split']} frames{trained}"
+        f"{100 * loss['miou_drop']:+.2f} points{interval} on {where['frames']} {where['dataset']} {where['split']} "
+        f"{'frame' if where['frames'] == 1 else 'frames'}{trained}"
     )
 
 
@@ -667,7 +671,7 @@ def bench(
     else:
         _print_latencies(rows)
         _print(f"\nreport: {', '.join(str(out / 'report' / f'{one.name}.md') for one in measured_on)}")
-    if broken := [row["latency"]["failed"] for row in rows if "failed" in row["latency"]]:
+    if broken := [why for row in rows if (why := row["latency"].get("failed") or row.get("failed"))]:
         raise EdgekitError(f"{len(broken)} of {len(rows)} artifacts could not be measured: {broken[0]}")
 
 

@@ -103,9 +103,9 @@ def clocks() -> dict[str, int]:
 
 
 def _clusters() -> list[str]:
-    """Groups of cores with their governor and highest clock, as people read them."""
+    """Groups of cores with their governor and the highest clock that it may choose, as people read them."""
     return [
-        cluster(*(_read(str(policy / name)) for name in ("related_cpus", "scaling_governor", "cpuinfo_max_freq")))
+        cluster(*(_read(str(policy / name)) for name in ("related_cpus", "scaling_governor", "scaling_max_freq")))
         for policy in sorted(Path(PROCESSOR_FOLDERS, "cpufreq").glob("policy*"))
     ]
 

@@ -49,10 +49,12 @@ found = ""
 if os.path.isfile(agent):
     with open(agent, "rb") as file:
         found = hashlib.sha256(file.read()).hexdigest()
-numpy = True
+numpy = False
 try:
-    from importlib.util import find_spec
-    numpy = find_spec("numpy") is not None
+    import numpy as module
+    numpy = str(module.__version__)
+    from numpy.typing import NDArray
+    numpy = True
 except ImportError:
     pass
 said = {"python": list(sys.version_info[:3]), "root": root, "agent": found, "numpy": numpy, "program": sys.executable}
@@ -144,6 +146,11 @@ class Agent:
             raise DeviceError(
                 f"device '{device.name}' has Python {'.'.join(map(str, version))}, and the agent needs 3.9 or newer: "
                 "install one there and name it with python = in the inventory"
+            )
+        if isinstance(older := said_there.get("numpy"), str):  # without numpy.typing.NDArray, which came with 1.21
+            raise DeviceError(
+                f"device '{device.name}' has numpy {clean_text(older)}, and the agent needs 1.21 or newer: "
+                f"run {device.python} -m pip install --upgrade numpy there"
             )
         if said_there.get("numpy") is not True:
             raise DeviceError(

@@ -247,11 +247,19 @@ def _bench_here(plan: Bench, frames: Frames, evaluated: Frames | None, progress:
     rows = []
     for target, artifact in made:
         row = _bench_row(artifact, LOCAL, latencies[str(artifact.folder)], local_environment())
-        if evaluated is not None:
-            row["accuracy"] = _accuracy_here(artifact, evaluated, plan.threads, plan.logs, progress)
-        if plan.sustained is not None and target.engine().no_latency is None:
-            samples = bench_frames(frames, artifact.size, plan.folder)
-            row["sustained"] = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.logs, progress)
+        try:  # one that fails here leaves the others what was measured of them
+            if evaluated is not None:
+                row["accuracy"] = _accuracy_here(artifact, evaluated, plan.threads, plan.logs, progress)
+            if plan.sustained is not None and target.engine().no_latency is None:
+                samples = bench_frames(frames, artifact.size, plan.folder)
+                row["sustained"] = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.logs, progress)
+        except EdgekitError as error:
+            if len(made) == 1:
+                raise
+            progress.say(f"{artifact.title}: {error}")
+            row["failed"] = str(error)
+            if evaluated is not None and "accuracy" not in row:
+                row["accuracy_why"] = str(error)
         rows.append(row)
     return rows
 
@@ -336,6 +344,7 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
     from reports.markdown import render_bench
 
     artifacts = {str(artifact.folder): artifact for artifact in plan.artifacts}
+    told_apart = _checkpoint_names([artifact.manifest["checkpoint"] for artifact in plan.artifacts])
     documents = []
     for row in rows:
         artifact = artifacts[row["artifact"]]
@@ -347,6 +356,8 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
         documents.append(
             {
                 **document,
+                "title": document["title"] + told_apart[artifact.manifest["checkpoint"]["sha256"]],
+                "run_folder": str(artifact.folder.parent.parent),
                 "device": row["device"],
                 "device_pages": [],
                 "accuracy_why": row.get("accuracy_why", why),
@@ -368,6 +379,18 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
     for relative, content in render_bench(documents, context).items():
         path = plan.folder / "report" / relative
         write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+
+
+def _checkpoint_names(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """By hash, what a title needs to tell artifacts of several checkpoints apart: nothing, a name, or a name and the hash."""
+    found = {str(one["sha256"]): str(one["name"]) for one in checkpoints}
+    if len(found) == 1:
+        return dict.fromkeys(found, "")
+    names = list(found.values())
+    return {
+        digest: f" of {name}" if names.count(name) == 1 else f" of {name} ({digest[:8]})"
+        for digest, name in found.items()
+    }
 
 
 def _check_artifact(artifact: Artifact, split: Split) -> None:

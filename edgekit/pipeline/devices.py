@@ -177,9 +177,11 @@ def _by(board: Connected, target: str) -> str:
 
 
 def _machine(board: Connected) -> list[Any]:
-    environment = board.environment
+    """What numbers of a device are only comparable with: its hardware, its system, how fast it may run, its decoder."""
     gpu = (board.found.get("tensorrt") or {}).get("gpu")
-    return [board.device.name, environment.get("cpu"), environment.get("cores"), environment.get("board"), gpu]
+    told = ("cpu", "cores", "board", "build", "jetson_linux", "governor", "clusters")
+    environment = [board.environment.get(name) for name in told]
+    return [board.device.name, gpu, board.found.get("compiler"), *environment]
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from calibration.choice import Choice, choose_frames
-from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, root_of
+from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, root_of, unlabelled
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, write_json
 from edgekit.core.progress import Progress
@@ -240,7 +240,7 @@ def quantize(
     def yardstick(split: Split | None) -> Yardstick | None:
         return None if split is None else _yardstick(checkpoint, size, split, folder, threads, progress)
 
-    compared = Frames(others)
+    compared = Frames(unlabelled(others))  # of which only the images are looked at
     common = Quantizing(
         order=Order(checkpoint, size, folder, command, calibration),
         calibration=calibration,
@@ -305,7 +305,7 @@ def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Ya
         "miou": score(add_counts(counts), split.classes).miou,
         "miou_float": score(add_counts(yardstick.counts), split.classes).miou,
         "miou_drop": interval.value,
-        "miou_drop_ci": [interval.low, interval.high],
+        "miou_drop_ci": None if np.isnan(interval.low) else [interval.low, interval.high],
         "per_class_drop": {
             name: None if np.isnan(drop) else float(drop)
             for name, drop in zip(split.classes.names, by_class, strict=True)

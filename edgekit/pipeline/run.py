@@ -15,7 +15,7 @@ from PIL import Image
 
 from calibration.choice import choose_frames
 from calibration.datasets import Split, class_set, open_split, resize_image, resize_labels
-from edgekit import __version__
+from edgekit import __version__, decoder
 from edgekit.core.errors import CheckpointError, DataError, DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_json, sha256_json, sha256_path, write_bytes, write_json, write_text
 from edgekit.core.progress import Progress
@@ -68,7 +68,7 @@ class Plan:
         size: input size.
         targets, precisions: what is made; ``precisions`` None means each target's first float one, and int8.
         evaluation: frames that accuracy is measured on.
-        calibration: frames that quantizers see.
+        calibration: frames that quantizers see; None where nothing is quantized.
         folder: the run's folder.
         mode: how long latency is measured.
         threads: of the runtimes; None for all cores.
@@ -83,7 +83,7 @@ class Plan:
     targets: tuple[str, ...]
     precisions: tuple[Precision, ...] | None
     evaluation: Split
-    calibration: Calibration
+    calibration: Calibration | None
     folder: Path
     mode: Mode
     threads: int | None
@@ -166,7 +166,7 @@ def run(plan: Plan, progress: Progress) -> Path:
     """
     check_classes(plan.checkpoint, plan.evaluation.dataset)
     check_precisions(plan.targets, plan.precisions)
-    if plan.precisions is None or "int8" in plan.precisions:
+    if plan.calibration is not None:
         refuse_evaluated(plan.calibration, plan.evaluation)
     folder = plan.folder
     for part in (".", "artifacts", "measurements", "cache", "report", "report/figures"):
@@ -289,7 +289,9 @@ def _measurements(
     documents = [_reference_document(plan, frames, reference, progress)]
     accuracies: dict[str, dict[str, Any]] = {}
     for target, artifact in list(made):
-        key = sha256_json([model_key(artifact), plan.evaluation.identity(), target.engine().by, __version__])
+        key = sha256_json(
+            [model_key(artifact), plan.evaluation.identity(), target.engine().by, processor(), __version__]
+        )
         path = folder / f"{artifact.folder.name}.accuracy.json"
         pictures = plan.folder / "cache" / "pictures" / artifact.folder.name
         stored = stored_part(path, key) if pictures.is_dir() else None
@@ -314,16 +316,16 @@ def _measurements(
     latencies = _not_here(made)
     if plan.here:
         latencies = measure_latencies(plan.folder, made, frames, plan.mode, plan.threads, progress)
-    # With the artifacts' own, so that a stopped rerun never leaves one checkpoint's float beside another's artifacts.
-    write_json(folder / f"pytorch-fp32-{plan.size}.local.json", documents[0])
+    # Written together at the end, so that a stopped rerun leaves no checkpoint's float beside another's artifacts.
+    finished = {f"pytorch-fp32-{plan.size}.local.json": documents[0]}
     for target, artifact in made:
         name = artifact.folder.name
         latency = dict(latencies[str(artifact.folder)])
         environment = latency.pop("environment", None) or local_environment()
         document = measurement_document(target, artifact, accuracies[name], latency, environment)
         if plan.here and plan.sustained is not None and target.engine().no_latency is None:
-            document["sustained"] = _sustained(plan, artifact, frames, progress)
-        write_json(folder / f"{name}.local.json", document)
+            document |= _sustained(plan, target, artifact, frames, progress)
+        finished[f"{name}.local.json"] = document
         documents.append(document)
     work = Work(tuple(made), frames, reference, accuracies, plan.mode, plan.threads, plan.sustained, plan.folder)
     results = measure_on_devices(boards, work, progress)
@@ -331,8 +333,10 @@ def _measurements(
         for target, artifact, part in result.parts:
             document = measurement_document(target, artifact, part["accuracy"], part["latency"], part["environment"])
             document.update(part, device_pages=[])
-            write_json(folder / f"{artifact.folder.name}.{result.device.name}.json", document)
+            finished[f"{artifact.folder.name}.{result.device.name}.json"] = document
             documents.append(document)
+    for file, document in finished.items():
+        write_json(folder / file, document)
     documents.extend(failed)
     return documents, [result.error for result in results if result.error is not None]
 
@@ -349,17 +353,21 @@ def _not_here(made: Sequence[tuple[Target, Artifact]]) -> dict[str, dict[str, An
     return found
 
 
-def _sustained(plan: Plan, artifact: Artifact, frames: Frames, progress: Progress) -> dict[str, Any]:
-    """Sustained load on this machine, or what was measured of it before."""
+def _sustained(plan: Plan, target: Target, artifact: Artifact, frames: Frames, progress: Progress) -> dict[str, Any]:
+    """``sustained`` of a document, measured now or before; nothing where it failed, which is said and tried again next time."""
     assert plan.sustained is not None
-    key = sha256_json([model_key(artifact), _machine(), plan.sustained, plan.threads, __version__])
+    key = sha256_json([model_key(artifact), target.engine().by, _machine(), plan.sustained, plan.threads, __version__])
     path = plan.folder / "measurements" / f"{artifact.folder.name}.{LOCAL}.sustained.json"
     stored: dict[str, Any] | None = stored_part(path, key, "sustained")
     if stored is None:
         samples = bench_frames(frames, artifact.size, plan.folder)
-        stored = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.folder / "logs", progress)
+        try:
+            stored = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.folder / "logs", progress)
+        except EdgekitError as error:
+            progress.say(f"{artifact.title}: no sustained load, {error}")
+            return {}
         write_json(path, {"key": key, "sustained": stored})
-    return stored
+    return {"sustained": stored}
 
 
 def sustain_here(
@@ -384,6 +392,7 @@ def measurement_document(
     return {
         "schema": MEASUREMENT_SCHEMA,
         "artifact": artifact.folder.name,
+        "checkpoint": dict(manifest["checkpoint"]),
         "target": target.name,
         "title": target.title,
         "precision": artifact.precision,
@@ -466,9 +475,15 @@ def measure_latencies(
 
 
 def _machine() -> list[Any]:
-    """What makes two latencies comparable at all: the processor and the cores that may be used."""
+    """What makes two latencies comparable at all: the processor, the cores that may be used, their governor, the decoder."""
     environment = local_environment()
-    return [environment["cpu"], environment["cores"]]
+    return [*processor(), environment["cores"], environment["governor"], decoder.path()]
+
+
+def processor() -> list[Any]:
+    """What labels of one artifact by one runtime may depend on: kernels are chosen by it, and some of them saturate."""
+    environment = local_environment()
+    return [environment["cpu"], environment["cpu_flags"]]
 
 
 def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: Progress) -> dict[str, Any]:
@@ -488,6 +503,7 @@ def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: P
     return {
         "schema": MEASUREMENT_SCHEMA,
         "artifact": f"pytorch-fp32-{plan.size}",
+        "checkpoint": {"name": plan.checkpoint.name, "sha256": plan.checkpoint.sha256},
         "target": "pytorch",
         "title": "float PyTorch",
         "precision": "fp32",

@@ -180,12 +180,21 @@ def bare(project: Project) -> str:
     return str(folder / "bin" / "python")
 
 
+def old_numpy(project: Project) -> str:
+    python = bare(project)
+    (packages,) = Path(python).parent.parent.glob("lib/python*/site-packages")
+    (packages / "numpy").mkdir()
+    (packages / "numpy" / "__init__.py").write_text('__version__ = "1.19.5"\n')
+    return python
+
+
 @pytest.mark.parametrize(
     ("python", "said"),
     [
         (lambda _: "/nowhere/python3", "has no Python by the name /nowhere/python3"),
         (old, "has Python 3.6.9, and the agent needs 3.9 or newer"),
         (bare, "-m pip install numpy"),
+        (old_numpy, "has numpy 1.19.5, and the agent needs 1.21 or newer: run"),
     ],
 )  # fmt: skip
 def test_another_python(python: Callable[[Project], str], said: str, project: Project) -> None:
