@@ -49,8 +49,15 @@ def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
         node.name
         for node in graph.module.graph.nodes
         if (node.op == "call_function" or (node.op == "placeholder" and scheme == "symmetric"))
+        and _is_float(node)
         and any(user.target in READERS for user in node.users)
     )
+
+
+def _is_float(node: Node) -> bool:
+    """Whether it gives a map of real numbers: a network may count positions in whole ones, which no range is known of."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def with_int8_weights(graph: DeployableGraph) -> DeployableGraph:

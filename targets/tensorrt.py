@@ -30,11 +30,12 @@ from edgekit.runtimes.onnxruntime import open_session
 from targets.common import float_edges, native_output
 
 TRTEXEC = (
-    "trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped --useCudaGraph --useSpinWait --noDataTransfers "
-    "--separateProfileRun --warmUp=1000 --duration=10 --percentile=50,90,99 --exportTimes=times.json"
+    "trtexec --onnx=model.onnx --saveEngine=/tmp/model.engine --stronglyTyped --useCudaGraph --useSpinWait --noDataTransfers "
+    "--separateProfileRun --warmUp=1000 --duration=10 --percentile=50,90,99 --exportTimes=/tmp/times.json"
 )
 """Builds the engine on the device and times one forward pass (``computeMs``), the same on TensorRT 10 and 11.
 
+What it writes lies outside the artifact's folder, which holds what its manifest lists and nothing else.
 ``--stronglyTyped`` takes the graph's own precisions at their word on 10; 11 always does and ignores the flag.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from calibration.datasets import Frame, Split, open_split
 from edgekit.core.errors import ArtifactError, DataError
 from edgekit.core.progress import Progress
 from edgekit.core.values import Size, UInt8
+from edgekit.export.graph import normalize, reference_labels
 from edgekit.metrics.scores import add_counts, counts_from_json, score
 from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.pipeline.accuracy import Frames, Labeller, labelled, measure_accuracy, pytorch_labeller
@@ -91,6 +94,65 @@ def test_subnormal_numbers_are_zero_where_frames_are_labelled() -> None:
         tiny = torch.full((64,), 1e-39)
         for product in pool.map(lambda factor: (tiny * factor).sum().item(), [1.0, 0.5, 0.25]):
             assert product == 0.0
+
+
+STATEFUL = """
+import time
+
+from torch import nn
+from torch.nn import functional as F
+
+
+class Hooked(nn.Module):
+    \"\"\"A decoder reads what a hook kept of the encoder.\"\"\"
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.last = nn.Conv2d(8, classes, 1)
+        self.kept = {}
+        self.first.register_forward_hook(lambda module, given, made: self.kept.update(map=made))
+
+    def forward(self, x):
+        x = F.relu(self.second(self.first(x)))
+        time.sleep(0.01)  # another frame's turn
+        return self.last(x + self.kept["map"])
+
+
+class Viewing(nn.Module):
+    \"\"\"A view that only contiguous strides allow.\"\"\"
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, classes, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        weights = F.adaptive_avg_pool2d(x, 2).view(x.size(0), -1).mean(1)
+        return self.last(x.view(x.size(0), 2, 4, *x.shape[2:]).flatten(1, 2) * weights[:, None, None, None])
+"""
+
+
+@pytest.mark.parametrize("name", ["Hooked", "Viewing"])
+def test_networks_of_every_kind_are_labelled_side_by_side(
+    nine: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What one keeps between its modules is no other frame's, and a view that fast strides forbid is given others."""
+    (tmp_path / "stateful.py").write_text(STATEFUL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "stateful", raising=False)
+    network = getattr(importlib.import_module("stateful"), name)(19).eval()
+    torch.save(network.state_dict(), tmp_path / "stateful.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "stateful.pth"), f"stateful:{name}", nine.classes.names)
+    frames = Frames(nine)
+    with pytorch_labeller(checkpoint, SIZE, 4) as labeller:
+        assert labeller.at_once == 4
+        for _ in range(3):
+            for frame, labels in labelled(frames, SIZE, labeller):
+                with torch.inference_mode():
+                    logits = network(normalize(torch.from_numpy(frame.image[None]), checkpoint.normalization))
+                    expected = reference_labels(logits, SIZE)[0].numpy()
+                assert (labels == expected).mean() > 0.999, frame.name
 
 
 def test_a_frame_is_loaded_once(nine: Split, tmp_path: Path) -> None:

@@ -377,6 +377,34 @@ def test_own_networks_source_is_part_of_its_identity(
     assert first != sha256_path(path)
 
 
+def test_what_a_network_imports_is_part_of_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it, in its package, in a function's body and in turn; what it does not import is not, nor what is installed."""
+    root = tmp_path / "code"
+    sources = {
+        "seen/__init__.py": "", "seen/net.py": "import torch\nfrom . import blocks\nfrom beside import act\n" + OWN,
+        "seen/blocks.py": "width = 3\n\ndef later():\n    import seen.deep\n", "seen/deep.py": "depth = 1\n",
+        "beside.py": "from further import *\nact = 1\n", "further.py": "what = 1\n", "alien.py": "other = 1\n",
+    }  # fmt: skip
+    for name, source in sources.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(source)
+    monkeypatch.syspath_prepend(root)
+    path = tmp_path / "own.pt"
+    torch.save({"0.weight": torch.zeros(3, 3, 3, 3), "0.bias": torch.zeros(3)}, path)
+
+    def identity() -> str:
+        return load_checkpoint(str(path), network="seen.net:make", class_names=NAMES).sha256
+
+    first = identity()
+    for name, source in sources.items():
+        (root / name).write_text(f"{source}\n# changed\n")
+        assert (identity() != first) == (name != "alien.py"), name
+        (root / name).write_text(source)
+    load_network(load_checkpoint(str(path), network="seen.net:make", class_names=NAMES))
+    importlib.import_module("seen.deep")
+    assert identity() == first, "whatever was imported meanwhile"
+
+
 @pytest.mark.parametrize(
     ("source", "reference", "word"),
     [

@@ -11,7 +11,7 @@ import torch
 from graphs import graph_of
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from calibration import ranges
 from calibration.equalization import equalized
@@ -19,6 +19,8 @@ from calibration.ranges import ESTIMATORS, calibrate, observe
 from calibration.simulation import quantized_places, represented
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import Scheme, Size, UInt8
+from edgekit.export.compare import map_shapes
+from edgekit.export.layers import nodes_of
 from edgekit.export.values import channel_limits, find_nodes, known_limits, visit_values, whole_range
 
 SIZE = Size(64, 96)
@@ -256,6 +258,31 @@ def test_places_are_what_int8_operations_read() -> None:
     assert symmetric - asymmetric == {frame}
     # Not what a ReLU alone reads, and not the logits.
     assert len(asymmetric) == 3
+
+
+class Counting(nn.Module):
+    """Coordinates of whole numbers, an activation of a parameter, and a map in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+        self.weights = nn.Parameter(torch.tensor([0.5, -0.25]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.first(x).relu().chunk(2, 1)
+        rows = (torch.arange(one.shape[2]) + 0.5) / one.shape[2]
+        share = self.weights.relu()
+        mixed = one * share[0] + other * share[1] + rows[:, None]
+        return self.last(torch.cat([mixed, other], 1))
+
+
+def test_networks_that_count_weigh_and_part_their_maps() -> None:
+    graph = graph_of(Counting(), SIZE)
+    observe(graph, frames(2), 2)
+    record = calibrate(graph, lambda: frames(2), 2).record
+    assert set(record["ranges"]) == {"symmetric", "asymmetric"}
+    assert nodes_of(graph, ("last",)) == {"conv2d_1"}
+    assert all(len(shape) == 3 for shape in map_shapes(graph).values())
 
 
 def test_values_that_are_not_finite_are_told_by_their_module() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from seam import MOMENT, Done, call, edgekit, environment, files, own_network, partials, plug_in, short_latency, start
 
 from edgekit.core import registry
-from edgekit.core.files import sha256_path
+from edgekit.core.files import new_folder, sha256_path
 from edgekit.core.progress import Progress
 from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint
@@ -209,6 +210,26 @@ def test_killed_and_gone_on(place: Path, tmp_path: Path) -> None:
     assert not partials(out)
     assert set(rows_of(out)) == {"pytorch fp32", "torchscript fp32", "faulty fp32"}
     assert (out / "artifacts" / "torchscript-fp32-64x96" / "model.pt").stat().st_mtime_ns == made
+
+
+def test_two_commands_may_make_one_folder(tmp_path: Path) -> None:
+    """The later takes the place of the earlier, or leaves it where the name says what is inside; none of them fails."""
+
+    def made(who: str, keep: bool = False) -> None:
+        with new_folder(tmp_path / "made", keep) as folder:
+            (folder / who).touch()
+
+    with new_folder(tmp_path / "made") as outer:
+        (outer / "outer").touch()
+        made("inner")
+        assert (tmp_path / "made" / "inner").exists()
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["outer"]
+    made("later", keep=True)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["outer"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(made, map(str, range(400))))
+    assert len(list((tmp_path / "made").iterdir())) == 1
+    assert not partials(tmp_path)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
             raise EdgekitError(f"no space left while writing {path}: free some disk space and run again") from error
         if error.errno in _REFUSED:
             raise EdgekitError(
-                f"{path} cannot be written ({error.strerror}): choose another place with --out"
+                f"{path} cannot be written ({error.strerror}): make its folder writable, or choose another place with --out"
             ) from error
         raise
 
@@ -81,20 +81,41 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``path`` when the block succeeds and vanishes when it does not."""
+def new_folder(path: Path, keep: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block succeeds and vanishes when it does not.
+
+    Args:
+        keep: of a name that says what is inside: a folder that another command has made meanwhile, and may be reading, stays.
+    """
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent))
         try:
             yield temporary
             os.chmod(temporary, 0o755)
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            if keep and path.exists():
+                shutil.rmtree(temporary)
+            else:
+                _put_in_place(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder over another one, which is set aside first; where two commands do so at once, both get through."""
+    while True:
+        aside = Path(tempfile.mkdtemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent))
+        try:
+            with suppress(FileNotFoundError):
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the other command's came in between
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _partial_prefix(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.fx import Node
 
 from edgekit.core.values import DeployableGraph, Float32, UInt8
@@ -133,7 +134,8 @@ def map_shapes(graph: DeployableGraph) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for node in graph.module.graph.nodes:
         value = node.meta.get("val")
-        if node.op == "call_function" and value is not None and value.ndim == 4 and value.is_floating_point():
+        is_map = isinstance(value, Tensor) and value.ndim == 4 and value.is_floating_point()
+        if node.op == "call_function" and is_map:
             channels, height, width = (int(side) for side in value.shape[1:])
             shapes[node.name] = channels, height, width
     return shapes

@@ -51,7 +51,7 @@ def layers_of(graph: DeployableGraph) -> tuple[Layer, ...]:
             source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
             if node.target in WEIGHTED:
                 names[node.name] = module_of(node) or node.name
-            elif node.target in ACTIVATIONS and source is not None and len(source.users) == 1:
+            elif node.target in ACTIVATIONS and source is not None and source.name in names and len(source.users) == 1:
                 names[node.name] = names[source.name]
             else:
                 names[node.name] = f"{module_of(node)}:{_operation_of(node)}"

@@ -344,10 +344,11 @@ def _is_foreign(node: Node) -> bool:
 def _ranges_hide_channels(node: Node) -> bool:
     """A depthwise convolution some of whose channels are tiny, although the next convolution lives on them.
 
-    Weights and what follows are read at their values; a channel that nothing makes large again is dead, and harmless.
+    Weights and what follows are read at their values; a channel that nothing makes large again is dead, and harmless. Only behind
+    a bound such as ReLU6's: where nothing, ReLU or leaky ReLU is between the two, edgekit equalizes channels itself.
     """
-    following = _next_convolution(node)
-    if not _is_depthwise(node) or following is None:
+    following, bounded = _next_convolution(node)
+    if not _is_depthwise(node) or following is None or not bounded:
         return False
     weight, reader = node.meta.get("weight"), following.meta.get("weight")
     if weight is None or reader is None or reader.shape[1] != weight.shape[0]:
@@ -358,15 +359,17 @@ def _ranges_hide_channels(node: Node) -> bool:
     return bool(tiny.any())
 
 
-def _next_convolution(node: Node) -> Node | None:
-    """The only convolution behind a node, by way of activations."""
+def _next_convolution(node: Node) -> tuple[Node | None, bool]:
+    """The only convolution behind a node, by way of activations, and whether one of them has a bound that does not scale."""
+    bounded = False
     while len(node.users) == 1:
         node = next(iter(node.users))
         if _operation(node) == "conv2d":
-            return node if _groups(node) == 1 else None
+            return (node if _groups(node) == 1 else None), bounded
         if _operation(node) not in ("relu", "hardtanh", "leaky_relu", "clamp"):
-            return None
-    return None
+            break
+        bounded |= _operation(node) in ("hardtanh", "clamp")
+    return None, bounded
 
 
 # The rules -----------------------------------------------------------------------------------------------------------
@@ -840,11 +843,12 @@ RULES: tuple[Rule, ...] = (
             Outcome(
                 "wrong",
                 TARGETS,
-                "some channels have less than 1/100 of the largest one's range, and int8 has one scale for all of them",
+                "some channels have less than 1/100 of the largest one's range, int8 has one scale for all of them, and behind a "
+                "bound such as ReLU6's edgekit cannot equalize them",
                 "int8",
             ),
         ),
-        "rescale these channels here and in the next convolution (cross-layer equalization), or train with weight decay",
+        "use ReLU, whose channels edgekit equalizes by itself, or train with weight decay",
         _ranges_hide_channels,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
+import importlib.util
 import inspect
 import json
 import pickle
@@ -26,6 +27,7 @@ SCHEMA = 1
 SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints"
 DEFAULT_CHECKPOINT = "spssn-streets"
 NETWORKS = ("spssn", "spssn-stream", "fast-scnn")
+OWN_PACKAGES = ("edgekit", "targets", "calibration", "reports")
 
 
 @dataclass(frozen=True)
@@ -161,16 +163,62 @@ def _import_factory(reference: str) -> Callable[..., Any]:
 
 
 def _code_of(reference: str) -> str:
-    """Hash of the source of the package that a user's network is from, as far as it was imported to make it."""
-    package = reference.partition(":")[0].partition(".")[0]
-    found = {
-        name: getattr(module, "__file__", None)
-        for name, module in list(sys.modules.items())
-        if name == package or name.startswith(f"{package}.")
-    }
-    return sha256_json(
-        [[name, sha256_path(Path(file))] for name, file in sorted(found.items()) if file and Path(file).is_file()]
-    )
+    """Hash of the source that makes a user's network: its module's, and that of all that one imports, anywhere in a file and in
+    turn, of the same package or from beside it. An installed package counts where the network is from it, edgekit's own never:
+    its version is in every key.
+    """
+    module = reference.partition(":")[0]
+    package = module.partition(".")[0]
+    found: dict[str, str] = {}
+    pending = [module]
+    root = _root_of(module)
+    while pending:
+        name = pending.pop()
+        top = name.partition(".")[0]
+        # Of a name elsewhere not even the file is looked for: to find a submodule imports its package.
+        if name in found or (top != package and (top in OWN_PACKAGES or root is None or _root_of(top) != root)):
+            continue
+        if (file := _source_of(name)) is not None:
+            found[name] = sha256_path(file)
+            pending += _imports_of(name, file)
+    return sha256_json(sorted(found.items()))
+
+
+def _root_of(module: str) -> Path | None:
+    """The folder that a module is imported from; None where it has no source, or is installed."""
+    file = _source_of(module)
+    if file is None or not {"site-packages", "dist-packages"}.isdisjoint(file.parts):
+        return None
+    return file.parents[module.count(".") + (file.stem == "__init__")]
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module's source; None of one without, such as what is compiled, or of a name that is none."""
+    try:
+        specification = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    origin = None if specification is None else specification.origin
+    return Path(origin).resolve() if origin is not None and origin.endswith(".py") else None
+
+
+def _imports_of(module: str, file: Path) -> list[str]:
+    """Names that a module's source may import, its packages among them; of ``from a import b``, ``a.b`` too, which may be a module."""
+    parents = module.split(".")
+    names = [".".join(parents[:depth]) for depth in range(1, len(parents))]
+    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # named by nothing that runs
+        return names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name]
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from calibration.datasets import Frame, Split, resize_image, resize_labels
+from edgekit import __version__
 from edgekit.core.ahead import in_order
 from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
 from edgekit.core.files import new_folder, sha256_json
 from edgekit.core.progress import Progress, noise_to
+from edgekit.core.registry import versions
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
 from edgekit.devices.environment import available_cores
@@ -75,6 +77,7 @@ class Frames:
 def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = None) -> Iterator[Labeller]:
     """The float reference: the checkpoint's own network in PyTorch, float32, no rewrites."""
     import torch
+    from torch import nn
 
     from edgekit.export.graph import Logits, normalize, reference_labels
     from edgekit.networks.blocks import channels_last
@@ -90,12 +93,33 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
         torch.set_num_threads(cores // at_once)  # of the calling thread
         flush_subnormals()
 
-    network = channels_last(Logits(load_network(checkpoint), len(checkpoint.class_names)).eval())
+    layouts = [torch.channels_last, torch.contiguous_format]  # the faster first
+    own, making = local(), Lock()
+
+    def network_of(layout: torch.memory_format) -> nn.Module:
+        """The calling thread's own: a network may keep a map in a hook, for a module that comes later."""
+        if getattr(own, "layout", None) != layout:
+            with making:
+                network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
+            own.network, own.layout = channels_last(network) if layout == torch.channels_last else network, layout
+        made: nn.Module = own.network
+        return made
+
+    def logits_of(x: torch.Tensor) -> torch.Tensor:
+        layout = layouts[0]
+        try:
+            logits: torch.Tensor = network_of(layout)(x.to(memory_format=layout))
+        except RuntimeError as error:  # a view() of the network's own, which those strides do not allow
+            if layout != torch.channels_last or "view size is not compatible" not in str(error):
+                raise
+            layouts[:] = [torch.contiguous_format]
+            return logits_of(x)
+        return logits
 
     def label(frame: UInt8) -> UInt8:
         with torch.inference_mode():
-            x = normalize(torch.from_numpy(frame), checkpoint.normalization).to(memory_format=torch.channels_last)
-            labels: UInt8 = reference_labels(network(x), size).to(torch.uint8).numpy()
+            x = normalize(torch.from_numpy(frame), checkpoint.normalization)
+            labels: UInt8 = reference_labels(logits_of(x), size).to(torch.uint8).numpy()
         return labels
 
     yield Labeller(label, at_once, prepare)
@@ -162,12 +186,13 @@ def reference_labels_folder(
     checkpoint: Checkpoint, size: Size, frames: Frames, run_folder: Path, progress: Progress, threads: int | None
 ) -> Path:
     """A folder of float PyTorch's labels at the input size, one PNG a frame, made once."""
-    key = sha256_json([checkpoint.identity(), str(size), frames.split.identity(), "pytorch"])
+    made_by = [__version__, versions("torch", "numpy", "pillow")]
+    key = sha256_json([checkpoint.identity(), str(size), frames.split.identity(), "pytorch", made_by])
     folder = run_folder / "cache" / f"pytorch-{size}-{key[:16]}"
     if folder.is_dir():
         return folder
     started = time.monotonic()
-    with new_folder(folder) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
+    with new_folder(folder, keep=True) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
         for index, (_, labels) in enumerate(labelled(frames, size, label)):
             progress.count("labelling with float PyTorch", index, len(frames), started)
             Image.fromarray(labels).save(temporary / f"{index:05d}.png")

@@ -320,7 +320,7 @@ def _error(
 def _end(code: int) -> str:
     """How a process ended, in words."""
     if code == -signal.SIGKILL:
-        return "was killed, as happens when memory runs out: choose a smaller --size or fewer --samples"
+        return "was killed, as happens when memory runs out: choose a smaller --size or, for int8, fewer --samples"
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}: report it to the converter's makers"
     return f"ended with code {code}: report it to the converter's makers"

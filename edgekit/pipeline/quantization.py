@@ -97,7 +97,7 @@ def quantization_key(checkpoint: Checkpoint, calibration: Calibration) -> str:
     """Identity of a quantization before it is worked out: everything that decides it."""
     return sha256_json(
         [
-            SCHEMA, __version__, versions("torch", "numpy"), checkpoint.identity(), str(calibration.size),
+            SCHEMA, __version__, versions("torch", "numpy", "pillow"), checkpoint.identity(), str(calibration.size),
             calibration.frames.image_identity(),
         ]
     )  # fmt: skip
