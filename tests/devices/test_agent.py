@@ -32,6 +32,7 @@ from edgekit.devices.agent.cache import Cache, NoSpace
 from edgekit.devices.agent.lock import Busy, DeviceLock
 from edgekit.devices.pack import pack_agent
 
+PYENV = Path.home() / ".pyenv"  # found here, before a test has a home of its own
 ALLOWED = {"numpy", "openvino", "onnxruntime", "ai_edge_litert", "tflite_runtime", "tensorrt", "coremltools", "torch"}
 """What a packed module may import besides the standard library; torch only where types are checked."""
 
@@ -47,7 +48,7 @@ def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The oldest Python that the agent runs on, with numpy and nothing else."""
     found = shutil.which("python3.9")
-    versions = sorted(Path.home().glob(".pyenv/versions/3.9.*/bin/python"))
+    versions = sorted(PYENV.glob("versions/3.9.*/bin/python"))
     if versions:
         found = str(versions[-1])
     if found is None:
