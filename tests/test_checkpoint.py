@@ -378,12 +378,16 @@ def test_own_networks_source_is_part_of_its_identity(
 
 
 def test_what_a_network_imports_is_part_of_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside it, in its package, in a function's body and in turn; what it does not import is not, nor what is installed."""
+    """Beside it, in its package or a folder, in a function's body and in turn; what it does not import is not. Nothing is run."""
     root = tmp_path / "code"
     sources = {
         "seen/__init__.py": "", "seen/net.py": "import torch\nfrom . import blocks\nfrom beside import act\n" + OWN,
-        "seen/blocks.py": "width = 3\n\ndef later():\n    import seen.deep\n", "seen/deep.py": "depth = 1\n",
-        "beside.py": "from further import *\nact = 1\n", "further.py": "what = 1\n", "alien.py": "other = 1\n",
+        "seen/blocks.py": "width = 3\n\ndef later():\n    import seen.deep\n    from ends import everything\n",
+        "seen/deep.py": "from .far import up\n", "seen/far/__init__.py": "", "seen/far/up.py": "from .. import top\n",
+        "seen/top.py": "", "folder/inner.py": "", "ends.py": "import sys\nsys.exit('was run')\n",
+        "registry/__init__.py": "import importlib\nfor n in 'ab': importlib.import_module('registry.' + n)\n",
+        "registry/a.py": "", "registry/b.py": "import edgekit\n",
+        "beside.py": "from further import *\nimport registry\nact = 1\n", "further.py": "from folder.inner import *\n", "alien.py": "other = 1\n",
     }  # fmt: skip
     for name, source in sources.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -450,6 +450,12 @@ def test_frames_that_guide_do_not_prove(run_here: Call, small_checkpoint: Path) 
     assert done.code == 2
     assert "both guide what stays in float and prove the budget" in done.sentence
     assert "--verify DATA:SPLIT" in done.sentence
+    done = run_here(
+        "quantize", small_checkpoint, "--calib", "streets", "--frames", 1, "--max-drop", 0.01, "--samples", 2, "--target",
+        "onnxruntime", "--size", SIZE,
+    )  # fmt: skip
+    assert done.code == 2
+    assert "judged by the spread over frames, and there is one of streets val" in done.sentence
 
 
 def test_what_a_network_was_trained_on_is_known_or_said_not_to_be() -> None:
@@ -684,6 +690,7 @@ def test_train_begins_with_and_learns_from_plain_state_dicts(
     wanted = {"schedule": "poly", "step_epochs": [], "arguments": {}, "learning_rate": 0.005, "distillation": 0.5}
     assert wanted.items() <= recipe.items()
     assert recipe["initial"] == recipe["teacher"] != ""
+    assert "val may prove nothing: whether plain saw it in training is not known" in done.err
 
 
 def test_train_names_a_bad_label_file(run_here: Call, camvid_tree: Path) -> None:

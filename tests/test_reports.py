@@ -286,15 +286,25 @@ def test_the_interval_of_few_frames_does_not_lie(frames: int) -> None:
     drop = float(mean_iou(reference.sum(0)) - mean_iou(artifact.sum(0)))
     intervals = [bootstrap_drop(*drawn(frames), 400) for _ in range(300)]
     missed = sum(not interval.low <= drop <= interval.high for interval in intervals)
-    assert missed <= 0.09 * len(intervals), "5 % is said"
+    assert 0.01 * len(intervals) <= missed <= 0.09 * len(intervals), "5 % is said"
 
 
-def test_one_frame_has_no_interval() -> None:
-    table = np.full((1, 2, 2), 7)
-    interval = bootstrap_drop(table, table)
-    assert interval.value == 0
-    assert np.isnan(interval.low)
-    assert np.isnan(interval.high)
+def test_one_labelled_frame_says_nothing_of_others() -> None:
+    table = np.array([[[7, 1], [2, 8]]])
+    other = np.array([[[6, 2], [2, 8]]])
+    void = np.zeros((3, 2, 2), np.int64)
+    for tables in ((table, other), (np.concatenate([table, void]), np.concatenate([other, void]))):
+        interval = bootstrap_drop(*tables)
+        assert interval.value > 0
+        assert (interval.low, interval.high) == (-1, 1)
+
+
+def test_the_ends_are_drops() -> None:
+    """However little two frames say, a report takes it."""
+    reference = np.array([[[50, 0], [0, 50]]] * 2)
+    artifact = np.array([[[50, 0], [0, 50]], [[0, 50], [50, 0]]])
+    interval = bootstrap_drop(reference, artifact)
+    assert (interval.low, interval.high) == (-1, 1)
 
 
 @pytest.mark.parametrize("rounds", [2, 4, 5, 8])
@@ -303,7 +313,7 @@ def test_the_interval_of_few_rounds_does_not_lie(rounds: int) -> None:
     generator = np.random.default_rng(rounds)
     intervals = [bootstrap_ratio(*generator.lognormal(3, 0.03, (2, rounds, 1)).tolist(), 400) for _ in range(300)]
     missed = sum(not interval.low <= 1 <= interval.high for interval in intervals)
-    assert missed <= 0.11 * len(intervals), "5 % is said"
+    assert 0.01 * len(intervals) <= missed <= 0.11 * len(intervals), "5 % is said"
 
 
 def test_drop_refuses_other_frames() -> None:
@@ -676,7 +686,7 @@ def test_what_a_phone_s_tool_did_not_do_is_said() -> None:
     (row,) = (row for row in json.loads(text(made, "report.json"))["rows"] if row["device"] == "pixel")
     assert row["latency_ms"]["cv"] is None
     page = text(made, "pixel.md")
-    assert "short: 24 queries in 121.2 s, quick mode asks for 64" in page
+    assert "short: 24 queries in 120.0 s, quick mode asks for 64" in page
     assert "not printed" in page
 
 

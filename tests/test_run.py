@@ -232,6 +232,26 @@ def test_two_commands_may_make_one_folder(tmp_path: Path) -> None:
     assert not partials(tmp_path)
 
 
+def test_an_interruption_between_two_renames_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_folder(tmp_path / "made") as folder:
+        (folder / "old").touch()
+    renamed = []
+
+    def replaced(source: str | Path, target: str | Path, rename: Callable[..., None] = os.replace) -> None:
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "made") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["old"]
+    assert not partials(tmp_path)
+
+
 @pytest.fixture
 def kept(run_here: Callable[..., Done], place: Path, tmp_path: Path) -> Path:
     """A finished run of one target, a copy for every test."""

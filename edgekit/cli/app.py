@@ -377,9 +377,7 @@ def quantize(
 def _over_budget(row: dict[str, Any]) -> str:
     """What else is to be said of a budget that does not hold: what was tried, where it held, what would decide it."""
     allowed, proof, text = row["budget"]["max_drop"], row.get("verification") or row, ""
-    if proof["miou_drop_ci"] is None:
-        return ", since one frame proves nothing: add --frames"
-    if row["miou_drop_ci"] is not None and row["miou_drop_ci"][1] <= allowed:
+    if row["miou_drop_ci"][1] <= allowed:
         text = f", though it holds on the {row['evaluation']['frames']} frames that guided it"
     elif "repair" in row:
         most = max(len(step["kept"]) for step in row["repair"]["steps"])
@@ -390,16 +388,16 @@ def _over_budget(row: dict[str, Any]) -> str:
 
 
 def _drop_text(loss: dict[str, Any]) -> str:
-    ends, where = loss["miou_drop_ci"], loss["evaluation"]
-    interval = f" [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]" if ends is not None else ""
+    low, high = loss["miou_drop_ci"]
+    where = loss["evaluation"]
     trained = {
         True: ", on which the network was trained",
         None: " (not known whether the network was trained on them)",
         False: "",
     }[where["trained_on"]]
     return (
-        f"{100 * loss['miou_drop']:+.2f} points{interval} on {where['frames']} {where['dataset']} {where['split']} "
-        f"{'frame' if where['frames'] == 1 else 'frames'}{trained}"
+        f"{100 * loss['miou_drop']:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}] on {where['frames']} "
+        f"{where['dataset']} {where['split']} frames{trained}"
     )
 
 
@@ -919,12 +917,13 @@ def train(
             continue
         if name in parts:  # what was trained on says nothing
             continue
-        seen = [
-            one.name for one in (start, taught_by) if one is not None and trained_on(one.recipe, recipe.dataset, name)
-        ]
-        if seen:
+        others = [one for one in (start, taught_by) if one is not None]
+        saw = {one.name: trained_on(one.recipe, recipe.dataset, name) for one in others}
+        if seen := [one for one, answer in saw.items() if answer]:
             progress.say(f"{name} is not evaluated: {' and '.join(seen)} saw it in training")
             continue
+        if unknown := [one for one, answer in saw.items() if answer is None]:
+            progress.say(f"{name} may prove nothing: whether {' and '.join(unknown)} saw it in training is not known")
         splits[name] = opened
     from edgekit.training.loop import Progress as TrainingProgress
     from edgekit.training.loop import train as do_train

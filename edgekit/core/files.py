@@ -111,9 +111,12 @@ def _put_in_place(temporary: Path, path: Path) -> None:
                 os.replace(path, aside)
             os.replace(temporary, path)
             return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # the other command's came in between
-                raise
+        except BaseException as error:
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(OSError):  # interrupted between the two: what was there is put back
+                    if any(aside.iterdir()):
+                        os.replace(aside, path)
+                raise  # else the other command's came in between
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 

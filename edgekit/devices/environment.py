@@ -102,7 +102,12 @@ def clocks() -> dict[str, int]:
     return found
 
 
-def _clusters() -> list[str]:
+def processor() -> list[Any]:
+    """What a runtime's labels may depend on: kernels are chosen by it, and some of them saturate."""
+    return [_processor(), cpu_flags(_read("/proc/cpuinfo"))]
+
+
+def clusters() -> list[str]:
     """Groups of cores with their governor and the highest clock that it may choose, as people read them."""
     return [
         cluster(*(_read(str(policy / name)) for name in ("related_cpus", "scaling_governor", "scaling_max_freq")))
@@ -156,7 +161,7 @@ def device_environment() -> dict[str, Any]:
         **local_environment(),
         "os": _system(),
         "architecture": platform.machine(),
-        "clusters": _clusters() or UNAVAILABLE,
+        "clusters": clusters() or UNAVAILABLE,
     }
     if board != UNAVAILABLE:
         found["board"] = board

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib
 import inspect
 import json
 import pickle
@@ -164,60 +164,66 @@ def _import_factory(reference: str) -> Callable[..., Any]:
 
 def _code_of(reference: str) -> str:
     """Hash of the source that makes a user's network: its module's, and that of all that one imports, anywhere in a file and in
-    turn, of the same package or from beside it. An installed package counts where the network is from it, edgekit's own never:
-    its version is in every key.
+    turn, from the same package or from beside it. Files are read and nothing is imported: the hash is the same whatever a command
+    has imported so far. An installed package counts where the network is from it, edgekit's own never: its version is in every key.
     """
     module = reference.partition(":")[0]
-    package = module.partition(".")[0]
+    place = getattr(sys.modules[module], "__file__", None)
+    if place is None:
+        return sha256_json([])
+    first = Path(place).resolve()
+    root = first.parents[module.count(".") + (first.stem == "__init__")]
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(root.parts)
     found: dict[str, str] = {}
     pending = [module]
-    root = _root_of(module)
     while pending:
         name = pending.pop()
         top = name.partition(".")[0]
-        # Of a name elsewhere not even the file is looked for: to find a submodule imports its package.
-        if name in found or (top != package and (top in OWN_PACKAGES or root is None or _root_of(top) != root)):
+        if top != module.partition(".")[0] and (installed or top in OWN_PACKAGES):
             continue
-        if (file := _source_of(name)) is not None:
-            found[name] = sha256_path(file)
-            pending += _imports_of(name, file)
+        for file in _sources_of(root, name):
+            where = file.relative_to(root)
+            if where.as_posix() not in found:
+                found[where.as_posix()] = sha256_path(file)
+                pending += _imports_of(file, where.parts[:-1])
     return sha256_json(sorted(found.items()))
 
 
-def _root_of(module: str) -> Path | None:
-    """The folder that a module is imported from; None where it has no source, or is installed."""
-    file = _source_of(module)
-    if file is None or not {"site-packages", "dist-packages"}.isdisjoint(file.parts):
-        return None
-    return file.parents[module.count(".") + (file.stem == "__init__")]
+def _sources_of(root: Path, module: str) -> list[Path]:
+    """Files below a folder that a module of this name, and the packages it is in, are read from; none where it lies elsewhere."""
+    files: list[Path] = []
+    folder = root
+    for part in module.split("."):
+        files += [folder / f"{part}.py", folder / part / "__init__.py", folder / f"{part}.so"]
+        files += sorted(folder.glob(f"{part}.*.so"))
+        folder /= part
+    return [file for file in files if file.is_file()]
 
 
-def _source_of(module: str) -> Path | None:
-    """The file of a module's source; None of one without, such as what is compiled, or of a name that is none."""
-    try:
-        specification = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    origin = None if specification is None else specification.origin
-    return Path(origin).resolve() if origin is not None and origin.endswith(".py") else None
+def _imports_of(file: Path, package: tuple[str, ...]) -> list[str]:
+    """Names that the source of a module in a package may import; of ``from a import b``, ``a.b`` too, which may be a module.
 
-
-def _imports_of(module: str, file: Path) -> list[str]:
-    """Names that a module's source may import, its packages among them; of ``from a import b``, ``a.b`` too, which may be a module."""
-    parents = module.split(".")
-    names = [".".join(parents[:depth]) for depth in range(1, len(parents))]
-    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+    Where it imports by names that only running it would tell, every module of its package.
+    """
+    if file.suffix != ".py":
+        return []
     try:
         tree = ast.parse(file.read_bytes())
-    except SyntaxError:  # named by nothing that runs
-        return names
+    except (SyntaxError, ValueError):  # which nothing that runs has imported
+        return []
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            names += [f"{base}.{alias.name}".strip(".") for alias in node.names if alias.name != "*"] + [base]
+        elif isinstance(node, ast.Name | ast.Attribute) and package:
+            called = node.id if isinstance(node, ast.Name) else node.attr
+            if called in ("import_module", "__import__", "iter_modules", "walk_packages"):
+                inside = (path.relative_to(file.parent).with_suffix("").parts for path in file.parent.rglob("*.py"))
+                names += [".".join([*package, *parts]) for parts in inside]
     return [name for name in names if name]
 
 

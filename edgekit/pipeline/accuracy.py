@@ -22,7 +22,7 @@ from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
-from edgekit.devices.environment import available_cores
+from edgekit.devices.environment import available_cores, processor
 from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
 from edgekit.networks.checkpoint import Checkpoint
 
@@ -186,7 +186,7 @@ def reference_labels_folder(
     checkpoint: Checkpoint, size: Size, frames: Frames, run_folder: Path, progress: Progress, threads: int | None
 ) -> Path:
     """A folder of float PyTorch's labels at the input size, one PNG a frame, made once."""
-    made_by = [__version__, versions("torch", "numpy", "pillow")]
+    made_by = [__version__, versions("torch", "numpy", "pillow"), processor()]
     key = sha256_json([checkpoint.identity(), str(size), frames.split.identity(), "pytorch", made_by])
     folder = run_folder / "cache" / f"pytorch-{size}-{key[:16]}"
     if folder.is_dir():

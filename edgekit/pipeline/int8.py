@@ -224,6 +224,12 @@ def quantize(
             refuse_evaluated(calibration, split)
     if evaluation is not None and verified is not None:
         refuse_guided(evaluation, verified)
+    for split in (evaluation, verified) if budget is not None else ():
+        if split is not None and len(split) < 2:
+            raise UsageError(
+                f"--max-drop is judged by the spread over frames, and there is one of {split.dataset} {split.split}: "
+                "name more by --frames, --eval or --verify"
+            )
     progress.say(
         f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames, comparing labels on {len(others)} others"
     )
@@ -305,7 +311,7 @@ def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Ya
         "miou": score(add_counts(counts), split.classes).miou,
         "miou_float": score(add_counts(yardstick.counts), split.classes).miou,
         "miou_drop": interval.value,
-        "miou_drop_ci": None if np.isnan(interval.low) else [interval.low, interval.high],
+        "miou_drop_ci": [interval.low, interval.high],
         "per_class_drop": {
             name: None if np.isnan(drop) else float(drop)
             for name, drop in zip(split.classes.names, by_class, strict=True)

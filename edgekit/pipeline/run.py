@@ -31,7 +31,7 @@ from edgekit.core.values import (
     Size,
 )
 from edgekit.devices.connected import Connected
-from edgekit.devices.environment import local_environment
+from edgekit.devices.environment import clusters, local_environment, processor
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
 from edgekit.devices.local import Mode, Scope, Subject, alone, interval_of, measure, sustain
 from edgekit.networks.checkpoint import Checkpoint
@@ -290,7 +290,14 @@ def _measurements(
     accuracies: dict[str, dict[str, Any]] = {}
     for target, artifact in list(made):
         key = sha256_json(
-            [model_key(artifact), plan.evaluation.identity(), target.engine().by, processor(), __version__]
+            [
+                model_key(artifact),
+                reference.name,
+                plan.evaluation.identity(),
+                target.engine().by,
+                processor(),
+                __version__,
+            ]
         )
         path = folder / f"{artifact.folder.name}.accuracy.json"
         pictures = plan.folder / "cache" / "pictures" / artifact.folder.name
@@ -475,20 +482,16 @@ def measure_latencies(
 
 
 def _machine() -> list[Any]:
-    """What makes two latencies comparable at all: the processor, the cores that may be used, their governor, the decoder."""
+    """What makes two latencies comparable at all: the processor, the cores that may be used and their clocks, the decoder."""
     environment = local_environment()
-    return [*processor(), environment["cores"], environment["governor"], decoder.path()]
-
-
-def processor() -> list[Any]:
-    """What labels of one artifact by one runtime may depend on: kernels are chosen by it, and some of them saturate."""
-    environment = local_environment()
-    return [environment["cpu"], environment["cpu_flags"]]
+    return [*processor(), environment["cores"], environment["governor"], clusters(), decoder.path()]
 
 
 def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: Progress) -> dict[str, Any]:
     """Float PyTorch's own row: what every drop is measured from."""
-    key = sha256_json([plan.checkpoint.identity(), str(plan.size), plan.evaluation.identity(), __version__])
+    key = sha256_json(
+        [reference.name, plan.checkpoint.identity(), str(plan.size), plan.evaluation.identity(), __version__]
+    )
     path = plan.folder / "measurements" / f"pytorch-fp32-{plan.size}.accuracy.json"
     pictures = plan.folder / "cache" / "pictures" / f"pytorch-fp32-{plan.size}"
     stored = stored_part(path, key) if pictures.is_dir() else None
