@@ -44,11 +44,16 @@ def check_target(
         size: input size.
         precisions: of the target's; all by default.
     """
-    findings = _check_description(target)
-    sentence = target.missing()
-    if sentence is not None:
-        return [*findings, f"it is missing something here: {sentence}"]
-    engine = target.engine()
+    try:
+        findings = _check_description(target)
+        sentence = target.missing()
+        if sentence is not None:
+            return [*findings, f"it is missing something here: {sentence}"]
+        engine = target.engine()
+    except Exception as error:  # a plug-in may raise anything; its author needs a finding
+        return [f"describing itself, it raised {type(error).__name__}: {error}"]
+    if not (precisions or target.precisions):
+        return findings
     if engine.kind not in ("measured", "reference") or not engine.by:
         findings.append("engine() does not say what runs its artifacts")
     if engine.kind == "reference" and not engine.no_latency:

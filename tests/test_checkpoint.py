@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgekit.core.errors import CheckpointError, EdgekitError, UsageError
@@ -130,6 +130,20 @@ def test_saving_twice_gives_the_same_identity(tmp_path: Path) -> None:
             normalization=Normalization(), dataset="", recipe={}, metrics={},
         )  # fmt: skip
     assert sha256_path(tmp_path / "a.safetensors") == sha256_path(tmp_path / "b.safetensors")
+
+
+def test_a_module_that_stands_in_a_network_twice_is_saved(tmp_path: Path) -> None:
+    module = nn.Module()
+    module.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    module.stem = module.backbone[0]
+    path = tmp_path / "twice.safetensors"
+    save_checkpoint(
+        path, module, network="spssn", arguments={}, class_names=NAMES, normalization=Normalization(), dataset="", recipe={},
+        metrics={},
+    )  # fmt: skip
+    stored = load_file(path)
+    assert stored.keys() == module.state_dict().keys()
+    assert torch.equal(stored["stem.weight"], stored["backbone.0.weight"])
 
 
 def test_shipped_names_load() -> None:
@@ -404,6 +418,12 @@ def test_what_a_network_imports_is_part_of_its_identity(tmp_path: Path, monkeypa
         (root / name).write_text(f"{source}\n# changed\n")
         assert (identity() != first) == (name != "alien.py"), name
         (root / name).write_text(source)
+    (root / "elsewhere.py").write_text(sources["seen/net.py"].replace("from . import blocks\n", ""))
+    (root / "linked").mkdir()
+    (root / "linked" / "fast.py").symlink_to(root / "elsewhere.py")
+    before = load_checkpoint(str(path), network="linked.fast:make", class_names=NAMES).sha256
+    (root / "elsewhere.py").write_text((root / "elsewhere.py").read_text() + "\n# changed\n")
+    assert load_checkpoint(str(path), network="linked.fast:make", class_names=NAMES).sha256 != before
     load_network(load_checkpoint(str(path), network="seen.net:make", class_names=NAMES))
     importlib.import_module("seen.deep")
     assert identity() == first, "whatever was imported meanwhile"

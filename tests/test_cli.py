@@ -693,6 +693,16 @@ def test_train_begins_with_and_learns_from_plain_state_dicts(
     assert "val may prove nothing: whether plain saw it in training is not known" in done.err
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_is_gone_is_no_error(tmp_path: Path, unbuffered: str) -> None:
+    """As of ``edgekit targets | head -c 1``: what it would have said is nobody's loss."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m edgekit targets --json | head -c 1"],
+        cwd=tmp_path, env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
+
+
 def test_train_names_a_bad_label_file(run_here: Call, camvid_tree: Path) -> None:
     bad = camvid_tree / "trainannot" / "frame_000.png"
     Image.fromarray(np.full((96, 128), 37, np.uint8)).save(bad)

@@ -146,5 +146,10 @@ def test_batch_norm_over_processes_of_other_statistics() -> None:
             outputs.append([y, mine.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var])
         for expected, actual in zip(*outputs, strict=True):
             torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-3)
+        half = torch.from_numpy(generator.normal(5.0, 1.0, (8, 4, 32, 32)).astype(np.float32)).bfloat16()
+        plain, mine = torch.nn.BatchNorm2d(4), SynchronizedBatchNorm(4)
+        plain(half), mine(half)
+        torch.testing.assert_close(mine.running_mean, plain.running_mean, rtol=1e-5, atol=1e-6)  # in bfloat16, to 1e-2
+        torch.testing.assert_close(mine.running_var, plain.running_var, rtol=1e-4, atol=1e-6)
     finally:
         dist.destroy_process_group()

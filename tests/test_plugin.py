@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ SIZE = "64x96"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to work in, with a good and an unimportable plug-in and a user's network to import."""
+    """A folder to work in, with a good, an unimportable and a raising plug-in and a user's network to import."""
     folder = tmp_path_factory.mktemp("plugin")
     plug_in(folder, "edgekit_torchscript", "torchscript")
     plug_in(folder, "edgekit_unimportable", "unimportable")
+    plug_in(folder, "edgekit_raising", "raising")
     own_network(folder)
     return folder
 
@@ -56,6 +58,8 @@ def test_targets_lists_it(place: Path) -> None:
     assert rows["torchscript"]["engine"]["kind"] == "measured"
     assert not rows["unimportable"]["available"]
     assert "RuntimeError: the flux capacitor is dry" in rows["unimportable"]["missing"]
+    assert not rows["raising"]["available"]
+    assert "cannot say what it needs: ModuleNotFoundError: No module named 'flux'" in rows["raising"]["missing"]
     assert {"coreml", "openvino", "tflite", "onnxruntime", "tensorrt"} <= set(rows)
 
 
@@ -73,6 +77,12 @@ def test_it_passes_the_suite(
     from edgekit_torchscript import TARGET
 
     assert check_target(TARGET, tmp_path, load_checkpoint(str(small_checkpoint))) == []
+    from edgekit_raising import TARGET as RAISING
+
+    (finding,) = check_target(RAISING, tmp_path, load_checkpoint(str(small_checkpoint)))
+    assert finding == "describing itself, it raised ModuleNotFoundError: No module named 'flux'"
+    findings = check_target(replace(TARGET, precisions=()), tmp_path, load_checkpoint(str(small_checkpoint)))
+    assert any("its precisions () are not among" in text for text in findings)
 
 
 def test_a_run_reports_it_with_measured_numbers(finished: Done) -> None:

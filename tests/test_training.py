@@ -364,7 +364,8 @@ def test_one_image_a_step_is_refused_where_batch_norm_cannot_take_it(
         {"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}, {"loss_stride": 3}, {"average": 1.0}, {"average": -0.1},
         {"class_mix": -0.1}, {"class_mix": 1.5},
         {"teacher": "hash"}, {"distillation": 0.5}, {"teacher": "hash", "distillation": 1.1},
-        {"crop": "10x10"}, {"crop": "64"}, {"draw_size": "1x1"},
+        {"crop": "10x10"}, {"crop": "64"}, {"draw_size": "1x1"}, {"seed": -1}, {"seed": 1 << 43}, {"warmup_steps": -5},
+        {"lovasz": -0.5}, {"step_factor": 0.0}, {"colour_jitter": -0.1}, {"white_balance": 1.1},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_trained_with(six: Split, tmp_path: Path, changes: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shlex
@@ -20,6 +19,7 @@ import typer
 from edgekit import __version__
 from edgekit.cli import devices
 from edgekit.cli.devices import DeviceOption, SustainedOption
+from edgekit.cli.output import ReaderGoneError, leave, print_json, print_text
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _example(text: str) -> dict[str, Any]:
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        _print(__version__)
+        print_text(__version__)
         raise typer.Exit
 
 
@@ -171,10 +171,10 @@ def run(
     document = read_json(page.parent / "report.json")
     failures = read_json(plan.folder / "run.json")["failed"]
     if as_json:
-        _print_json({"report": str(page), **document, "failed": failures})
+        print_json({"report": str(page), **document, "failed": failures})
     else:
-        _print(summary(document["rows"]))
-        _print(f"\nreport: {page}")
+        print_text(summary(document["rows"]))
+        print_text(f"\nreport: {page}")
     # A target whose packages were never installed is no failure unless it was asked for by name.
     if broken := [entry for entry in failures if targets is not None or not entry.get("missing")]:
         raise EdgekitError(
@@ -223,9 +223,9 @@ def lint(
         "findings": rows, "summary": summary,
     }  # fmt: skip
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        _print(lint_text(document), end="")
+        print_text(lint_text(document), end="")
     bad = [entry for entry, counts in summary.items() if counts and (counts["fails"] or counts["wrong"])]
     if bad:
         raise EdgekitError(
@@ -285,12 +285,12 @@ def convert(
         out or Path("runs") / found.name, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
-        _print_json({"artifacts": [{"folder": str(artifact.folder), **artifact.manifest} for artifact in made]})
+        print_json({"artifacts": [{"folder": str(artifact.folder), **artifact.manifest} for artifact in made]})
         return
     for artifact in made:
-        _print(f"{artifact.title}: {artifact.model_path} ({artifact.manifest['model_bytes'] / 1e6:.1f} MB)")
+        print_text(f"{artifact.title}: {artifact.model_path} ({artifact.manifest['model_bytes'] / 1e6:.1f} MB)")
         for name, text in artifact.manifest["notes"].items():
-            _print(f"  {name}: {filled_note(text, str(artifact.folder))}")
+            print_text(f"  {name}: {filled_note(text, str(artifact.folder))}")
 
 
 @app.command(**_example("edgekit quantize --target openvino --calib streets"))
@@ -356,10 +356,10 @@ def quantize(
         out or Path("runs") / found.name, threads, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
-        _print_json({"rows": rows})
+        print_json({"rows": rows})
     else:
         for row in rows:
-            _print(_quantize_line(row, why_not))
+            print_text(_quantize_line(row, why_not))
     failed = [row for row in rows if "failed" in row]
     if failed:
         raise EdgekitError(
@@ -472,10 +472,10 @@ def sensitivity(
     folder = out or Path("runs") / found.name
     document = do_sensitivity(found, split, samples, input_size, schemes, folder, _progress())
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        _print(sensitivity_text(document))
-        _print(f"\nall layers: {folder / 'sensitivity' / 'index.md'}")
+        print_text(sensitivity_text(document))
+        print_text(f"\nall layers: {folder / 'sensitivity' / 'index.md'}")
 
 
 @app.command(
@@ -534,10 +534,10 @@ def compare(
     looked_at = open_evaluation(dataset, split, data_root, size, frames)
     document = do_compare(one, other, size, looked_at, tolerance, folder, _progress())
     if as_json:
-        _print_json(document | {"sentence": sentence(document)})
+        print_json(document | {"sentence": sentence(document)})
     else:
-        _print(comparison_text(document))
-        _print(f"\nall layers: {folder / 'index.md'}")
+        print_text(comparison_text(document))
+        print_text(f"\nall layers: {folder / 'index.md'}")
 
 
 @app.command(**_example("edgekit evaluate spssn-streets --split val"))
@@ -584,20 +584,20 @@ def evaluate(
         frames_split = open_evaluation(dataset, split, data_root, input_size, frames)
         result = do_evaluate(found, None, frames_split, input_size, threads, logs, _progress())
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
-    _print(
+    print_text(
         f"{result['subject']} on {result['frames']} {result['dataset']} {result['split']} frames at input {result['size'][0]}x{result['size'][1]}"
     )
-    _print(f"({result['provenance']['kind']} by {result['provenance']['by']})\n")
+    print_text(f"({result['provenance']['kind']} by {result['provenance']['by']})\n")
     for key, name in (
         ("miou", "class mIoU"), ("miou_category", "category mIoU"), ("iiou", "class iIoU"), ("iiou_category", "category iIoU"),
         ("pixel_accuracy", "pixel accuracy"), ("mean_class_accuracy", "mean class accuracy"),
     ):  # fmt: skip
-        _print(f"{name:22}{_percent(result[key])}")
-    _print("")
+        print_text(f"{name:22}{_percent(result[key])}")
+    print_text("")
     for name, value in zip(result["class_names"], result["per_class_iou"], strict=True):
-        _print(f"  {name:20}{_percent(value)}")
+        print_text(f"  {name:20}{_percent(value)}")
 
 
 def _dataset_of(artifact: Artifact) -> str:
@@ -665,10 +665,10 @@ def bench(
                 "n": summary.n, "fps": summary.fps, "warnings": list(summary.warnings),
             }  # fmt: skip
     if as_json:
-        _print_json({"report": str(out / "report"), "rows": rows})
+        print_json({"report": str(out / "report"), "rows": rows})
     else:
         _print_latencies(rows)
-        _print(f"\nreport: {', '.join(str(out / 'report' / f'{one.name}.md') for one in measured_on)}")
+        print_text(f"\nreport: {', '.join(str(out / 'report' / f'{one.name}.md') for one in measured_on)}")
     if broken := [why for row in rows if (why := row["latency"].get("failed") or row.get("failed"))]:
         raise EdgekitError(f"{len(broken)} of {len(rows)} artifacts could not be measured: {broken[0]}")
 
@@ -678,18 +678,22 @@ def _print_latencies(rows: list[dict[str, Any]]) -> None:
 
     for row in rows:
         where = "" if row["device"] == "local" else f" on {row['device']}"
-        _print(f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]}{where} ({row['artifact']})")
+        print_text(
+            f"{row['target']} {row['precision']} at {row['size'][0]}x{row['size'][1]}{where} ({row['artifact']})"
+        )
         if "accuracy" in row:
             taken = row["accuracy"]
-            _print(f"  mIoU {_percent(taken['miou'])} ({taken['provenance']['kind']} by {taken['provenance']['by']})")
+            print_text(
+                f"  mIoU {_percent(taken['miou'])} ({taken['provenance']['kind']} by {taken['provenance']['by']})"
+            )
         if "sustained" in row:
-            _print(f"  {sustained_line(row['sustained'])}")
+            print_text(f"  {sustained_line(row['sustained'])}")
         if "summary" not in row:
-            _print(f"  not measured: {row['latency']['provenance']['why']}")
+            print_text(f"  not measured: {row['latency']['provenance']['why']}")
             continue
         numbers, latency = row["summary"], row["latency"]
         p90 = "" if numbers["p90"] is None else f"p90 {numbers['p90']:.1f} ms, "
-        _print(
+        print_text(
             f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, {p90}{numbers['fps']:.1f} frames/s "
             f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
         )
@@ -698,12 +702,12 @@ def _print_latencies(rows: list[dict[str, Any]]) -> None:
             ("peak memory", latency.get("peak_rss_bytes"), "MB", 1e-6),
         )  # fmt: skip
         if parts := [f"{name} {value * factor:.0f} {unit}" for name, value, unit, factor in told if value is not None]:
-            _print(f"  {', '.join(parts)}")
+            print_text(f"  {', '.join(parts)}")
         for name, unit in (latency.get("compute_units") or {}).items():
             middle = unit.get("p50", unit.get("mean"))
-            _print(f"  on {name}: {unit['failed']}" if middle is None else f"  on {name}: {middle:.1f} ms")
+            print_text(f"  on {name}: {unit['failed']}" if middle is None else f"  on {name}: {middle:.1f} ms")
         for warning in numbers["warnings"]:
-            _print(f"  warning: {warning}")
+            print_text(f"  warning: {warning}")
 
 
 @app.command(**_example("edgekit report runs/spssn-streets"))
@@ -720,10 +724,10 @@ def report(
     page = report_again(run_folder, data_root, _progress())
     document = read_json(page.parent / "report.json")
     if as_json:
-        _print_json({"report": str(page), **document})
+        print_json({"report": str(page), **document})
     else:
-        _print(summary(document["rows"]))
-        _print(f"\nreport: {page}")
+        print_text(summary(document["rows"]))
+        print_text(f"\nreport: {page}")
 
 
 @app.command(**_example("edgekit predict spssn-streets photo.jpg --out predictions"))
@@ -756,11 +760,11 @@ def predict(
         found = _checkpoint(subject, network, classes)
         rows = do_predict(found, None, files, _size(size) or default_size(found), out, threads, _progress())
     if as_json:
-        _print_json({"images": rows})
+        print_json({"images": rows})
         return
     for row in rows:
         top = sorted(row["classes"].items(), key=lambda entry: -entry[1])[:4]
-        _print(f"{row['overlay']}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in top))
+        print_text(f"{row['overlay']}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in top))
 
 
 @app.command(
@@ -946,11 +950,11 @@ def train(
         return
     metrics = (read_metadata(checkpoint) or {}).get("metrics", {})
     if as_json:
-        _print_json({"checkpoint": str(checkpoint), "metrics": metrics, "seconds": time.monotonic() - started})
+        print_json({"checkpoint": str(checkpoint), "metrics": metrics, "seconds": time.monotonic() - started})
         return
     for where, scores in metrics.items():
-        _print(f"{where}: class mIoU {_percent(scores['miou'])} on {scores['frames']} frames")
-    _print(f"checkpoint: {checkpoint}")
+        print_text(f"{where}: class mIoU {_percent(scores['miou'])} on {scores['frames']} frames")
+    print_text(f"checkpoint: {checkpoint}")
 
 
 def _epochs(text: str) -> tuple[int, ...]:
@@ -991,17 +995,17 @@ def targets(as_json: JsonOption = False) -> None:
             }
         )  # fmt: skip
     if as_json:
-        _print_json({"targets": rows})
+        print_json({"targets": rows})
         return
     for row in rows:
-        _print(f"{row['target']:14}{', '.join(cast('list[str]', row['precisions'])):18}", end="")
+        print_text(f"{row['target']:14}{', '.join(cast('list[str]', row['precisions'])):18}", end="")
         engine_row = cast("dict[str, Any] | None", row["engine"])
         if engine_row is None:
-            _print(str(row["missing"]))
+            print_text(str(row["missing"]))
             continue
-        _print(f"{engine_row['kind']} by {engine_row['by']}")
+        print_text(f"{engine_row['kind']} by {engine_row['by']}")
         if engine_row["no_latency"]:
-            _print(f"{'':32}latency: {engine_row['no_latency']}")
+            print_text(f"{'':32}latency: {engine_row['no_latency']}")
 
 
 @app.command(**_example("edgekit doctor"))
@@ -1051,11 +1055,11 @@ def doctor(as_json: JsonOption = False) -> None:
     for package, number in environment["packages"].items():
         note(f"package {package}", True, number)
     if as_json:
-        _print_json({"edgekit": __version__, "findings": findings, "environment": environment})
+        print_json({"edgekit": __version__, "findings": findings, "environment": environment})
         return
-    _print(f"edgekit {__version__}")
+    print_text(f"edgekit {__version__}")
     for finding in findings:
-        _print(f"{'ok  ' if finding['good'] else 'miss'}  {finding['subject']:26}{finding['text']}")
+        print_text(f"{'ok  ' if finding['good'] else 'miss'}  {finding['subject']:26}{finding['text']}")
 
 
 def _checkpoint(reference: str, network: str | None, dataset: str | None) -> Checkpoint:
@@ -1130,14 +1134,6 @@ def _command_line() -> str:
     return shlex.join(["edgekit", *sys.argv[1:]])
 
 
-def _print(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-
-
-def _print_json(document: Any) -> None:
-    _print(json.dumps(document, ensure_ascii=False, indent=1))
-
-
 def _log_bug(error: BaseException) -> Path:
     """Traceback and versions, for the report of a bug."""
     handle, name = tempfile.mkstemp(prefix="edgekit-", suffix=".log")
@@ -1161,29 +1157,28 @@ def main(call: Callable[..., Any] | None = None) -> None:
             raise KeyboardInterrupt
     except EdgekitError as error:
         sys.stderr.write(f"edgekit: {error}\n")
-        sys.exit(error.exit_code)
+        leave(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(
             "\nedgekit: interrupted; nothing half-written was kept, the same command goes on where it was\n"
         )
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader (head, less) has gone; it is no error of ours
-        sys.exit(0)
+        leave(INTERRUPTED)
+    except (ReaderGoneError, BrokenPipeError):  # head or less has seen enough; it is no error of ours
+        leave(0)
     except OSError as error:
         sys.stderr.write(
             f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left\n"
         )
-        sys.exit(1)
+        leave(1)
     except Exception as error:
         show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
         if callable(show) and isinstance(exit_code, int):  # typer's usage errors, whose base class has no public name
             show()
-            sys.exit(exit_code)
+            leave(exit_code)
         traceback.print_exc()
         sys.stderr.write(f"edgekit: this is a bug of edgekit's, please report it with {_log_bug(error)}\n")
-        sys.exit(3)
-    sys.exit(code if isinstance(code, int) else 0)
+        leave(3)
+    leave(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

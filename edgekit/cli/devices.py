@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.cli.output import print_json, print_text
 from edgekit.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,15 +70,15 @@ def devices(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         rows = [{"name": one.name, "kind": one.kind, "address": one.address, "runs": list(one.runs), "notes": one.notes}
                 for one in found.values()]  # fmt: skip
-        _print_json({"inventory": None if path is None else str(path), "devices": rows})
+        print_json({"inventory": None if path is None else str(path), "devices": rows})
         return
     for one in found.values():
         more = ", ".join(part for part in ("runs " + " ".join(one.runs) if one.runs else "", one.notes) if part)
-        _print(f"{one.name:20}{one.kind:7}{one.address:32}{more}".rstrip())
+        print_text(f"{one.name:20}{one.kind:7}{one.address:32}{more}".rstrip())
     if path is None:
-        _print(f"\nno devices.toml here or in ~/.config/edgekit: make one, for example\n\n{EXAMPLE}", end="")
+        print_text(f"\nno devices.toml here or in ~/.config/edgekit: make one, for example\n\n{EXAMPLE}", end="")
     else:
-        _print(f"\ninventory: {path}")
+        print_text(f"\ninventory: {path}")
 
 
 @app.command(epilog="Example: edgekit devices probe orin")
@@ -88,11 +87,11 @@ def probe(name: NameArgument, as_json: JsonOption = False) -> None:
     device = _device(name)
     found = _probe(device)
     if as_json:
-        _print_json({"device": name, **found})
+        print_json({"device": name, **found})
         return
-    _print(f"{name}: {device.kind} {device.address}".rstrip())
+    print_text(f"{name}: {device.kind} {device.address}".rstrip())
     for title, text in probe_lines(found):
-        _print(f"  {title:20}{text}")
+        print_text(f"  {title:20}{text}")
 
 
 @app.command(epilog="Example: edgekit devices clean orin")
@@ -110,9 +109,9 @@ def clean(name: NameArgument, as_json: JsonOption = False) -> None:
         with closing(connected):
             freed = connected.clean()
     if as_json:
-        _print_json({"device": name, "bytes": freed})
+        print_json({"device": name, "bytes": freed})
     else:
-        _print(f"{name}: {freed / 1e6:.1f} MB removed")
+        print_text(f"{name}: {freed / 1e6:.1f} MB removed")
 
 
 def probe_lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -187,11 +186,3 @@ def _device(name: str) -> Device:
     from edgekit.devices.inventory import chosen_devices
 
     return chosen_devices([name])[0]
-
-
-def _print(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-
-
-def _print_json(document: Any) -> None:
-    _print(json.dumps(document, ensure_ascii=False, indent=1))

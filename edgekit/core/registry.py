@@ -41,7 +41,22 @@ def load_target(name: str) -> Target:
         raise TargetError(
             f"target '{name}' ({entry.value}) does not implement edgekit.Target: see docs/architecture.md"
         )
+    _describes_itself(name, entry, target)
     return target
+
+
+def _describes_itself(name: str, entry: EntryPoint, target: Target) -> None:
+    """Ask a plug-in once what every command asks it, so that one that raises is as broken as one that cannot be imported."""
+    if entry.value.partition(":")[0].startswith("targets."):  # edgekit's own
+        return
+    try:
+        target.tools()
+        if target.missing() is None:
+            target.engine()
+    except Exception as error:
+        raise TargetError(
+            f"target '{name}' ({entry.value}) cannot say what it needs: {type(error).__name__}: {error}"
+        ) from error
 
 
 def require(name: str) -> Target:

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import pickle
 import struct
 import sys
@@ -171,7 +172,7 @@ def _code_of(reference: str) -> str:
     place = getattr(sys.modules[module], "__file__", None)
     if place is None:
         return sha256_json([])
-    first = Path(place).resolve()
+    first = Path(os.path.abspath(place))  # a link keeps its own name, by which it is imported
     root = first.parents[module.count(".") + (first.stem == "__init__")]
     installed = not {"site-packages", "dist-packages"}.isdisjoint(root.parts)
     found: dict[str, str] = {}
@@ -432,5 +433,6 @@ def save_checkpoint(
         "schema": SCHEMA, "network": network, "arguments": dict(arguments), "classes": list(class_names),
         "normalization": asdict(normalization), "dataset": dataset, "recipe": dict(recipe), "metrics": dict(metrics),
     }  # fmt: skip
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as those of a module that stands in a network twice do.
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
     write_bytes(path, save(state, metadata={METADATA_KEY: json.dumps(description)}))

@@ -91,7 +91,8 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         channels, pixels = x.shape[1], x.numel() // x.shape[1]
-        _, mean, deviation = torch.native_batch_norm(x, None, None, None, None, True, 0.0, epsilon)
+        # With weight and bias, though they are not applied here: without, statistics would be of x's own precision.
+        _, mean, deviation = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, epsilon)
         mean, variance = mean.double(), deviation.double() ** -2 - epsilon
         # Sums in float64: the difference of two large squares would lose a small variance.
         sums = torch.cat([mean * pixels, (variance + mean.square()) * pixels, mean.new_tensor([float(pixels)])])

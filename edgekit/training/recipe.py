@@ -121,6 +121,12 @@ class TrainingRecipe:
             raise UsageError("--epochs and --batch must be at least 1")
         if not self.learning_rate > 0:
             raise UsageError(f"--learning-rate {self.learning_rate} must be above 0")
+        if not (self.warmup_steps >= 0 and self.lovasz >= 0 and self.step_factor > 0):
+            raise UsageError("--warmup-steps and --lovasz must be at least 0, --step-factor above 0")
+        if not 0 <= self.seed < 1 << 43:  # shifted by 20 bits it must fit into torch's 64
+            raise UsageError(f"--seed {self.seed} must be at least 0 and below 2 ** 43")
+        if not (0 <= self.colour_jitter <= 1 and 0 <= self.white_balance <= 1):
+            raise UsageError("--colour-jitter and --white-balance must be between 0 and 1")
         if not (0 <= self.momentum < 1 and self.weight_decay >= 0 and self.power >= 0):
             raise UsageError("--momentum must be at least 0 and below 1, --weight-decay and --power at least 0")
         if not 0 < self.scale[0] <= self.scale[1]:
