@@ -80,7 +80,7 @@ class TensorRT:
         if broken:
             raise ConversionError(
                 f"the graph breaks a rule of TensorRT's parser at {broken[0].node}: {broken[0].text} "
-                f"({len(broken)} finding(s)): convert in fp16, or report the network"
+                f"({len(broken)} finding(s)): report the network, or try another precision"
             )
         write_bytes(folder / "model.onnx", model.SerializeToString())
         quantized = recipe.precision == "int8"

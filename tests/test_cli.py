@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -693,14 +694,38 @@ def test_train_begins_with_and_learns_from_plain_state_dicts(
     assert "val may prove nothing: whether plain saw it in training is not known" in done.err
 
 
+SAYING = """
+import sys
+from edgekit.cli.app import main
+from edgekit.cli.output import print_text
+from edgekit.core.errors import EdgekitError
+
+def call(standalone_mode):
+    for _ in range(int(sys.argv[1])):
+        print_text("x" * 99)
+    if sys.argv[2] == "fail":
+        raise EdgekitError("what came after was wrong")
+
+main(call)
+"""
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_is_gone_is_no_error(tmp_path: Path, unbuffered: str) -> None:
-    """As of ``edgekit targets | head -c 1``: what it would have said is nobody's loss."""
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m edgekit targets --json | head -c 1"],
-        cwd=tmp_path, env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
+@pytest.mark.parametrize(("lines", "end"), [(1, "well"), (1, "fail"), (1000, "well"), (1000, "fail")])
+def test_a_reader_that_is_gone_changes_no_exit_code(tmp_path: Path, lines: int, end: str, unbuffered: str) -> None:
+    """As of ``edgekit ... | head``, whether what is said is held back or not; nor does a standard output that is closed."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", SAYING, str(lines), end]
+    common: dict[str, Any] = {
+        "cwd": tmp_path, "env": environment(tmp_path, PYTHONUNBUFFERED=unbuffered), "stderr": subprocess.PIPE, "text": True,
+        "check": False,
+    }  # fmt: skip
+    closed = ["bash", "-c", 'exec "$@" >&-', "bash", *command]
+    for done in (subprocess.run(command, stdout=write, **common), subprocess.run(closed, **common)):
+        assert done.returncode == (1 if end == "fail" else 0), done.stderr
+        assert done.stderr == ("edgekit: what came after was wrong\n" if end == "fail" else "")
+    os.close(write)
 
 
 def test_train_names_a_bad_label_file(run_here: Call, camvid_tree: Path) -> None:

@@ -745,6 +745,29 @@ def test_what_int8_leaves_in_float_or_gets_wrong(target: str, convert: Convert) 
     assert mended < apart / 3, "what edgekit equalizes is nothing to complain of"
 
 
+class Typed(nn.Module):
+    """Coordinates of its own making, a softmax and a map whose types it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(10, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        rows = (torch.arange(x.shape[2]) + 0.5) / x.shape[2]
+        columns = torch.linspace(-1, 1, x.shape[3])
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+        x = self.second(torch.cat([x, places], 1)).to(torch.float32)
+        logits: Tensor = self.last(torch.softmax(x, 1, dtype=torch.float32) * 4)
+        return logits
+
+
+def test_types_that_a_network_names_are_half_in_fp16(convert: Convert) -> None:
+    torch.manual_seed(3)
+    made = convert(TENSORRT, logits_graph(Typed()), "fp16")
+    assert (made.errors() < 0.02).all()
+
+
 @pytest.mark.parametrize(("target", "rule"), sorted(TIMED))
 def test_what_int8_slows_down_is_slower(target: str, rule: str, convert: Convert) -> None:
     graph = logits_graph(branches(rule))

@@ -19,7 +19,7 @@ import typer
 from edgekit import __version__
 from edgekit.cli import devices
 from edgekit.cli.devices import DeviceOption, SustainedOption
-from edgekit.cli.output import ReaderGoneError, leave, print_json, print_text
+from edgekit.cli.output import leave, print_json, print_text
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
@@ -1163,8 +1163,6 @@ def main(call: Callable[..., Any] | None = None) -> None:
             "\nedgekit: interrupted; nothing half-written was kept, the same command goes on where it was\n"
         )
         leave(INTERRUPTED)
-    except (ReaderGoneError, BrokenPipeError):  # head or less has seen enough; it is no error of ours
-        leave(0)
     except OSError as error:
         sys.stderr.write(
             f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left\n"

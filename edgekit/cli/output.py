@@ -1,4 +1,4 @@
-"""What commands give on standard output, whose reader may be gone."""
+"""What commands give on standard output, which may be closed, or whose reader may be gone (``| head``)."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ import sys
 from typing import Any, NoReturn
 
 
-class ReaderGoneError(Exception):
-    """Nobody reads standard output any more (``| head``); no OSError, of which typer would make its own exit code."""
-
-
 def print_text(text: str, end: str = "\n") -> None:
-    """Write a result.
-
-    Raises:
-        ReaderGoneError: see there.
-    """
+    """Write a result. Where nobody reads it any more the command goes on, to its own end and exit code."""
+    if sys.stdout is None:  # closed from the start
+        return
     try:
         sys.stdout.write(text + end)
-    except BrokenPipeError as error:
-        raise ReaderGoneError from error
+    except BrokenPipeError:
+        _to_nobody()
 
 
 def print_json(document: Any) -> None:
-    """Write a result as JSON; raises as :func:`print_text` does."""
+    """Write a result as JSON, as :func:`print_text` does."""
     print_text(json.dumps(document, ensure_ascii=False, indent=1))
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with an exit code, what was written before included, which a reader that is gone does not change."""
+    """End the process with an exit code, after what was written before; 1 where that cannot be written."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would be written again at the end, in vain
+        _to_nobody()
+    except OSError as error:
+        sys.stderr.write(f"edgekit: {error.strerror or error}: what was to be said could not be written\n")
+        _to_nobody()
+        code = code or 1
     sys.exit(code)
+
+
+def _to_nobody() -> None:
+    """Let standard output lead nowhere: what is still held back would be tried again at the end, in vain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -6,12 +6,14 @@ the original within float rounding by ``tests/test_export.py``.
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate, map_arg
 
 aten = torch.ops.aten
 
@@ -493,6 +495,45 @@ def apply_rewrites(module: GraphModule) -> tuple[str, ...]:
     module.graph.lint()
     module.recompile()
     return tuple(applied)
+
+
+def to_half(module: GraphModule) -> GraphModule:
+    """A copy in float16. What the network computes of constants alone, such as coordinates, is computed in float32 before that,
+    and the types that it names follow: ``module.half()`` converts parameters and buffers only.
+    """
+    module = copy.deepcopy(module)
+    _fold_constants(module)
+    for node in list(module.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)
+        elif node.op == "call_function":
+            node.args = map_aggregate(node.args, _half_of)
+            node.kwargs = map_aggregate(node.kwargs, _half_of)
+    module.recompile()
+    return cast(GraphModule, module.half())
+
+
+def _half_of(value: Any) -> Any:
+    return torch.float16 if value is torch.float32 else value
+
+
+def _fold_constants(module: GraphModule) -> None:
+    """Replace each real-valued map that no input has a part in by what it is."""
+    known: dict[Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            known[node] = constant_tensor(module, node)
+        elif isinstance(node.target, torch._ops.OpOverload) and isinstance(node.meta.get("val"), Tensor):
+            drawn = torch.Tag.nondeterministic_seeded in node.target.tags
+            if not drawn and all(source in known for source in node.all_input_nodes):
+                args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+                with torch.no_grad():
+                    known[node] = node.target(*args, **kwargs)
+    for node, value in known.items():
+        if node.op == "call_function" and value.is_floating_point() and any(user not in known for user in node.users):
+            node.replace_all_uses_with(add_constant(module, node, "folded", value))
+    module.graph.eliminate_dead_code()
+    drop_unused_constants(module)
 
 
 def drop_unused_constants(module: GraphModule) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
-from edgekit.export.rewrites import attend_with_heads, split_max_pooling
+from edgekit.export.rewrites import attend_with_heads, split_max_pooling, to_half
 from targets.common import kept_layers, kept_tensors, known_ranges, planes, require_quantization, widen, with_width
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
@@ -68,7 +68,7 @@ def _export(module: Any, size: Size, half: bool) -> Any:
     import torch
 
     attend_with_heads(module)
-    module = module.half() if half else module
+    module = to_half(module) if half else module
     example = torch.zeros(1, 3, size.height, size.width, dtype=torch.float16 if half else torch.float32)
     program = torch.onnx.export(
         module, (example,), input_names=[CORE_INPUT], output_names=[CORE_OUTPUT], opset_version=OPSET, dynamo=True,
