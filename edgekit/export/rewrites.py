@@ -510,7 +510,7 @@ def to_half(module: GraphModule) -> GraphModule:
             node.args = map_aggregate(node.args, _half_of)
             node.kwargs = map_aggregate(node.kwargs, _half_of)
     module.recompile()
-    return cast(GraphModule, module.half())
+    return module.half()
 
 
 def _half_of(value: Any) -> Any:
