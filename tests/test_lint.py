@@ -758,6 +758,7 @@ class Typed(nn.Module):
         columns = torch.linspace(-1, 1, x.shape[3])
         places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
         x = self.second(torch.cat([x, places], 1)).to(torch.float32)
+        x = x + self.second(torch.cat([(x > 0) * 1.0, places], 1))
         logits: Tensor = self.last(torch.softmax(x, 1, dtype=torch.float32) * 4)
         return logits
 

@@ -12,6 +12,7 @@ from graphs import graph_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from calibration import ranges
 from calibration.equalization import equalized
@@ -20,7 +21,9 @@ from calibration.simulation import quantized_places, represented
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import Scheme, Size, UInt8
 from edgekit.export.compare import map_shapes
+from edgekit.export.graph import normalize
 from edgekit.export.layers import nodes_of
+from edgekit.export.pixels import on_bordered_pixels
 from edgekit.export.values import channel_limits, find_nodes, known_limits, visit_values, whole_range
 
 SIZE = Size(64, 96)
@@ -283,6 +286,72 @@ def test_networks_that_count_weigh_and_part_their_maps() -> None:
     assert set(record["ranges"]) == {"symmetric", "asymmetric"}
     assert nodes_of(graph, ("last",)) == {"conv2d_1"}
     assert all(len(shape) == 3 for shape in map_shapes(graph).values())
+
+
+class Odd(nn.Module):
+    """``kind`` of what few networks do."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.kind = kind
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.norm.running_mean, self.norm.running_var = torch.randn(8), torch.rand(8) + 0.5
+        self.place = nn.Parameter(torch.randn(1, 1, 8, 1, 1))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "writes into its input":
+            x.sub_(0.5).div_(0.25)
+        if self.kind == "counts its calls":
+            self.calls += 1
+        bias = self.first.bias * 2 if "bias" in self.kind else self.first.bias
+        x = functional.conv2d(x, self.first.weight, bias, 2, 1)
+        x = self.norm(x) if "norm" in self.kind else x
+        if self.kind == "has a parameter of five axes":
+            x = x + self.place[:, 0]
+        if self.kind == "strides by hand":
+            x = torch.as_strided(x, x.shape, (8 * 32 * 48, 32 * 48, 48, 1))
+        if self.kind == "is complex for a while":
+            x = torch.view_as_real(torch.view_as_complex(x.reshape(1, 8, 32, 24, 2))).reshape(1, 8, 32, 48)
+        if self.kind == "rounds to bfloat16":
+            x = x.bfloat16().float()
+        logits: Tensor = self.last(x.relu())
+        return logits
+
+
+ODD = (
+    "writes into its input", "counts its calls", "computes a bias", "computes a bias before its norm",
+    "has a parameter of five axes", "strides by hand", "is complex for a while", "rounds to bfloat16",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_networks_are_what_they_were(kind: str) -> None:
+    """Their graph, rewritten, on pixels, and while its values are looked at; it leaves its input as it is."""
+    network = Odd(kind).eval()
+    graph = graph_of(network, SIZE, rewrites=True)
+    (frame,) = frames(1)
+    x = normalize(torch.from_numpy(frame), graph.normalization)
+    with torch.no_grad():
+        expected = network(x.clone())
+        before = x.clone()
+        torch.testing.assert_close(graph.module(x), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(x, before)
+        if (bordered := on_bordered_pixels(graph)) is not None:
+            raw = torch.from_numpy(
+                np.pad(frame[0], ((bordered.top, bordered.bottom), (bordered.left, bordered.right), (0, 0)))
+            )
+            made = bordered.module(raw.permute(2, 0, 1)[None].float())
+            assert (made - expected)[..., 1:, 1:].abs().max() < 1e-2, (
+                "but for the border, which is the mean colour there"
+            )
+    assert (bordered is None) == (
+        kind in ("computes a bias", "computes a bias before its norm", "writes into its input")
+    )
+    assert "aten.copy_" not in str(graph.module.graph)
+    seen = visit_values(graph, frame, lambda node, value: torch.from_numpy(value.numpy()))
+    torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_values_that_are_not_finite_are_told_by_their_module() -> None:

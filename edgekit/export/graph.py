@@ -56,8 +56,12 @@ class Logits(nn.Module):
 def export_aten(network: nn.Module, example: Tensor) -> torch.fx.GraphModule:
     """The network as one graph of ATen operations at the example's static size; raises whatever ``torch.export`` raises."""
     # An empty table decomposes nothing but makes in-place operations functional.
-    program = torch.export.export(network, (example,)).run_decompositions({})
+    program = torch.export.export(network, (example.clone(),)).run_decompositions({})
     exported = cast(torch.fx.GraphModule, program.module(check_guards=False))
+    for node in list(exported.graph.nodes):  # a network that writes into its input, or counts its calls
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op in ("placeholder", "get_attr"):
+            node.replace_all_uses_with(node.args[1])
+            exported.graph.erase_node(node)
     # An exported module refuses eval(), which every converter calls; a plain GraphModule of the same graph does not.
     return torch.fx.GraphModule(exported, exported.graph).eval()
 
@@ -100,7 +104,7 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     example = torch.randn(1, 3, size.height, size.width, generator=generator)
     with torch.no_grad():
         try:
-            expected = network(example)
+            expected = network(example.clone())  # which it may write into
         except EdgekitError:
             raise
         except Exception as error:  # the user's network may demand sizes of its own and says so in its own way
@@ -120,10 +124,10 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
                 "run edgekit lint to see the line of your code"
             ) from error
         applied = apply_rewrites(module)
-        difference = (module(example) - expected).abs().max().item()
+        difference = (module(example.clone()) - expected).abs().max().item()
         largest = expected.abs().max().item()
         holds = difference <= PROOF_TOLERANCE * largest
-        if not holds and not torch.allclose(network(example), expected, rtol=0, atol=PROOF_TOLERANCE * largest):
+        if not holds and not torch.allclose(network(example.clone()), expected, rtol=0, atol=PROOF_TOLERANCE * largest):
             raise CheckpointError(
                 f"network '{checkpoint.network}' gives other logits when it runs again on the same frame: "
                 "leave out what is random in evaluation, such as dropout that is always on"

@@ -67,7 +67,7 @@ def on_bordered_pixels(graph: DeployableGraph) -> Bordered | None:
     """The graph on raw pixels, which a uint8 frame already is in the form that an int8 convolution reads.
 
     Returns:
-        None where something other than a convolution reads the frame, or convolutions that pad it differently.
+        None where something other than a convolution of constants reads the frame, or convolutions that pad it differently.
     """
     module, frame = _copy(graph)
     scale = torch.from_numpy(graph.normalization.scale()).double().reshape(1, 3, 1, 1)
@@ -88,6 +88,8 @@ def on_bordered_pixels(graph: DeployableGraph) -> Bordered | None:
             border += [before, max(0, reach + 1 - before - node_shape(frame)[2 + axis])]
         borders.add(tuple(border))
         bias = constant_tensor(module, bias_node)
+        if bias is None and bias_node is not None:  # one that the network computes
+            return None
         shifted = (weight.double() * offset).sum((1, 2, 3)) + (0.0 if bias is None else bias.double())
         user.args = (
             frame,

@@ -113,8 +113,9 @@ def fold_batch_norm(module: GraphModule) -> int:
         offset = (0.0 if beta is None else beta.double()) - mean.double() * scale
         folds = (is_convolution(source) or is_transposed_convolution(source)) and len(source.users) == 1
         kernel = constant_tensor(module, source.args[1]) if folds else None
-        if kernel is not None:
-            old_bias = constant_tensor(module, source.args[2]) if len(source.args) > 2 else None
+        bias_node = source.args[2] if folds and len(source.args) > 2 else None
+        old_bias = constant_tensor(module, bias_node)
+        if kernel is not None and (old_bias is not None) == (bias_node is not None):  # not one that is computed
             bias = offset if old_bias is None else offset + old_bias.double() * scale
             weight = _scaled_outputs(source, kernel.double(), scale).float()
             weight_constant = add_constant(module, source, "folded_weight", weight)
@@ -509,8 +510,25 @@ def to_half(module: GraphModule) -> GraphModule:
         elif node.op == "call_function":
             node.args = map_aggregate(node.args, _half_of)
             node.kwargs = map_aggregate(node.kwargs, _half_of)
+            if _is_real_of_others(node):
+                with module.graph.inserting_after(node):
+                    half = module.graph.call_function(aten._to_copy.default, (node,), {"dtype": torch.float16})
+                half.meta = dict(node.meta)
+                node.replace_all_uses_with(half, delete_user_cb=lambda user, own=half: user is not own)
     module.recompile()
     return module.half()
+
+
+def _is_real_of_others(node: Node) -> bool:
+    """Whether it makes real numbers of whole ones or truths, which have the default type and not the network's."""
+    value = node.meta.get("val")
+    sources = [source.meta.get("val") for source in node.all_input_nodes]
+    return (
+        isinstance(value, Tensor)
+        and value.dtype == torch.float32
+        and not any(isinstance(one, Tensor) and one.is_floating_point() for one in sources)
+        and torch.float16 not in (*node.args, *node.kwargs.values())
+    )
 
 
 def _half_of(value: Any) -> Any:
@@ -523,14 +541,15 @@ def _fold_constants(module: GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "get_attr":
             known[node] = constant_tensor(module, node)
-        elif isinstance(node.target, torch._ops.OpOverload) and isinstance(node.meta.get("val"), Tensor):
-            drawn = torch.Tag.nondeterministic_seeded in node.target.tags
+        elif node.op == "call_function":
+            drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
             if not drawn and all(source in known for source in node.all_input_nodes):
                 args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
                 with torch.no_grad():
                     known[node] = node.target(*args, **kwargs)
     for node, value in known.items():
-        if node.op == "call_function" and value.is_floating_point() and any(user not in known for user in node.users):
+        is_real = isinstance(value, Tensor) and value.is_floating_point()
+        if node.op == "call_function" and is_real and any(user not in known for user in node.users):
             node.replace_all_uses_with(add_constant(module, node, "folded", value))
     module.graph.eliminate_dead_code()
     drop_unused_constants(module)

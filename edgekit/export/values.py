@@ -19,6 +19,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Scheme, UInt8
 from edgekit.export.graph import normalize
+from edgekit.export.rewrites import constant_tensor, is_convolution, is_transposed_convolution
+
+READING_MEMORY = (torch.ops.aten.as_strided.default, torch.ops.aten.view_as_complex.default)
 
 SAMPLES = 4096
 """Positions by which a tensor is known."""
@@ -44,6 +47,8 @@ class _Visited(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         is_value = n.op in ("placeholder", "call_function") and isinstance(value, Tensor) and value.is_floating_point()
+        if is_value and value.dtype == torch.bfloat16:  # which numpy has not
+            return self._visit(n, value.float()).to(value.dtype)
         return self._visit(n, value) if is_value else value
 
 
@@ -85,13 +90,25 @@ def all_values(graph: DeployableGraph, frame: UInt8) -> dict[Node, Any]:
 
 
 def _planes(graph: DeployableGraph, frame: UInt8) -> Tensor:
-    return normalize(torch.from_numpy(frame), graph.normalization).contiguous(memory_format=torch.channels_last)
+    planes = normalize(torch.from_numpy(frame), graph.normalization)
+    return planes.contiguous(memory_format=torch.contiguous_format if _reads_memory(graph) else torch.channels_last)
+
+
+def _reads_memory(graph: DeployableGraph) -> bool:
+    """Whether an operation sees how maps lie in memory, so that they must lie there as in the network."""
+    return any(node.target in READING_MEMORY for node in graph.module.graph.nodes)
 
 
 @lru_cache(maxsize=4)
 def _channels_last(graph: DeployableGraph) -> GraphModule:
     module = copy.deepcopy(graph.module)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    for node in module.graph.nodes if not _reads_memory(graph) else ():
+        weight = (
+            constant_tensor(module, node.args[1]) if is_convolution(node) or is_transposed_convolution(node) else None
+        )
+        if weight is not None and weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return module
 
 
 def as_cores_read(graph: DeployableGraph, node: Node, value: Tensor) -> Tensor:
