@@ -118,6 +118,10 @@ class Split:
         """Hash of all frames' identities, in order."""
         return sha256_json([reference.identity() for reference in self.references])
 
+    def images(self) -> frozenset[str]:
+        """Identities of the frames' images: whether two splits share one."""
+        return frozenset(reference.image_identity() for reference in self.references)
+
     def image_identity(self) -> str:
         """Hash of all frames' images, in order, labels left out."""
         return sha256_json([reference.image_identity() for reference in self.references])

@@ -202,11 +202,14 @@ def summarize_latency(
     )
 
 
-def _short(queries: int, milliseconds: float, mode: str) -> list[str]:
-    """A warning where fewer queries, or less time, were taken than the mode asks for."""
+def _short(queries: int, milliseconds: float, mode: str, rounding: float = 0.0) -> list[str]:
+    """A warning where fewer queries, or less time, were taken than the mode asks for.
+
+    Args:
+        rounding: share of the time by which it may seem shorter than it was.
+    """
     contract = LATENCY_CONTRACTS[mode]
-    # A tool's own mean is rounded: what it took for the time that it was told is not too short by a hair.
-    if queries >= contract.queries and milliseconds >= 990 * contract.seconds:
+    if queries >= contract.queries and milliseconds >= (1 - rounding) * 1000 * contract.seconds:
         return []
     return [
         f"short: {queries} queries in {milliseconds / 1000:.1f} s, {mode} mode asks for {contract.queries} and {contract.seconds:g} s"
@@ -230,7 +233,7 @@ def printed_latency(statistics: Mapping[str, Any], mode: str) -> LatencySummary:
     cv, n = statistics.get("cv"), int(statistics.get("n") or 1)
     if cv is not None and cv > MAXIMUM_CV:
         warnings.append(f"unsteady: CV is {100 * cv:.1f} %, above 2.5 %")
-    warnings += _short(n, n * mean, mode)
+    warnings += _short(n, n * mean, mode, rounding=0.01)  # the tool's own mean is rounded
     return LatencySummary(
         p50=middle, p90=statistics.get("p90"), p99=None, p90_early_stopping=False, mean=float(mean), cv=cv,
         first=statistics.get("first"), n=n, fps=1000.0 / middle, mode=mode,

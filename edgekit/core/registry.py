@@ -53,7 +53,7 @@ def _describes_itself(name: str, entry: EntryPoint, target: Target) -> None:
         target.tools()
         if target.missing() is None:
             target.engine()
-    except Exception as error:
+    except Exception as error:  # as with its import
         raise TargetError(
             f"target '{name}' ({entry.value}) cannot say what it needs: {type(error).__name__}: {error}"
         ) from error

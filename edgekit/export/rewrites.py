@@ -6,7 +6,6 @@ the original within float rounding by ``tests/test_export.py``.
 
 from __future__ import annotations
 
-import copy
 import operator
 from typing import Any, cast
 
@@ -499,10 +498,9 @@ def apply_rewrites(module: GraphModule) -> tuple[str, ...]:
 
 
 def to_half(module: GraphModule) -> GraphModule:
-    """A copy in float16. What the network computes of constants alone, such as coordinates, is computed in float32 before that,
+    """The graph, in place, in float16. What the network computes of constants alone, such as coordinates, is computed in float32 before that,
     and the types that it names follow: ``module.half()`` converts parameters and buffers only.
     """
-    module = copy.deepcopy(module)
     _fold_constants(module)
     for node in list(module.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:

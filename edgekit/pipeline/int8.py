@@ -160,7 +160,7 @@ def verification_split(
     val, _ = evaluation_split(checkpoint, None, "val", root, calibration_dataset, size, None)
     if val is None:
         return None, why_not
-    guiding = {reference.image_identity() for reference in guide.references}
+    guiding = guide.images()
     others = tuple(reference for reference in val.references if reference.image_identity() not in guiding)
     if not others:
         return (
@@ -172,7 +172,7 @@ def verification_split(
 
 def refuse_guided(guide: Split, verification: Split) -> None:
     """Raise UsageError when a frame would both guide a repair and prove it: what was chosen to hold there holds there."""
-    guiding = {reference.image_identity() for reference in guide.references}
+    guiding = guide.images()
     for reference in verification.references:
         if reference.image_identity() in guiding:
             raise UsageError(

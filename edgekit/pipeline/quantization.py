@@ -84,7 +84,7 @@ def check_calibration(calibration: Calibration) -> None:
 
 def refuse_evaluated(calibration: Calibration, evaluation: Split) -> None:
     """Raise UsageError when a frame would both calibrate and be evaluated: the drop would look smaller than it is."""
-    calibrating = {reference.image_identity() for reference in calibration.frames.references}
+    calibrating = calibration.frames.images()
     for reference in evaluation.references:
         if reference.image_identity() in calibrating:
             raise UsageError(
