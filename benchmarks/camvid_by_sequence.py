@@ -20,6 +20,7 @@ def by_sequence(root: Path) -> Path:
     for kind in ("", "annot"):
         for split in ("train", "val"):
             (FOLDER / f"{split}{kind}").mkdir(parents=True, exist_ok=True)
+        for split in ("train", "val"):
             for source in sorted((root / f"{split}{kind}").iterdir()):
                 place = "val" if source.name.startswith(HELD_OUT) else "train"
                 link, frame = FOLDER / f"{place}{kind}" / source.name, source.resolve()
