@@ -421,14 +421,14 @@ def _artifact_section(results: Sequence[Result], context: ReportContext) -> list
         )
         kept = list(document.get("kept_float") or ())
         output = f"{document.get('output', 'labels')}, stride {document.get('output_stride', 1)}"
-        layers = f"{len(kept)}: {', '.join(kept)}" if kept else "none"
+        layers = ", ".join(kept) or "none"
         rows.append([escape(name), escape(output), escape(frames), escape(layers)])
         for key, text in (document.get("notes") or {}).items():
             note = filled_note(text, artifact_folder(document, context))
             commands += [f"{escape(name)}, {escape(key)}:", "", code(note), ""]
     if not rows:
         return []
-    header = ["Artifact", "Output", "Calibration", "Layers kept in higher precision"]
+    header = ["Artifact", "Output", "Calibration", "In higher precision: layers, and operations of these kinds, some or all"]
     return ["## Artifacts", "", *table(header, rows, left=4), *commands]
 
 

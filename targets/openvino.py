@@ -45,6 +45,12 @@ from targets.common import (
 JOINED = ("Add", "Clamp", "Elu", "HSigmoid", "HSwish", "PRelu", "Relu", "Sigmoid")
 """What the CPU plugin makes part of the operation before."""
 
+CARRYING = (
+    *("MaxPool", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Concat", "Split", "VariadicSplit", "Slice", "StridedSlice"),
+    *("Gather", "ShuffleChannels", "DepthToSpace", "SpaceToDepth"),
+)
+"""What gives the values that it reads: what reads those reads them rounded, if they are."""
+
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
 
@@ -208,16 +214,21 @@ def _quantize(
 def _float_kinds(quantized: Any, kept: Collection[str]) -> list[str]:
     """Kinds of operations of which some read nothing rounded, those of layers kept in float aside: for the manifest.
 
-    A sum with a bias and an activation right behind an int8 operation are part of it.
+    A sum with a bias and an activation right behind an int8 operation are part of it. What comes through a pooling or another
+    layout is as rounded as it was before.
     """
     int8: set[str] = set()
+    rounded: set[str] = set()
     found = set()
     for node in quantized.get_ordered_ops():
         kind, name = node.get_type_name(), node.get_friendly_name()
         sources = [value.get_source_output().get_node() for value in node.inputs()]
         maps = [source for source in sources if source.get_type_name() not in ("Constant", "Convert", "Parameter")]
         joined = kind in JOINED and [source.get_friendly_name() in int8 for source in maps] == [True]
-        if joined or any(_quantizes_activations(source) for source in maps):
+        reads = [_quantizes_activations(source) or source.get_friendly_name() in rounded for source in maps]
+        if kind in CARRYING and reads and all(reads):
+            rounded.add(name)
+        if joined or any(reads):
             int8.add(name)
         elif maps and kind not in ("FakeQuantize", "Result") and name not in kept:
             found.add(kind)

@@ -240,6 +240,31 @@ def test_what_int8_has_no_form_for_is_told(name: str, kinds: set[str], tmp_path:
     )
 
 
+def test_what_is_pooled_or_joined_before_a_convolution_leaves_it_in_int8(tmp_path: Path) -> None:
+    """OpenVINO's graph has its quantizers before the pooling; the convolution behind it is no float for that."""
+    if (sentence := missing("openvino")) is not None:
+        pytest.skip(sentence)
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.left, self.right = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+            self.last = nn.Conv2d(8, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.max_pool2d(self.first(x).relu(), 3, 2, 1)
+            joined: torch.Tensor = self.last(torch.cat([self.left(x).relu(), self.right(x).relu()], 1))
+            return joined
+
+    torch.manual_seed(0)
+    frame = streets_draw("train", 0, 64, 96).image[None]
+    graph = graph_of(Pooled(), Size(64, 96), rewrites=True)
+    with noise_to(tmp_path / "log"):
+        quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
+        made = load_target("openvino").convert(graph, Recipe("int8", "logits"), quantization, tmp_path)
+    assert set(made.kept_float) == {"centring of the frame"}
+
+
 def test_tensorrt_makes_bytes_of_floats_only(bends: DeployableGraph, tmp_path: Path) -> None:
     """uint8 converts from and to floats alone in TensorRT: its rules say so of the graph that ONNX Runtime is given."""
     if (sentence := missing("tensorrt")) is not None:
