@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -152,10 +153,11 @@ def artifact_folder(document: Mapping[str, Any], context: ReportContext) -> str:
 def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
     """The command that would measure an artifact's latency on a device: what its target notes for it, or the bench."""
     artifact = artifact_folder(document, context)
+    quoted = shlex.quote(artifact)
     if device == document.get("device") != LOCAL:
-        return f"edgekit bench {artifact} --device {device}"
+        return f"edgekit bench {quoted} --device {device}"
     noted = (document.get("notes") or {}).get(f"measure on {device}")
-    return filled_note(noted, artifact) if noted else f"edgekit bench {artifact}"
+    return filled_note(noted, artifact) if noted else f"edgekit bench {quoted}"
 
 
 def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> tuple[Result, ...]:
@@ -253,7 +255,7 @@ def _own_result(document: Mapping[str, Any], context: ReportContext, reference: 
         if is_float(document):
             subject = str(context.checkpoint.get("name", "CHECKPOINT"))
         data, split = context.dataset.get("name", "DATA"), context.dataset.get("split", "SPLIT")
-        way = f"edgekit evaluate {subject} --data {data} --split {split}"
+        way = f"edgekit evaluate {shlex.quote(subject)} --data {data} --split {split}"
         why = document.get("accuracy_why") or f"it was not evaluated; measure with: {way}"
         accuracy_provenance = Provenance("not measured", "", str(why))
     latency_provenance = _provenance(latency["provenance"])

@@ -105,7 +105,8 @@ def _provenance_cell(result: Result, notes: Notes) -> str:
     """How the row's numbers were obtained; who did it is named, a reason is a note."""
 
     def one(provenance: Any) -> str:
-        text = provenance.kind + (f" by {escape(provenance.by)}" if provenance.by.strip() else "")
+        done = provenance.kind != "not measured" and provenance.by.strip()
+        text = f"{provenance.kind} by {escape(provenance.by)}" if done else provenance.kind
         return notes.mark(text, provenance.why) if provenance.why else text
 
     accuracy, latency = one(result.accuracy_provenance), one(result.latency_provenance)
@@ -313,10 +314,11 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         if mode == "full":
             text += " p90 is MLPerf's early-stopping estimate, p99 needs 662 queries."
         lines.append(text)
+    if not all(len(_sizes(result)) > 1 for result in timed):
+        lines.append("- Artifacts of one round were not interleaved with others, so they have no ratio.")
+    elif len(timed) > 1:
+        lines.append("- Artifacts run in interleaved rounds, so that a change of the clock reaches all of them.")
     lines += [
-        "- Artifacts run in interleaved rounds, so that a change of the clock reaches all of them."
-        if all(len(_sizes(result)) > 1 for result in timed)
-        else "- Artifacts of one round were not interleaved with others, so they have no ratio.",
         "- A warning stands beside a number: CV above 2.5 %, a rising latency, too few samples, too short a warm-up.",
         "",
     ]
@@ -333,7 +335,7 @@ def _how_section(results: Sequence[Result]) -> list[str]:
             _spread(_sizes(result)) if _sizes(result) else "not recorded", str(latency.n),
             "not recorded" if warmup is None else f"{len(warmup)} in {sum(warmup) / 1000:.1f} s",
             milliseconds(latency.mean), "not printed" if latency.cv is None else f"{100 * latency.cv:.1f}",
-            "does not apply" if latency.mode != "full"
+            "needs --full" if latency.mode != "full"
             else "too few queries" if latency.p99 is None else milliseconds(latency.p99),
             *("not recorded" if value is None else milliseconds(value)
               for value in (latency.first, raw.get("load_ms"))),
@@ -428,7 +430,12 @@ def _artifact_section(results: Sequence[Result], context: ReportContext) -> list
             commands += [f"{escape(name)}, {escape(key)}:", "", code(note), ""]
     if not rows:
         return []
-    header = ["Artifact", "Output", "Calibration", "In higher precision: layers, and operations of these kinds, some or all"]
+    header = [
+        "Artifact",
+        "Output",
+        "Calibration",
+        "In higher precision: layers, and operations of these kinds, some or all",
+    ]
     return ["## Artifacts", "", *table(header, rows, left=4), *commands]
 
 
@@ -550,7 +557,18 @@ def _subject(context: ReportContext) -> list[str]:
             f"{escape(data.get('split', ''))}, {data.get('frames', 'unknown')} frames. [Index](index.md)."
         ),
         "",
+        *(line for text in _told_of_frames(data) for line in (text, "")),
     ]
+
+
+def _told_of_frames(data: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the frames before any accuracy."""
+    told = []
+    if data.get("trained_on"):
+        told.append("The network was trained on these frames: on others it does worse.")
+    if data.get("name") == "streets":
+        told.append("These scenes are drawn by edgekit from a seed: accuracy on them says nothing about real streets.")
+    return [f"**{text}**" for text in told]
 
 
 def _footer(context: ReportContext) -> list[str]:
@@ -643,6 +661,7 @@ def _index(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result], 
     lines = [f"# Report: {escape(checkpoint.get('name', 'unnamed'))}", ""]
     for device, page in pages.items():
         lines += [f"- {text}" for text in _verdicts(page, device)]
+    lines += [line for text in _told_of_frames(data) for line in ("", text)]
     lines += [
         "", "## Devices", "", *_device_table(pages), "## Latency over devices", "",
         *_matrix(pages, everything),
@@ -650,6 +669,8 @@ def _index(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result], 
     lines += ["## Checkpoint", "", *_checkpoint_section(checkpoint, context)]
     rows = [["Name", escape(_plain(data.get("name")))], ["Split", escape(_plain(data.get("split")))]]
     rows.append(["Frames", escape(_plain(data.get("frames")))])
+    seen = {True: "yes", False: "no", None: "the checkpoint does not say"}
+    rows.append(["Seen in training", seen[data["trained_on"]] if "trained_on" in data else "not recorded"])
     lines += ["## Dataset", "", *table(["Dataset", "Value"], rows, left=2)]
     lines += ["## How to read it", "", *_LEGEND, "", "## Command", "", code(context.command), ""]
     lines += ["All numbers are in [report.json](report.json).", ""]
@@ -764,6 +785,7 @@ def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext)
         data = context.dataset
         frames = f"{data['frames']} frames of {data['name']} {data['split']}" if data else "no frames"
         lines = [f"# {escape(device)}", "", f"Artifacts measured apart from a run; accuracy on {escape(frames)}.", ""]
+        lines += [line for text in _told_of_frames(data) for line in (text, "")]
         lines += ["## Latency", "", *_result_sections(page), *_ratio_section(page)]
         lines += [
             *sustained_section(page, pictures),

@@ -46,7 +46,18 @@ JOINED = ("Add", "Clamp", "Elu", "HSigmoid", "HSwish", "PRelu", "Relu", "Sigmoid
 """What the CPU plugin makes part of the operation before."""
 
 CARRYING = (
-    *("MaxPool", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Concat", "Split", "VariadicSplit", "Slice", "StridedSlice"),
+    *(
+        "MaxPool",
+        "Transpose",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Concat",
+        "Split",
+        "VariadicSplit",
+        "Slice",
+        "StridedSlice",
+    ),
     *("Gather", "ShuffleChannels", "DepthToSpace", "SpaceToDepth"),
 )
 """What gives the values that it reads: what reads those reads them rounded, if they are."""

@@ -219,6 +219,14 @@ USAGE = {
         "none has fp16",
     ),
     "step epochs without their schedule": (["train", "--step-epochs", "100"], "--schedule step"),
+    "budget of points": (["quantize", "CHECKPOINT", "--calib", "streets", "--max-drop", "1"], "0.01 allows one point"),
+    "budget that is none": (["quantize", "CHECKPOINT", "--calib", "streets", "--max-drop", "nan"], "0.01"),
+    "negative budget": (["quantize", "CHECKPOINT", "--calib", "streets", "--max-drop=-1"], "0 or more"),
+    "empty target": (["convert", "CHECKPOINT", "--target", ""], "--target was given and names nothing"),
+    "empty targets": (["run", "CHECKPOINT", "--targets", " ,"], "--targets was given and names nothing"),
+    "empty precisions": (["run", "CHECKPOINT", "--precisions", ""], "--precisions was given and names nothing"),
+    "empty device": (["bench", "x", "--device", ""], "--device was given and names nothing"),
+    "folder whose name is no text": (["convert", "CHECKPOINT", "--out", "a\udcff"], "UTF-8"),
     "network": (["convert", "x.pth", "--network", "no.such:thing", "--classes", "streets"], "package.module:factory"),
 }
 
@@ -562,6 +570,25 @@ def test_evaluate_json(run_here: Call, artifact: Path) -> None:
     assert 0 < document["miou"] < 1
     assert len(document["per_class_iou"]) == 19
     assert document["provenance"]["kind"] == "measured"
+
+
+def test_frames_that_the_network_was_trained_on_are_told(run_here: Call, tmp_path: Path) -> None:
+    """Of a checkpoint, and of an artifact, whose manifest keeps how its checkpoint was trained."""
+    made = run_here("convert", "spssn-streets", "--target", "onnxruntime", "--size", SIZE, "--out", tmp_path, "--json")
+    (folder,) = (entry["folder"] for entry in made.document["artifacts"])
+    for subject, size in (("spssn-streets", ("--size", SIZE)), (folder, ())):
+        for split, saw in (("train", True), ("val", False)):
+            given = ("evaluate", subject, "--split", split, "--frames", 1, *size, "--threads", 1, "--out", tmp_path)
+            assert run_here(*given, "--json").document["trained_on"] is saw
+            assert ("was trained on these frames" in run_here(*given).out) is saw
+
+
+def test_a_folder_that_a_file_is_in_the_way_of_is_named(run_here: Call, artifact: Path, tmp_path: Path) -> None:
+    """It is the place that is at fault, not the artifact that could not be opened for it."""
+    (tmp_path / "file").write_text("")
+    done = run_here("evaluate", artifact, "--data", "streets", "--frames", 1, "--out", tmp_path / "file" / "x")
+    assert done.code == 1
+    assert "a file stands in its way" in done.sentence and "--out" in done.sentence
 
 
 def test_evaluate_checkpoint_json(run_here: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -788,6 +788,34 @@ def test_warnings_stand_beside_the_number() -> None:
     assert number and re.search(rf"^- \[{number[1]}\] warning, unsteady", page, re.MULTILINE)
 
 
+@pytest.mark.parametrize("seen", [True, False, None])
+def test_frames_that_say_little_of_others_are_told(seen: bool | None) -> None:
+    """Drawn ones, and those that the network was trained on, on every page that has their accuracy."""
+    dataset = {"name": "streets", "split": "train", "frames": 8, "trained_on": seen}
+    files = pages(run(), replace(context(), dataset=dataset))
+    for name in ("index.md", "local.md"):
+        page = text(files, name)
+        assert ("The network was trained on these frames" in page) is (seen is True)
+        assert "drawn by edgekit" in page
+    files = pages(run(), replace(context(), dataset={**dataset, "name": "camvid"}))
+    assert "drawn by edgekit" not in text(files, "index.md")
+
+
+def test_what_was_not_measured_was_done_by_nobody() -> None:
+    documents = run()
+    documents[1]["latency"] = {"provenance": {"kind": "not measured", "by": "a clock", "why": "none here"}}
+    assert "not measured by" not in "".join(
+        page for page in pages(documents, context()).values() if isinstance(page, str)
+    )
+
+
+def test_commands_on_pages_quote_paths() -> None:
+    documents = run()
+    documents[1]["accuracy"] = None
+    page = text(pages(documents, replace(context(), run_folder="my runs/é")), "local.md")
+    assert "edgekit evaluate 'my runs/é/artifacts/" in page
+
+
 def test_verdict_names_the_fastest_within_a_point() -> None:
     documents = run()
     page = text(pages(documents, context()), "index.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import platform
 import shlex
@@ -41,6 +42,20 @@ app.add_typer(devices.app, name="devices")
 
 INTERRUPTED = 130
 
+
+def _folder(path: Path | None) -> Path | None:
+    """A folder that commands, manifests and pages can name.
+
+    Raises:
+        UsageError: its name is bytes that are no text, which no JSON file can hold.
+    """
+    try:
+        str(path or "").encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--out {str(path)!a} is no valid UTF-8: name a folder that is") from None
+    return path
+
+
 # Options that several commands share.
 CheckpointArgument = Annotated[str, typer.Argument(help="A file, or a shipped name.", metavar="CHECKPOINT")]
 NetworkOption = Annotated[
@@ -53,7 +68,9 @@ TargetsOption = Annotated[
     str | None, typer.Option("--target", help="One or more, with commas. All available ones by default.")
 ]
 SizeOption = Annotated[str | None, typer.Option("--size", help="Input HEIGHTxWIDTH, e.g. 512x1024.")]
-OutOption = Annotated[Path | None, typer.Option("--out", help="The run's folder. runs/<checkpoint> by default.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", callback=_folder, help="The run's folder. runs/<checkpoint> by default.")
+]
 RootOption = Annotated[
     Path | None,
     typer.Option(
@@ -138,8 +155,8 @@ def run(
 
     measured_on = chosen_devices(devices.names_of(device))
     seconds = devices.seconds_of(sustained)
-    names = chosen_targets(_list(targets))
-    chosen = _precisions(precisions)
+    names = chosen_targets(_list(targets, "--targets"))
+    chosen = _precisions(precisions, "--precisions")
     form = _form(output, output_stride)
     found = _checkpoint(checkpoint, network, data)
     dataset = data or found.dataset
@@ -205,7 +222,7 @@ def lint(
     from edgekit.pipeline.run import chosen_targets
     from reports.lint import count_findings, lint_text
 
-    targets = chosen_targets(_list(target))
+    targets = chosen_targets(_list(target, "--target"))
     name, weights, module, class_count, input_size = _network_to_lint(subject, network, classes)
     from edgekit.export.lint import TARGETS
     from edgekit.export.lint import lint as do_lint
@@ -274,7 +291,7 @@ def convert(
     from edgekit.pipeline.commands import convert as do_convert
     from edgekit.pipeline.run import default_size
 
-    chosen = _precisions(precision)
+    chosen = _precisions(precision, "--precision")
     if chosen is not None and (len(chosen) != 1 or chosen[0] == "int8"):
         raise UsageError("convert makes fp32 or fp16: for int8 use edgekit quantize, which calibrates")
     form = _form(output, output_stride)
@@ -337,6 +354,10 @@ def quantize(
     from edgekit.pipeline.int8 import quantize as do_quantize
     from edgekit.pipeline.run import default_size
 
+    if max_drop is not None and not 0 <= max_drop < 1:  # of a nan, both comparisons fail
+        raise UsageError(
+            f"--max-drop {max_drop:g} is no share of mIoU: 0.01 allows one point, 0 none; give 0 or more, and less than 1"
+        )
     form = _form(output, output_stride)
     names = _available(target)
     found = _checkpoint(checkpoint, network, classes)
@@ -352,7 +373,7 @@ def quantize(
     elif verify is not None:
         raise UsageError("--verify proves a budget: give --max-drop too")
     rows = do_quantize(
-        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(_list(keep_float) or ()), budget,
+        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(_list(keep_float, "--keep-float") or ()), budget,
         out or Path("runs") / found.name, threads, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
@@ -437,7 +458,8 @@ def _budget_lines(row: dict[str, Any]) -> list[str]:
     else:
         proved = f"only on the frames that guided it: {row['provenance_verification']['why']}"
     more = "" if row["budget"]["holds"] else _over_budget(row)
-    return [*lines, f"  --max-drop {row['budget']['max_drop']:g} {holds}{more}: {proved}"]
+    allowed = row["budget"]["max_drop"]
+    return [*lines, f"  --max-drop {allowed:g} ({100 * allowed:g} points) {holds}{more}: {proved}"]
 
 
 @app.command(**_example("edgekit sensitivity spssn-streets --calib streets"))
@@ -504,7 +526,8 @@ def compare(
     network: NetworkOption = None,
     classes: ClassesOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the page. runs/<checkpoint>/compare/A-B by default.")
+        Path | None,
+        typer.Option("--out", callback=_folder, help="Folder of the page. runs/<checkpoint>/compare/A-B by default."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -557,6 +580,9 @@ def evaluate(
         str, typer.Option("--device", help="Where an artifact runs: local is this machine; others are in devices.toml.")
     ] = "local",
     threads: ThreadsOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", callback=_folder, help="Folder for what tools print, and for a device's frames.")
+    ] = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """All accuracy metrics of a checkpoint (in PyTorch) or an artifact, on a dataset."""
@@ -566,7 +592,7 @@ def evaluate(
     from edgekit.pipeline.commands import evaluate as do_evaluate
     from edgekit.pipeline.run import default_size, open_evaluation
 
-    logs = Path("runs") / "logs"
+    logs = out / "logs"
     (place,) = chosen_devices([device])
     if is_artifact(subject):
         artifact = open_artifact(subject, class_set(data).names if data else None)
@@ -589,7 +615,10 @@ def evaluate(
     print_text(
         f"{result['subject']} on {result['frames']} {result['dataset']} {result['split']} frames at input {result['size'][0]}x{result['size'][1]}"
     )
-    print_text(f"({result['provenance']['kind']} by {result['provenance']['by']})\n")
+    print_text(f"({result['provenance']['kind']} by {result['provenance']['by']})")
+    if result["trained_on"]:
+        print_text("The network was trained on these frames: on others it does worse.")
+    print_text("")
     for key, name in (
         ("miou", "class mIoU"), ("miou_category", "category mIoU"), ("iiou", "class iIoU"), ("iiou_category", "category iIoU"),
         ("pixel_accuracy", "pixel accuracy"), ("mean_class_accuracy", "mean class accuracy"),
@@ -634,7 +663,9 @@ def bench(
     data_root: RootOption = None,
     frames: FramesOption = None,
     threads: ThreadsOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for samples, logs and pages.")] = Path("runs/bench"),
+    out: Annotated[Path, typer.Option("--out", callback=_folder, help="Folder for samples, logs and pages.")] = Path(
+        "runs/bench"
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Latency of artifacts, each in a process of its own, here or on devices; with --data their accuracy too."""
@@ -736,7 +767,9 @@ def predict(
         str, typer.Argument(help="A checkpoint, an artifact's folder, or an .mlpackage.", metavar="CHECKPOINT|ARTIFACT")
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.", metavar="IMAGE...")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("predictions"),
+    out: Annotated[Path, typer.Option("--out", callback=_folder, help="Folder for the pictures.")] = Path(
+        "predictions"
+    ),
     size: SizeOption = None,
     network: NetworkOption = None,
     classes: ClassesOption = None,
@@ -858,7 +891,9 @@ def train(
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare crops.")] = 1,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="runs/train-<network>-<data> by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=_folder, help="runs/train-<network>-<data> by default.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network. The defaults are the paper's recipe for Cityscapes. Run again to go on after a kill.
@@ -1076,8 +1111,18 @@ def _size(text: str | None) -> Size | None:
     return None if text is None else Size.parse(text)
 
 
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+def _list(text: str | None, option: str) -> list[str] | None:
+    """What an option names with commas; None where it was left out.
+
+    Raises:
+        UsageError: it was given, and names nothing, as an empty variable of a script would have it.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError(f"{option} was given and names nothing: name what you want, with commas, or leave it out")
+    return parts
 
 
 def _available(text: str | None) -> tuple[str, ...]:
@@ -1086,7 +1131,7 @@ def _available(text: str | None) -> tuple[str, ...]:
     from edgekit.pipeline.run import chosen_targets
 
     if text is not None:
-        return chosen_targets(_list(text))
+        return chosen_targets(_list(text, "--target"))
     names = []
     for name in target_names():
         with contextlib.suppress(TargetError):  # a broken plug-in; `edgekit targets` tells its cause
@@ -1097,10 +1142,10 @@ def _available(text: str | None) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _precisions(text: str | None) -> tuple[Precision, ...] | None:
+def _precisions(text: str | None, option: str) -> tuple[Precision, ...] | None:
     from edgekit.core.values import PRECISIONS
 
-    parts = _list(text)
+    parts = _list(text, option)
     for part in parts or ():
         if part not in PRECISIONS:
             raise UsageError(f"there is no precision '{part}': choose from {', '.join(PRECISIONS)}")
@@ -1131,13 +1176,14 @@ def _percent(value: float | None) -> str:
 
 
 def _command_line() -> str:
-    return shlex.join(["edgekit", *sys.argv[1:]])
+    line = shlex.join(["edgekit", *sys.argv[1:]])
+    return line.encode(errors="backslashreplace").decode()  # a file's name may be bytes that are no text
 
 
 def _log_bug(error: BaseException) -> Path:
     """Traceback and versions, for the report of a bug."""
     handle, name = tempfile.mkstemp(prefix="edgekit-", suffix=".log")
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(
             f"edgekit {__version__}, Python {platform.python_version()}, {platform.platform()}\n{_command_line()}\n\n"
         )
@@ -1151,6 +1197,8 @@ def main(call: Callable[..., Any] | None = None) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy, on flushed ones
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that has no such letter gets its code
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = (call or app)(standalone_mode=False)
         if code == INTERRUPTED:  # what typer makes of Ctrl-C

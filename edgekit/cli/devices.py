@@ -38,10 +38,17 @@ SustainedOption = Annotated[
 
 
 def names_of(options: list[str] | None) -> list[str] | None:
-    """The names in ``--device``, given once with commas or several times."""
+    """The names in ``--device``, given once with commas or several times.
+
+    Raises:
+        UsageError: it was given, and names nothing.
+    """
     if not options:
         return None
-    return [name.strip() for option in options for name in option.split(",") if name.strip()]
+    names = [name.strip() for option in options for name in option.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--device was given and names nothing: name devices, with commas, or leave it out")
+    return names
 
 
 def seconds_of(text: str | None) -> float | None:

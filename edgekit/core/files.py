@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgekit.core.errors import EdgekitError
 
@@ -23,7 +23,7 @@ DISK_ERRORS = (*_FULL, *_REFUSED)
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into one sentence that names the place."""
     try:
         yield
@@ -37,14 +37,40 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises:
+        EdgekitError: the disk is full, the place is not writable, or a file stands in the way.
+    """
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise EdgekitError(
+                f"{path} cannot be made a folder, since a file stands in its way: choose another place with --out"
+            ) from error
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A file to append to, in a folder that is made where it is missing.
+
+    Raises:
+        EdgekitError: as :func:`make_folder`.
+    """
+    make_folder(path.parent)
+    with disk_errors(path):
+        return path.open("ab")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` through a temporary name and a rename.
 
     Raises:
         EdgekitError: the disk is full or the place is not writable.
     """
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with disk_errors(path):
         handle, temporary = tempfile.mkstemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -87,8 +113,8 @@ def new_folder(path: Path, keep: bool = False) -> Iterator[Path]:
     Args:
         keep: of a name that says what is inside: a folder that another command has made meanwhile, and may be reading, stays.
     """
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with disk_errors(path):
         temporary = Path(tempfile.mkdtemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent))
         try:
             yield temporary

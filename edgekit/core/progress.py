@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from edgekit.core.files import open_log
+
 
 def duration(seconds: float) -> str:
     """``7 s``, ``2 min 05 s``, ``1 h 02 min``."""
@@ -85,11 +87,11 @@ class Progress:
 @contextmanager
 def noise_to(log: Path) -> Iterator[None]:
     """Everything that is printed inside, by Python or by native code, goes to the end of ``log``."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    file = open_log(log)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with log.open("ab") as file:
+    with file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         python_streams = sys.stdout, sys.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -251,8 +252,8 @@ class Artifact:
 
 
 def filled_note(text: object, artifact: str) -> str:
-    """A target's note, with the artifact's folder where it says ``{artifact}``."""
-    return str(text).replace("{artifact}", artifact)
+    """A target's note, with the artifact's folder where it says ``{artifact}``, quoted for a shell."""
+    return str(text).replace("{artifact}", shlex.quote(artifact))
 
 
 @dataclass(frozen=True)

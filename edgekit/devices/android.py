@@ -21,7 +21,7 @@ import numpy as np
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
-from edgekit.core.files import sha256_bytes, sha256_path
+from edgekit.core.files import open_log, sha256_bytes, sha256_path
 from edgekit.core.progress import Progress
 from edgekit.core.values import Artifact, ClassSet, UInt8
 from edgekit.devices import adb
@@ -426,8 +426,7 @@ class Phone:
 
     def _keep(self, command: Sequence[str], text: bytes) -> None:
         """What the tool said, at most so much of one call and of all."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        with open_log(self._log) as log:
             if log.tell() < LOG_LIMIT:
                 said = "\n".join(lines(text[:LOG_CALL]))
                 log.write(" ".join(command).encode() + b"\n" + said.encode(errors="replace") + b"\n")

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union
 
 from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
+from edgekit.core.files import open_log
 from edgekit.core.progress import Progress
 from edgekit.devices.environment import conditions
 
@@ -74,8 +75,7 @@ class Worker:
     ) -> None:
         self.title = title
         self.log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors:
+        with open_log(log) as errors:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import __version__
-from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
+from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
+from edgekit.core.files import open_log
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
 from edgekit.devices.formats.text import clean_text
@@ -333,10 +334,8 @@ class Agent:
 
     def _keep_noise(self) -> None:
         if self._noise:
-            with contextlib.suppress(OSError):
-                self._log.parent.mkdir(parents=True, exist_ok=True)
-                with self._log.open("ab") as file:
-                    file.write(bytes(self._noise) + b"\n")
+            with contextlib.suppress(OSError, EdgekitError), open_log(self._log) as file:
+                file.write(bytes(self._noise) + b"\n")
 
     # Files
 

@@ -17,7 +17,7 @@ from calibration.datasets import Frame, Split, resize_image, resize_labels
 from edgekit import __version__
 from edgekit.core.ahead import in_order
 from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
-from edgekit.core.files import new_folder, sha256_json
+from edgekit.core.files import make_folder, new_folder, sha256_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
@@ -239,7 +239,7 @@ def measure_accuracy(
         if reference is not None:
             agreement.append(float((labels == read_reference(reference, index)).mean()))
         if pictures is not None and index < picture_frames:
-            pictures.mkdir(parents=True, exist_ok=True)
+            make_folder(pictures)
             Image.fromarray(labels).save(pictures / f"{index:05d}.png")
     if not sum(int(count.confusion.sum()) for count in counts):
         raise DataError(

@@ -169,6 +169,7 @@ def make_artifact(
             "model_bytes": model_bytes,
             "files": file_hashes(temporary),
             "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+            "training": dict(checkpoint.recipe),
             "recipe": asdict(recipe),
             "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),
             "kept_float": list(converted.kept_float),

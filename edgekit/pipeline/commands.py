@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from edgekit.devices.environment import local_environment
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
 from edgekit.devices.local import Mode, Scope
 from edgekit.metrics.scores import add_counts, counts_from_json, score
-from edgekit.networks.checkpoint import Checkpoint
+from edgekit.networks.checkpoint import Checkpoint, trained_on
 from edgekit.pipeline.accuracy import (
     Frames,
     artifact_labeller,
@@ -109,7 +110,7 @@ def evaluate(
                 if (reason := connected.lacks(artifact.target)) is not None:
                     raise DeviceError(reason)
                 taken = accuracy_there(connected, artifact, frames, None, logs.parent, threads)
-        subject = str(artifact.folder)
+        subject, training = str(artifact.folder), artifact.manifest.get("training", {})
     else:
         assert checkpoint is not None
         check_classes(checkpoint, split.dataset)
@@ -118,8 +119,9 @@ def evaluate(
         with pytorch_labeller(checkpoint, size, threads) as label:
             taken = measure_accuracy(checkpoint.name, label, size, frames, None, None, 0, progress)
         taken["provenance"] = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}").to_json()
-        subject = checkpoint.name
-    return {"subject": subject, "size": [size.height, size.width], **_scored(taken, split)}
+        subject, training = checkpoint.name, checkpoint.recipe
+    seen = trained_on(training, split.dataset, split.split)
+    return {"subject": subject, "size": [size.height, size.width], "trained_on": seen, **_scored(taken, split)}
 
 
 def _scored(accuracy: Mapping[str, Any], split: Split) -> dict[str, Any]:
@@ -352,7 +354,7 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
             load_target(artifact.target), artifact, row.get("accuracy"), row["latency"], row["environment"]
         )  # fmt: skip
         there = "" if row["device"] == LOCAL else f" --device {row['device']}"
-        why = f"bench was given no frames to evaluate: add --data, or edgekit evaluate {artifact.folder}{there}"
+        why = f"bench was given no frames to evaluate: add --data, or edgekit evaluate {shlex.quote(str(artifact.folder))}{there}"
         documents.append(
             {
                 **document,
@@ -366,9 +368,14 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
         )
     first = plan.artifacts[0]
     split = plan.evaluation
+    seen = split is not None and any(
+        trained_on(artifact.manifest.get("training", {}), split.dataset, split.split) for artifact in plan.artifacts
+    )
     context = ReportContext(
         checkpoint={"name": first.manifest["checkpoint"]["name"]},
-        dataset={} if split is None else {"name": split.dataset, "split": split.split, "frames": len(split)},
+        dataset={}
+        if split is None
+        else {"name": split.dataset, "split": split.split, "frames": len(split), "trained_on": seen},
         class_names=first.class_names,
         classes=split.classes if split is not None else CLASS_SETS["streets"],
         command=plan.command,

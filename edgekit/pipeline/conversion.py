@@ -19,7 +19,7 @@ from typing import Any
 
 from edgekit.core import errors
 from edgekit.core.errors import ConversionError, EdgekitError
-from edgekit.core.files import clean_partials
+from edgekit.core.files import clean_partials, open_log
 from edgekit.core.progress import Progress, duration
 from edgekit.core.registry import load_target
 from edgekit.core.values import Artifact, Recipe, Size
@@ -128,9 +128,7 @@ class _Worker:
 
 
 def _start(order: Order) -> _Worker:
-    log = order.folder / "logs" / "conversion.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stray:
+    with open_log(order.folder / "logs" / "conversion.log") as stray:
         worker = _Worker(
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "edgekit.pipeline.converter"],

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgekit.core.errors import EdgekitError
+from edgekit.core.files import make_folder
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target
 from edgekit.core.values import DeployableGraph
@@ -40,7 +41,7 @@ def _read(orders: BinaryIO, received: queue.SimpleQueue[Any]) -> None:
 
 def _use_own_scratch(folder: Path) -> None:
     """Have temporary files where the next command cleans up after a process that was killed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tempfile.tempdir = tempfile.mkdtemp(prefix=f".scratch.{os.getpid()}-", suffix=".partial", dir=folder)
     os.environ["TMPDIR"] = tempfile.tempdir
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from edgekit.devices.connected import Connected
 from edgekit.devices.environment import clusters, local_environment, processor
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
 from edgekit.devices.local import Mode, Scope, Subject, alone, interval_of, measure, sustain
-from edgekit.networks.checkpoint import Checkpoint
+from edgekit.networks.checkpoint import Checkpoint, trained_on
 from edgekit.pipeline.accuracy import (
     Frames,
     artifact_labeller,
@@ -267,7 +268,12 @@ def _describe(plan: Plan) -> dict[str, Any]:
     return {
         "schema": 1,
         "checkpoint": plan.checkpoint.describe(),
-        "dataset": {"name": plan.evaluation.dataset, "split": plan.evaluation.split, "frames": len(plan.evaluation)},
+        "dataset": {
+            "name": plan.evaluation.dataset,
+            "split": plan.evaluation.split,
+            "frames": len(plan.evaluation),
+            "trained_on": trained_on(plan.checkpoint.recipe, plan.evaluation.dataset, plan.evaluation.split),
+        },
         "size": [plan.size.height, plan.size.width],
         "command": plan.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -354,7 +360,7 @@ def _not_here(made: Sequence[tuple[Target, Artifact]]) -> dict[str, dict[str, An
     for target, artifact in made:
         why = (
             target.engine().no_latency
-            or f"this run was for other devices; measure here with: edgekit bench {artifact.folder}"
+            or f"this run was for other devices; measure here with: edgekit bench {shlex.quote(str(artifact.folder))}"
         )
         found[str(artifact.folder)] = {"provenance": Provenance("not measured", "", why).to_json()}
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from calibration.datasets import Split
-from edgekit.core.files import write_json
+from edgekit.core.files import make_folder, write_json
 from edgekit.core.values import IGNORE, Normalization, Size, UInt8
 from edgekit.training.recipe import TrainingRecipe
 
@@ -36,7 +36,7 @@ def decoded_frames(
         stored = json.loads(index_path.read_text())
         if stored["identity"] == identity:
             return [tuple(entry) for entry in stored["index"]], data_path
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     index_path.unlink(missing_ok=True)
     index: list[tuple[int, int, int]] = []
     offset = 0
