@@ -89,7 +89,7 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8], count: int) -> Obse
         count: frames there are at most.
 
     Raises:
-        ConversionError: no frames, frames of another size, or a value that is not finite.
+        ConversionError: no frames, frames of another size, or a value that is not finite and must be represented.
     """
     limits: dict[str, Float32] = {}
     samples: dict[str, Float32] = {}
@@ -101,10 +101,14 @@ def observe(graph: DeployableGraph, frames: Iterable[UInt8], count: int) -> Obse
         held = as_cores_read(graph, node, value)
         now = channel_limits(held.numpy())
         if not np.isfinite(now).all():
-            raise ConversionError(
-                f"the network gives values that are not finite at {_place(node)} for calibration frame {index + 1}: "
-                "int8 cannot represent them, look at its weights"
-            )
+            if node.name in places or bool(held.isnan().any()):
+                raise ConversionError(
+                    f"the network gives values that are not finite at {_place(node)} for calibration frame {index + 1}: "
+                    "int8 cannot represent them, look at its weights"
+                )
+            # An attention's mask, before its softmax: in float on all targets.
+            held = held.nan_to_num(posinf=0.0, neginf=0.0)
+            now = channel_limits(held.numpy())
         limits.setdefault(node.name, np.empty((count, *now.shape), np.float32))[index] = now
         if node.name in places:
             ordered = held.permute(0, 2, 3, 1) if held.ndim == 4 else held  # as it lies in memory

@@ -15,9 +15,9 @@ from torch.fx import Node
 from calibration.datasets import resize_labels
 from calibration.simulation import (
     OUTPUT_AXIS,
-    READERS,
     expected_drop,
     quantized_places,
+    reads_int8,
     represented,
     rounded_weight,
 )
@@ -63,7 +63,7 @@ def layer_losses(
         report: layers looked at, and of how many, over all frames.
     """
     places = quantized_places(graph, scheme)
-    readers = {node.name for node in graph.module.graph.nodes if node.target in READERS}
+    readers = {node.name for node in graph.module.graph.nodes if reads_int8(node, scheme)}
     layers = [layer for layer in layers_of(graph) if readers & layer.nodes]
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {layer.name: [] for layer in layers}
     found: dict[str, list[Int64]] = {layer.name: [] for layer in layers}
@@ -125,7 +125,7 @@ def _alone(
                 continue
             if node.op != "call_function":
                 continue
-            is_int8 = node.name in nodes and node.target in READERS
+            is_int8 = node.name in nodes and reads_int8(node, scheme)
             read = rounded if is_int8 else now
             arguments = list(cast("tuple[Any, ...]", torch.fx.node.map_arg(node.args, read)))
             if is_int8 and node.target in OUTPUT_AXIS:

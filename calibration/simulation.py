@@ -50,8 +50,15 @@ def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
         for node in graph.module.graph.nodes
         if (node.op == "call_function" or (node.op == "placeholder" and scheme == "symmetric"))
         and _is_float(node)
-        and any(user.target in READERS for user in node.users)
+        and any(reads_int8(user, scheme) for user in node.users)
     )
+
+
+def reads_int8(node: Node, scheme: Scheme) -> bool:
+    """Whether a target quantizes what an operation reads: no symmetric one a sum with a constant, which may be an epsilon."""
+    if node.target == aten.add.Tensor and scheme == "symmetric":
+        return all(isinstance(summand, Node) and summand.op != "get_attr" for summand in node.args[:2])
+    return node.target in READERS
 
 
 def _is_float(node: Node) -> bool:

@@ -100,9 +100,19 @@ def with_width(ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[flo
 
 
 def widen(ranges: dict[str, tuple[float, float]], name: str, value: NDArray[Any]) -> None:
-    """Have a tensor's range, if it has one, hold these values too."""
+    """Have a tensor's range, if it has one, hold these values too, but for infinite ones, which stay in float."""
     low, high = ranges.get(name, (np.inf, -np.inf))
-    ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    least, most = float(value.min()), float(value.max())
+    if not np.isfinite((least, most)).all():
+        finite = value[np.isfinite(value)]
+        least, most = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
+    ranges[name] = (min(low, least), max(high, most))
+
+
+def is_lost(constant: float, of_sum: tuple[float, float]) -> bool:
+    """Whether a constant in a sum is less than a step of the int8 that would hold it."""
+    low, high = min(of_sum[0], 0.0), max(of_sum[1], 0.0)
+    return 0 < constant < (high - low) / 255
 
 
 def float_edges(recipe: Recipe, centred: bool = True) -> tuple[str, ...]:

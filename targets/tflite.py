@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.core.errors import ConversionError, TargetError
+from edgekit.core.errors import ConversionError, TargetError, first_line
 from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
@@ -34,6 +34,7 @@ from edgekit.runtimes.common import threads
 from edgekit.runtimes.litert import interpreter_class, open_session
 from targets.common import (
     float_edges,
+    is_lost,
     kept_layers,
     kept_tensors,
     known_ranges,
@@ -101,7 +102,7 @@ class TFLite:
         return Converted(
             model="model.tflite",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=native_output(graph, recipe, channels_last=True, dtype=_output_type(model)),
+            native_output=native_output(graph, recipe, channels_last=True, dtype=_output_type(model, graph)),
             tools=self.tools(),
             kept_float=kept,
             scheme="asymmetric" if recipe.precision == "int8" else None,
@@ -182,12 +183,16 @@ def _quantize(
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer import recipe as recipes
 
+    from targets.tflite_graph.padding import with_finite_padding
+
     ranges, kept = _ranges(model, graph, recipe, quantization)
+    model = with_finite_padding(model, ranges)
     edges = _edge_tensors(model)
     floats, excluded = _floats(model, kept, edges)
     named = (*edges, *(f"^{re.escape(name)};?$" for name in floats))
+    left = [f"^{re.escape(name)};?$" for name in _left_in_float(model, ranges)]
     tool = quantizer.Quantizer(model, recipes.static_wi8_ai8())
-    for name in named:
+    for name in (*named, *left):
         tool.update_quantization_recipe(
             regex=name,
             operation_name=recipes.TFLOperationName.ALL_SUPPORTED,
@@ -201,6 +206,61 @@ def _quantize(
     )
     quantized = bytes(tool.quantize(ranges).quantized_model)
     return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, re.compile("|".join(named)))
+
+
+def _left_in_float(model: bytes, ranges: Mapping[str, Any]) -> list[str]:
+    """Results of operations that int8 would make something else of, or has no value for.
+
+    The kernel refuses a quotient by what was rounded to zero, as small roots are; and a constant that is lost in a sum, as the epsilon before a
+    root, was not there in vain, nor were the small squares beside it.
+    """
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    core, kinds = flatbuffer.subgraphs[0], tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
+    left = _infinite(flatbuffer)
+    squares = (qtyping.TFLOperationName.SUM, qtyping.TFLOperationName.MEAN, qtyping.TFLOperationName.MUL)
+    divisions = (qtyping.TFLOperationName.DIV, qtyping.TFLOperationName.SQRT, qtyping.TFLOperationName.RSQRT)
+    read: set[int] = set()
+    for operator in reversed(core.operators):
+        kind = kinds.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
+        name = core.tensors[operator.outputs[0]].name.decode()
+        if kind in squares and operator.outputs[0] in read:
+            left.append(name)
+            read |= set(operator.inputs)
+        elif kind == qtyping.TFLOperationName.ADD and name in ranges:
+            summands = [core.tensors[index] for index in operator.inputs]
+            constants = [tfl_flatbuffer_utils.get_tensor_data(one, flatbuffer.buffers) for one in summands]
+            added = [float(np.abs(value).max()) for value in constants if value is not None]
+            pair = (float(ranges[name]["min"]), float(ranges[name]["max"]))
+            if added and is_lost(added[0], pair):
+                left.append(name)
+                read |= set(operator.inputs)
+        elif kind in divisions:
+            left.append(name)
+    return left
+
+
+def _infinite(flatbuffer: Any) -> list[str]:
+    """Results of what masks with infinity, down to the softmax that makes zeros of it."""
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    core, kinds = flatbuffer.subgraphs[0], tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
+    reached: set[int] = set()
+    left = []
+    for operator in core.operators:
+        for index in operator.inputs:
+            value = tfl_flatbuffer_utils.get_tensor_data(core.tensors[index], flatbuffer.buffers)
+            if core.tensors[index].type == FLOAT32 and value is not None and np.isinf(value).any():
+                reached.add(index)
+        if reached & set(operator.inputs):
+            left.append(core.tensors[operator.outputs[0]].name.decode())
+            kind = kinds.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
+            if kind != qtyping.TFLOperationName.SOFTMAX:
+                reached |= set(operator.outputs)
+    return left
 
 
 def _float_kinds(model: bytes, but: re.Pattern[str]) -> list[str]:
@@ -228,7 +288,7 @@ def _ranges(
     """
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    from targets.tflite_graph.frame import CAST, PAD
+    from targets.tflite_graph.frame import CAST, PAD, PADV2
 
     interpreter = _open_interpreter(model)
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
@@ -254,6 +314,8 @@ def _ranges(
         elif result in unknown and code == PAD and source in found:
             low, high = found[source]
             found[result] = (min(low, 0.0), max(high, 0.0))
+        elif result in unknown and code == PADV2 and source in found:  # before a max pooling, with minus infinity
+            found[result] = found[source]
     others = [index for index, name in names.items() if name in unknown and name not in found]
     if others:
         for pixels in quantization.batches():
@@ -337,9 +399,24 @@ def _open_interpreter(model: bytes) -> Any:
     return interpreter
 
 
-def _output_type(model: bytes) -> str:
-    """``float32``, or ``int8`` where the last convolution is quantized: the decoder reads either."""
-    return str(_interpreter_class()(model_content=model).get_output_details()[0]["dtype"].__name__)
+def _output_type(model: bytes, graph: DeployableGraph) -> str:
+    """``float32``, or ``int8`` where the last convolution is quantized: the decoder reads either.
+
+    Raises:
+        ConversionError: the model does not run, which a converter may not notice.
+    """
+    interpreter = _interpreter_class()(model_content=model)
+    try:
+        interpreter.allocate_tensors()
+        shape = (1, graph.size.height, graph.size.width, 3)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.full(shape, 127, np.uint8))
+        interpreter.invoke()
+    except (RuntimeError, ValueError) as error:
+        raise ConversionError(
+            f"what litert-torch and ai-edge-quantizer made of this network does not run ({first_line(error)}): "
+            "edgekit lint names modules that convert badly; choose other targets with --target"
+        ) from error
+    return str(interpreter.get_output_details()[0]["dtype"].__name__)
 
 
 def _edge_tensors(model: bytes) -> list[str]:

@@ -241,10 +241,6 @@ CASES: dict[str, tuple[Maker, Maker]] = {
         lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
         lambda: nn.AvgPool2d(3, 2, 0, count_include_pad=False),
     ),
-    "change-of-type": (
-        lambda: Fn(lambda s, x: x * (x > 0.2).float()),
-        lambda: Fn(lambda s, x: x.float() * (x > 0.2).type_as(x)),
-    ),
     "channel-selection": (
         lambda: nn.Sequential(Fn(lambda s, x: x.index_select(1, s.i), i=torch.tensor(ORDER)), nn.Conv2d(C, C, 1)),
         lambda: nn.Sequential(Fn(lambda s, x: x.index_select(3, s.i), i=torch.tensor(ORDER)), nn.Conv2d(C, C, 1)),

@@ -321,11 +321,6 @@ def _divides_by_a_map(node: Node) -> bool:
     return isinstance(divisor, Node) and not _is_constant(divisor)
 
 
-def _changes_type(node: Node) -> bool:
-    source, value = _value(_source(node)), _value(node)
-    return source is not None and value is not None and not _is_constant(_source(node)) and source.dtype != value.dtype
-
-
 def _of_two_maps(node: Node) -> bool:
     return sum(not _is_constant(source) for source in node.all_input_nodes) > 1 or (
         _operation(node) == "scaled_dot_product_attention"
@@ -592,15 +587,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "division-by-a-map",
         ("div",),
-        (
-            Outcome(
-                "slow",
-                (TFLITE,),
-                f"an int8 division, {_XNNPACK}; the interpreter stops where the divisor rounds to zero",
-                "int8",
-            ),
-        ),
-        "multiply with torch.rsqrt or a sigmoid instead, or convert in fp32",
+        (Outcome("slow", (TFLITE,), "int8 leaves it in float, between a dequantize and a quantize", "int8"),),
+        "multiply with a sigmoid instead, or convert in fp32",
         _divides_by_a_map,
     ),
     Rule(
@@ -719,13 +707,6 @@ RULES: tuple[Rule, ...] = (
         ),
         "leave count_include_pad at True, or the padding out",
         _leaves_out_padding,
-    ),
-    Rule(
-        "change-of-type",
-        ("_to_copy",),
-        (Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not take .to() and .float() as they are exported"),),
-        "use .type_as(other), which converts, or stay in float32",
-        _changes_type,
     ),
     Rule(
         "channel-selection",

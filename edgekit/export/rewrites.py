@@ -425,6 +425,17 @@ def can_be_cropped(node: Node) -> bool:
     return sides(argument(node, "dilation")) == (1, 1) and all(extra[axis] <= padded[axis] for axis in (0, 1))
 
 
+def change_types_by_to(module: GraphModule) -> int:
+    """Write a change of type as ``.to(dtype)``: OpenVINO's frontend does not know the form that it is exported in."""
+    count = 0
+    for node in module.graph.nodes:
+        if node.target == aten._to_copy.default and node.kwargs.get("dtype") is not None:
+            node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
+            count += 1
+    module.recompile()
+    return count
+
+
 def attend_with_heads(module: GraphModule) -> int:
     """Attention over [N, L, E] as one head's over [N, 1, L, E].
 

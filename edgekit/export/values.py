@@ -146,13 +146,13 @@ def _marks(graph: DeployableGraph, quantization: Quantization) -> Mapping[str, _
 
 
 def _sample(value: NDArray[Any]) -> Float32:
-    """Values at positions that depend on nothing but their number: float32 [at most SAMPLES]."""
+    """Values at positions that depend on nothing but their number, 0 for infinite ones: float32 [at most SAMPLES]."""
     positions: NDArray[np.int64] = (
         np.arange(value.size)
         if value.size <= SAMPLES
         else np.random.default_rng(value.size).integers(0, value.size, SAMPLES)
     )
-    return np.asarray(value.reshape(-1)[positions], np.float32)
+    return np.nan_to_num(np.asarray(value.reshape(-1)[positions], np.float32), posinf=0.0, neginf=0.0)
 
 
 def find_nodes(graph: DeployableGraph, quantization: Quantization, value: NDArray[Any]) -> tuple[str, ...]:

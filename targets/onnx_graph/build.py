@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import attend_with_heads, split_max_pooling, to_half
-from targets.common import kept_layers, kept_tensors, known_ranges, planes, require_quantization, widen, with_width
+from targets.common import (
+    is_lost,
+    kept_layers,
+    kept_tensors,
+    known_ranges,
+    planes,
+    require_quantization,
+    widen,
+    with_width,
+)
 from targets.onnx_graph.edges import CORE_INPUT, CORE_OUTPUT, from_bordered, from_planes, from_rows, with_output
 
 OPSET = 19
@@ -133,14 +142,13 @@ def _quantize(
     read = {name for node in model.graph.node if node.name in kept for name in node.input}
     # The tool makes them the limits of their quantized result; what reads it in float needs them as they are.
     activations = {node.name for node in model.graph.node if node.op_type in CLAMPS and read & set(node.output)}
-    floats = kept.keys() | activations
+    found = _ranges(model, graph, quantization, scheme, to_input, operations)
+    left = _left_in_float(model, found)
+    floats = kept.keys() | activations | left.keys()
     with tempfile.TemporaryDirectory() as folder:
         source, ranges, result = (Path(folder) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
         onnx.save(model, source)
-        limits = {
-            name: tuple(np.asarray(side, np.float32) for side in pair)
-            for name, pair in _ranges(model, graph, quantization, scheme, to_input, operations).items()
-        }
+        limits = {name: tuple(np.asarray(side, np.float32) for side in pair) for name, pair in found.items()}
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, limits), ranges)
         quantize_static(
             source, result, None, quant_format=QuantFormat.QDQ, per_channel=True,
@@ -151,7 +159,31 @@ def _quantize(
         quantized = onnx.load(result)
     _read_float(quantized, model, floats)
     kinds = {node.op_type for node in model.graph.node} - {*operations, *CLAMPS, "Constant", "Identity"}
-    return quantized, (*kept_layers(recipe, excluded), *sorted(kinds))
+    return quantized, (*kept_layers(recipe, excluded), *sorted(kinds | set(left.values())))
+
+
+def _left_in_float(model: Any, ranges: Mapping[str, tuple[float, float]]) -> dict[str, str]:
+    """Nodes that int8 would make something else of, and the kind of each.
+
+    The tool leaves a clamp out, for what it reads has a range that ends where the clamp does: but every range holds zero, and
+    one whose limits do not is lost. And a constant that is lost in a sum, as the epsilon before a root, was not there in vain.
+    """
+    values = tensor_values(model)
+
+    def lost(node: Any) -> bool:
+        added = [np.abs(values[name]).max() for name in node.input if name in values]
+        return bool(added) and node.output[0] in ranges and is_lost(float(added[0]), ranges[node.output[0]])
+
+    def beyond_zero(name: str, above: bool) -> bool:
+        return name in values and bool((values[name] > 0 if above else values[name] < 0).any())
+
+    left = {}
+    for node in model.graph.node:
+        low, high = [*node.input[1:3], "", ""][:2]
+        clamps = node.op_type == "Clip" and (beyond_zero(low, True) or beyond_zero(high, False))
+        if clamps or (node.op_type == "Add" and lost(node)):
+            left[node.name] = node.op_type
+    return left
 
 
 def _read_float(quantized: Any, model: Any, names: Collection[str]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgekit.core.values import Float32
 from edgekit.export.columns import Folding, fold_columns
 
-CAST, SUB, QUANTIZE, PAD, CONV_2D, CONCATENATION, RESHAPE = 53, 41, 114, 34, 3, 2, 22
+CAST, SUB, QUANTIZE, PAD, PADV2, CONV_2D, CONCATENATION, RESHAPE = 53, 41, 114, 34, 60, 3, 2, 22
 """Builtin operations by their numbers in TFLite's schema."""
 INT64, VALID = 4, 1
 """A tensor's type and a convolution's padding, likewise."""
