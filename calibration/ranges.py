@@ -329,6 +329,8 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
             "left_out": without,
             "equalization": equalization,
             "expected_drop_by_equalization": {name: first[name, scheme] for name in forms},
+            # One graph serves all targets: the least of these decided.
+            "expected_drop_by_equalization_in_all": {name: sum(first[name, one] for one in SCHEMES) for name in forms},
         }
     corrections = find_corrections(form.graph, frames)
     other = _with_biases(form, corrections)

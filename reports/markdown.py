@@ -402,7 +402,8 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         f"(simulated on {calibration['simulated_frames']} of them)"
     )
     if halves := calibration.get("expected_drop_of_halves"):
-        text += f"; with ranges from either half of the frames alone: {' and '.join(f'{100 * half:.2f}' for half in halves)}"
+        costs = " and ".join(f"{100 * half:.2f}" for half in halves)
+        text += f"; {costs} points with ranges from either half of the frames alone"
     if without := calibration.get("left_out"):
         text += f"; too few frames for {' and '.join(without)}"
     if len(sizes := calibration.get("frame_sizes", {})) > 1:
@@ -535,9 +536,11 @@ def _verdicts(results: Sequence[Result], device: str) -> list[str]:
         return [f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."]
     if good:
         best = min(good, key=lambda result: (result.document.get("model_bytes") or math.inf, names[id(result)]))
+        # What was not timed on this machine does not run on it, or was made for others.
+        aim = "Smallest, for a device that runs it," if device == LOCAL else f"Smallest for {escape(device)}"
         return [
             (
-                f"Smallest for {escape(device)} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
+                f"{aim} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
                 f"{megabytes(best.document.get('model_bytes'))} MB. mIoU: {best.accuracy_provenance.kind}. "
                 "Latency: not measured."
             )

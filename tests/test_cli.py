@@ -90,7 +90,7 @@ def quantized(place: Path) -> Done:
     return edgekit(
         "quantize", "own.pth", "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime",
         "--size", SIZE, "--out", "made", "--json", "--calib", "streets", "--samples", 2, "--eval", "streets:val",
-        "--frames", 2, "--max-drop", -1, "--threads", 1, cwd=place, env=environment(place),
+        "--frames", 2, "--max-drop", 0, "--threads", 1, cwd=place, env=environment(place),
     )  # fmt: skip
 
 
@@ -368,7 +368,7 @@ def test_a_budget_that_does_not_hold(quantized: Done, place: Path) -> None:
     """Four; the artifact is kept, and the JSON is whole."""
     assert quantized.code == 4, quantized.err
     (row,) = quantized.document["rows"]
-    assert row["budget"] == {"max_drop": -1.0, "holds": False}
+    assert row["budget"] == {"max_drop": 0.0, "holds": False}
     assert row["verification"]["evaluation"]["split"] == "test"
     assert row["evaluation"]["trained_on"] is None  # a state dict does not say
     kept = [step["kept"] for step in row["repair"]["steps"]]
@@ -661,6 +661,24 @@ def test_run_and_report_json(
     words = run_here("report", place / "made")
     assert words.code == 0
     assert "onnxruntime" in words.out
+    measurement = place / "made" / "measurements" / f"onnxruntime-fp32-{SIZE}.local.json"
+    manifest = place / "made" / "artifacts" / f"onnxruntime-fp32-{SIZE}" / "manifest.json"
+    kept = {path: path.read_text() for path in (measurement, manifest, place / "made" / "run.json")}
+
+    def refused(path: Path, content: str | None, *expected: str) -> None:
+        path.unlink() if content is None else path.write_text(content)
+        said = run_here("report", place / "made")
+        path.write_text(kept[path])
+        assert said.code == 1 and "Traceback" not in said.err
+        assert all(word in said.sentence for word in (*expected, "run again")), said.sentence
+
+    refused(measurement, None, "is gone", "edgekit run")
+    refused(measurement, "[]", "not a measurement", "edgekit run")
+    refused(place / "made" / "run.json", "{}", "run.json")
+    other = json.loads(kept[manifest]) | {"key": "0" * 64, "command": "edgekit quantize again"}
+    refused(manifest, json.dumps(other), "not what was measured", "edgekit quantize again")
+    shutil.rmtree(place / "made" / "cache" / "pictures")
+    assert "is gone" in run_here("report", place / "made").err
 
 
 def test_train_from_a_preset_then_on_val_too(run_here: Call, camvid_tree: Path, tmp_path: Path) -> None:

@@ -716,7 +716,7 @@ INT8_MARKS: dict[tuple[str, str], tuple[str, int]] = {
     (ONNXRUNTIME, "transposed-convolution-int8"): ("ConvTranspose", 1),
     (ONNXRUNTIME, "float-activation"): ("Erf", 1),
     (OPENVINO, "transposed-convolution-groups"): ("GroupConvolutionBackpropData", 1),
-    (TFLITE, "division-by-a-map"): ("DIV INT8", 1),
+    (TFLITE, "division-by-a-map"): ("DIV FLOAT32", 1),
     (TFLITE, "int8-activation"): ("LEAKY_RELU FLOAT32", 1),
     (TFLITE, "product-of-maps"): ("BATCH_MATMUL FLOAT32", 1),
 }

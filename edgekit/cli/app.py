@@ -723,10 +723,11 @@ def _print_latencies(rows: list[dict[str, Any]]) -> None:
             print_text(f"  not measured: {row['latency']['provenance']['why']}")
             continue
         numbers, latency = row["summary"], row["latency"]
+        settings = ", ".join(f"{name} {value}" for name, value in latency["settings"].items())
         p90 = "" if numbers["p90"] is None else f"p90 {numbers['p90']:.1f} ms, "
         print_text(
             f"  {latency['scope']}: p50 {numbers['p50']:.1f} ms, {p90}{numbers['fps']:.1f} frames/s "
-            f"(n {numbers['n']}, {latency['provenance']['by']}, {latency['settings']})"
+            f"(n {numbers['n']}, {latency['provenance']['by']}, {settings})"
         )
         told = (
             ("load", latency.get("load_ms"), "ms", 1.0), ("first frame", numbers["first"], "ms", 1.0),

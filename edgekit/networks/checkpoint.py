@@ -288,6 +288,8 @@ def load_checkpoint(
         CheckpointError: unreadable, or not described and ``network``/``class_names`` not given.
     """
     path = locate(reference)
+    if (path.parent / "manifest.json").is_file() and path.suffix in (".xml", ".bin", ".tflite", ".onnx"):
+        raise CheckpointError(f"{path} is the model of an artifact, no checkpoint: name its folder, {path.parent}")
     metadata = _description(path)
     digest = sha256_path(path)
     if metadata is not None:

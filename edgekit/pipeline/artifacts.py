@@ -23,6 +23,9 @@ from edgekit.pipeline.quantization import Calibration, calibration_record, int8_
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 2
+
+FULL = 1 << 20
+"""Bytes of free space below which a failed conversion is put down to the disk."""
 STRAY = (".DS_Store", "Thumbs.db")
 """Files that a desktop leaves in every folder it shows; together with macOS' ``._`` files they are not looked at."""
 
@@ -102,6 +105,9 @@ def stored_artifact(
         progress.say(f"{target.title} {recipe.precision}: made again, because {error}")
         return None
     if artifact.manifest.get("key") != artifact_key(target, checkpoint, recipe, size, calibration):
+        progress.say(
+            f"{target.title} {recipe.precision}: takes the place of {folder}, made otherwise by: {artifact.manifest['command']}"
+        )
         return None
     progress.say(f"{target.title} {recipe.precision}: already converted")
     return artifact
@@ -148,6 +154,10 @@ def make_artifact(
         except Exception as error:  # converters raise anything; the user needs the cause and the log
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
+            if shutil.disk_usage(temporary).free < FULL:  # converters word it in many ways
+                raise EdgekitError(
+                    f"no space left while writing {folder}: free some disk space and run again"
+                ) from error
             raise ConversionError(
                 f"{target.title} could not convert to {recipe.precision}: {first_line(error)} (its output is in {log})"
             ) from error

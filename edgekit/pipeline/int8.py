@@ -17,6 +17,7 @@ from edgekit.core.files import clean_partials, read_json, sha256_json, write_jso
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size, UInt8
+from edgekit.export.layers import nodes_of
 from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint, trained_on
 from edgekit.pipeline.accuracy import (
@@ -230,9 +231,12 @@ def quantize(
                 f"--max-drop is judged by the spread over frames, and there is one of {split.dataset} {split.split}: "
                 "name more by --frames, --eval or --verify"
             )
+    fewer = f" ({samples} were asked for, but some are held back to compare on)" if len(chosen) < samples else ""
     progress.say(
-        f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames, comparing labels on {len(others)} others"
+        f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames{fewer}, comparing labels on {len(others)} others"
     )
+    if keep_float:  # a layer that does not exist is told before anything is computed
+        nodes_of(lazy_graph(checkpoint, size, progress)(), keep_float)
     jobs = []
     for name in targets:
         target = require(name)

@@ -43,7 +43,7 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import recipe_for
+from edgekit.pipeline.artifacts import MANIFEST, recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import Work, check_devices, check_targets, connect, measure_on_devices
 from edgekit.pipeline.quantization import Calibration, check_calibration, refuse_evaluated
@@ -405,6 +405,7 @@ def measurement_document(
     return {
         "schema": MEASUREMENT_SCHEMA,
         "artifact": artifact.folder.name,
+        "artifact_key": manifest["key"],
         "checkpoint": dict(manifest["checkpoint"]),
         "target": target.name,
         "title": target.title,
@@ -580,19 +581,45 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
 
     Raises:
         UsageError: not a run's folder.
+        EdgekitError: a measurement is gone, or an artifact is another one by now.
     """
     if not (folder / "run.json").is_file():
         raise UsageError(
             f"{folder} is not a run's folder (it has no run.json): give the folder of a run that was finished"
         )
     description = read_json(folder / "run.json")
-    size = Size(*description["size"])
-    dataset = description["dataset"]
-    frames = Frames(open_split(dataset["name"], dataset["split"], root, size).first(dataset["frames"]))
-    reference = read_json(folder / "measurements" / f"pytorch-fp32-{size}.local.json")
-    documents = [reference]
-    documents += [read_json(folder / "measurements" / f"{name}.local.json") for name in description["artifacts"]]
-    for device, names in description.get("devices", {}).items():
-        documents += [read_json(folder / "measurements" / f"{name}.{device}.json") for name in names]
-    documents += description["failed"]
-    return write_report(folder, documents, frames, progress)
+    kept = description.get("command") if isinstance(description, dict) else None
+    again = f"run again, as it was: {kept}" if kept else "run again"
+    try:
+        size = Size(*description["size"])
+        dataset, command = description["dataset"], description["command"]
+        named = [(f"pytorch-fp32-{size}", LOCAL), *((name, LOCAL) for name in description["artifacts"])]
+        named += [(name, device) for device, names in description.get("devices", {}).items() for name in names]
+        wanted, failed = (dataset["name"], dataset["split"], int(dataset["frames"])), list(description["failed"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EdgekitError(f"{folder / 'run.json'} is not what edgekit run writes ({error!r}): {again}") from error
+    documents = [_measured_before(folder, name, device, command) for name, device in named]
+    frames = Frames(open_split(wanted[0], wanted[1], root, size).first(wanted[2]))
+    if not (folder / "cache" / "pictures").is_dir():
+        progress.say(
+            f"what artifacts labelled is gone ({folder / 'cache'}): the strips show frames and truth alone; to have it, {again}"
+        )
+    return write_report(folder, documents + failed, frames, progress)
+
+
+def _measured_before(folder: Path, name: str, device: str, command: str) -> dict[str, Any]:
+    """A measurement that a run kept, of an artifact that is still the same."""
+    path = folder / "measurements" / f"{name}.{device}.json"
+    if not path.is_file():
+        raise EdgekitError(f"{path} is gone: run again, as it was: {command}")
+    document = read_json(path)
+    if not isinstance(document, dict) or not {"target", "precision", "latency", "environment"} <= document.keys():
+        raise EdgekitError(f"{path} is not a measurement of edgekit's: delete it and run again, as it was: {command}")
+    manifest_path = folder / "artifacts" / name / MANIFEST
+    manifest = read_json(manifest_path) if manifest_path.is_file() else {}
+    if manifest and document.get("artifact_key", manifest["key"]) != manifest["key"]:
+        raise EdgekitError(
+            f"{manifest_path.parent} is not what was measured, but was made since by: {manifest['command']}; run again, as it "
+            f"was: {command}; and give other artifacts another --out"
+        )
+    return document

@@ -273,7 +273,8 @@ def _train_epoch(
         losses += value
         pace = (time.monotonic() - since[0]) / (state.step - since[1])
         left = pace * (batches.steps * recipe.epochs - state.step)
-        report(Progress(epoch + 1, recipe.epochs, step, batches.steps, value, recipe.batch / pace, left))
+        speed = len(images) * group.size / pace  # of fewer frames than a batch, a step sees all there are
+        report(Progress(epoch + 1, recipe.epochs, step, batches.steps, value, speed, left))
     # The last step's update has met no loss yet: it must not replace a good state unseen.
     bare = _logits_of(state.module, len(class_set(recipe.dataset)))
     with torch.inference_mode():
@@ -281,7 +282,7 @@ def _train_epoch(
     if float(group.sum(finite.float())) < group.size:
         raise _diverged(f"the logits are not finite after epoch {epoch + 1}", state, folder)
     return {
-        "epoch": epoch + 1, "loss": losses / batches.steps, "learning_rate": rate, "images_per_second": recipe.batch / pace
+        "epoch": epoch + 1, "loss": losses / batches.steps, "learning_rate": rate, "images_per_second": speed
     }  # fmt: skip
 
 
