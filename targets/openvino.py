@@ -46,20 +46,9 @@ JOINED = ("Add", "Clamp", "Elu", "HSigmoid", "HSwish", "PRelu", "Relu", "Sigmoid
 """What the CPU plugin makes part of the operation before."""
 
 CARRYING = (
-    *(
-        "MaxPool",
-        "Transpose",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Concat",
-        "Split",
-        "VariadicSplit",
-        "Slice",
-        "StridedSlice",
-    ),
-    *("Gather", "ShuffleChannels", "DepthToSpace", "SpaceToDepth"),
-)
+    "MaxPool", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Concat", "Split", "VariadicSplit", "Slice", "StridedSlice",
+    "Gather", "ShuffleChannels", "DepthToSpace", "SpaceToDepth",
+)  # fmt: skip
 """What gives the values that it reads: what reads those reads them rounded, if they are."""
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
