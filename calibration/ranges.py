@@ -312,7 +312,8 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
     forms = {name: _form(graph, observed, evenness) for name, evenness in EQUALIZATIONS.items()}
     cases = list(product(forms, SCHEMES))
     first = dict(zip(cases, side_by_side(tried_first, cases), strict=True))
-    equalization = min(forms, key=lambda name: sum(first[name, scheme] for scheme in SCHEMES))
+    in_all = {name: sum(first[name, scheme] for scheme in SCHEMES) for name in forms}  # one graph serves all targets
+    equalization = min(forms, key=in_all.__getitem__)
     form = forms[equalization]
     ranges: dict[Scheme, Ranges] = {}
     record: dict[str, Any] = {}
@@ -329,8 +330,7 @@ def calibrate(graph: DeployableGraph, batches: Batches, count: int) -> Calibrate
             "left_out": without,
             "equalization": equalization,
             "expected_drop_by_equalization": {name: first[name, scheme] for name in forms},
-            # One graph serves all targets: the least of these decided.
-            "expected_drop_by_equalization_in_all": {name: sum(first[name, one] for one in SCHEMES) for name in forms},
+            "expected_drop_by_equalization_in_all": in_all,
         }
     corrections = find_corrections(form.graph, frames)
     other = _with_biases(form, corrections)

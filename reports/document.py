@@ -25,6 +25,7 @@ from reports.statistics import (
 SCHEMA = 1
 LOCAL = "local"
 HEADLINE_SCOPE = "frame-to-labels"
+SEEN = "The network was trained on these frames: on others it does worse."
 NO_DEVICE = "no device connected"
 
 ROW_KEYS = (

@@ -19,6 +19,7 @@ from reports.document import (
     HEADLINE_SCOPE,
     LOCAL,
     NO_DEVICE,
+    SEEN,
     ReportContext,
     Result,
     analyse,
@@ -568,7 +569,7 @@ def _told_of_frames(data: Mapping[str, Any]) -> list[str]:
     """What a reader must know of the frames before any accuracy."""
     told = []
     if data.get("trained_on"):
-        told.append("The network was trained on these frames: on others it does worse.")
+        told.append(SEEN)
     if data.get("name") == "streets":
         told.append("These scenes are drawn by edgekit from a seed: accuracy on them says nothing about real streets.")
     return [f"**{text}**" for text in told]

@@ -365,7 +365,7 @@ def _set_range(quantizer: Any, low: Float32, high: Float32) -> None:
     ov = load()
     shape = _constant(quantizer, 1).shape
     # NNCF may want one for each of what is no channel, such as the tokens of a sequence.
-    low, high = (np.broadcast_to(side, (int(np.prod(shape)),)) if side.size == 1 else side for side in (low, high))
+    low, high = (np.broadcast_to(side, (int(np.prod(shape)),)) for side in (low, high))
     low, high = np.minimum(low, 0.0).astype(np.float64), np.maximum(high, 0.0).astype(np.float64)
     widest = float((high - low).max())  # of a map that is always zero any range holds all
     high = np.maximum(high, low + SMALLEST_SHARE * (widest if widest > SMALLEST_REACH else 1.0))

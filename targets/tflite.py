@@ -211,8 +211,8 @@ def _quantize(
 def _left_in_float(model: bytes, ranges: Mapping[str, Any]) -> list[str]:
     """Results of operations that int8 would make something else of, or has no value for.
 
-    The kernel refuses a quotient by what was rounded to zero, as small roots are; and a constant that is lost in a sum, as the epsilon before a
-    root, was not there in vain, nor were the small squares beside it.
+    The kernel refuses a quotient by what was rounded to zero, as small roots are; and a constant that is lost in a sum, as the
+    epsilon before a root, was not there in vain, nor were the small squares beside it.
     """
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils

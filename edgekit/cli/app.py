@@ -20,6 +20,7 @@ import typer
 from edgekit import __version__
 from edgekit.cli import devices
 from edgekit.cli.devices import DeviceOption, SustainedOption
+from edgekit.cli.options import listed
 from edgekit.cli.output import leave, print_json, print_text
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
@@ -155,7 +156,7 @@ def run(
 
     measured_on = chosen_devices(devices.names_of(device))
     seconds = devices.seconds_of(sustained)
-    names = chosen_targets(_list(targets, "--targets"))
+    names = chosen_targets(listed(targets, "--targets"))
     chosen = _precisions(precisions, "--precisions")
     form = _form(output, output_stride)
     found = _checkpoint(checkpoint, network, data)
@@ -222,7 +223,7 @@ def lint(
     from edgekit.pipeline.run import chosen_targets
     from reports.lint import count_findings, lint_text
 
-    targets = chosen_targets(_list(target, "--target"))
+    targets = chosen_targets(listed(target, "--target"))
     name, weights, module, class_count, input_size = _network_to_lint(subject, network, classes)
     from edgekit.export.lint import TARGETS
     from edgekit.export.lint import lint as do_lint
@@ -373,7 +374,7 @@ def quantize(
     elif verify is not None:
         raise UsageError("--verify proves a budget: give --max-drop too")
     rows = do_quantize(
-        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(_list(keep_float, "--keep-float") or ()), budget,
+        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(listed(keep_float, "--keep-float") or ()), budget,
         out or Path("runs") / found.name, threads, _command_line(), _progress(),
     )  # fmt: skip
     if as_json:
@@ -591,6 +592,7 @@ def evaluate(
     from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import evaluate as do_evaluate
     from edgekit.pipeline.run import default_size, open_evaluation
+    from reports.document import SEEN
 
     logs = out / "logs"
     (place,) = chosen_devices([device])
@@ -617,7 +619,7 @@ def evaluate(
     )
     print_text(f"({result['provenance']['kind']} by {result['provenance']['by']})")
     if result["trained_on"]:
-        print_text("The network was trained on these frames: on others it does worse.")
+        print_text(SEEN)
     print_text("")
     for key, name in (
         ("miou", "class mIoU"), ("miou_category", "category mIoU"), ("iiou", "class iIoU"), ("iiou_category", "category iIoU"),
@@ -1112,27 +1114,13 @@ def _size(text: str | None) -> Size | None:
     return None if text is None else Size.parse(text)
 
 
-def _list(text: str | None, option: str) -> list[str] | None:
-    """What an option names with commas; None where it was left out.
-
-    Raises:
-        UsageError: it was given, and names nothing, as an empty variable of a script would have it.
-    """
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UsageError(f"{option} was given and names nothing: name what you want, with commas, or leave it out")
-    return parts
-
-
 def _available(text: str | None) -> tuple[str, ...]:
     """The asked targets, or those that can work here."""
     from edgekit.core.registry import load_target, target_names
     from edgekit.pipeline.run import chosen_targets
 
     if text is not None:
-        return chosen_targets(_list(text, "--target"))
+        return chosen_targets(listed(text, "--target"))
     names = []
     for name in target_names():
         with contextlib.suppress(TargetError):  # a broken plug-in; `edgekit targets` tells its cause
@@ -1146,7 +1134,7 @@ def _available(text: str | None) -> tuple[str, ...]:
 def _precisions(text: str | None, option: str) -> tuple[Precision, ...] | None:
     from edgekit.core.values import PRECISIONS
 
-    parts = _list(text, option)
+    parts = listed(text, option)
     for part in parts or ():
         if part not in PRECISIONS:
             raise UsageError(f"there is no precision '{part}': choose from {', '.join(PRECISIONS)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgekit.cli.options import listed
 from edgekit.cli.output import print_json, print_text
 from edgekit.core.errors import UsageError
 
@@ -43,12 +44,7 @@ def names_of(options: list[str] | None) -> list[str] | None:
     Raises:
         UsageError: it was given, and names nothing.
     """
-    if not options:
-        return None
-    names = [name.strip() for option in options for name in option.split(",") if name.strip()]
-    if not names:
-        raise UsageError("--device was given and names nothing: name devices, with commas, or leave it out")
-    return names
+    return listed(",".join(options) if options else None, "--device")
 
 
 def seconds_of(text: str | None) -> float | None:

@@ -87,11 +87,10 @@ class Progress:
 @contextmanager
 def noise_to(log: Path) -> Iterator[None]:
     """Everything that is printed inside, by Python or by native code, goes to the end of ``log``."""
-    file = open_log(log)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with file:
+    with open_log(log) as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        saved = os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         python_streams = sys.stdout, sys.stderr

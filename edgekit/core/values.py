@@ -211,6 +211,10 @@ class Converted:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
+MANIFEST = "manifest.json"
+"""Of an artifact's folder."""
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A converted model in its folder, with what its manifest says."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.core.errors import CheckpointError, UsageError
 from edgekit.core.files import sha256_json, sha256_path, write_bytes
-from edgekit.core.values import Normalization
+from edgekit.core.values import MANIFEST, Normalization
 
 if TYPE_CHECKING:
     import torch
@@ -288,7 +288,7 @@ def load_checkpoint(
         CheckpointError: unreadable, or not described and ``network``/``class_names`` not given.
     """
     path = locate(reference)
-    if (path.parent / "manifest.json").is_file() and path.suffix in (".xml", ".bin", ".tflite", ".onnx"):
+    if (path.parent / MANIFEST).is_file() and path.suffix in (".xml", ".bin", ".tflite", ".onnx"):
         raise CheckpointError(f"{path} is the model of an artifact, no checkpoint: name its folder, {path.parent}")
     metadata = _description(path)
     digest = sha256_path(path)

@@ -16,14 +16,12 @@ from edgekit.core.errors import ArtifactError, ConversionError, EdgekitError, fi
 from edgekit.core.files import DISK_ERRORS, new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
+from edgekit.core.values import MANIFEST, Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
-MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 2
-
 FULL = 1 << 20
 """Bytes of free space below which a failed conversion is put down to the disk."""
 STRAY = (".DS_Store", "Thumbs.db")

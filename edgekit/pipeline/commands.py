@@ -34,7 +34,7 @@ from edgekit.pipeline.accuracy import (
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import accuracy_there, check_devices, connect, latencies_there, side_by_side
-from edgekit.pipeline.run import check_classes, measure_latencies, measurement_document, sustain_here
+from edgekit.pipeline.run import check_classes, described, measure_latencies, measurement_document, sustain_here
 from edgekit.pipeline.stored import BENCH_FRAMES, bench_frames
 
 
@@ -373,9 +373,7 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
     )
     context = ReportContext(
         checkpoint={"name": first.manifest["checkpoint"]["name"]},
-        dataset={}
-        if split is None
-        else {"name": split.dataset, "split": split.split, "frames": len(split), "trained_on": seen},
+        dataset={} if split is None else described(split, seen),
         class_names=first.class_names,
         classes=split.classes if split is not None else CLASS_SETS["streets"],
         command=plan.command,

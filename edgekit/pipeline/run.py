@@ -24,6 +24,7 @@ from edgekit.core.registry import load_target, target_names
 from edgekit.core.seam import Target
 from edgekit.core.values import (
     IGNORE,
+    MANIFEST,
     Artifact,
     Engine,
     OutputKind,
@@ -43,7 +44,7 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import MANIFEST, recipe_for
+from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import Work, check_devices, check_targets, connect, measure_on_devices
 from edgekit.pipeline.quantization import Calibration, check_calibration, refuse_evaluated
@@ -264,16 +265,18 @@ def _failure(name: str, title: str, precision: Precision, size: Size, reason: st
     }  # fmt: skip
 
 
+def described(split: Split, seen: bool | None) -> dict[str, Any]:
+    """The ``dataset`` object of report.json; ``seen`` says whether the network was trained on it."""
+    return {"name": split.dataset, "split": split.split, "frames": len(split), "trained_on": seen}
+
+
 def _describe(plan: Plan) -> dict[str, Any]:
     return {
         "schema": 1,
         "checkpoint": plan.checkpoint.describe(),
-        "dataset": {
-            "name": plan.evaluation.dataset,
-            "split": plan.evaluation.split,
-            "frames": len(plan.evaluation),
-            "trained_on": trained_on(plan.checkpoint.recipe, plan.evaluation.dataset, plan.evaluation.split),
-        },
+        "dataset": described(
+            plan.evaluation, trained_on(plan.checkpoint.recipe, plan.evaluation.dataset, plan.evaluation.split)
+        ),
         "size": [plan.size.height, plan.size.width],
         "command": plan.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -39,7 +39,6 @@ def on_bytes(model: bytes, mean: Float32) -> bytes:
         model: flatbuffer; unchanged where the frame is read in another way than by one padded convolution.
         mean: the mean colour, float32 [3], in pixel values.
     """
-    import flatbuffers
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
@@ -47,7 +46,14 @@ def on_bytes(model: bytes, mean: Float32) -> bytes:
     if way is None:
         return model
     _rewrite(flatbuffer, way, mean.astype(np.float64))
-    builder = flatbuffers.Builder(len(model))
+    return packed(flatbuffer, len(model))
+
+
+def packed(flatbuffer: Any, size: int) -> bytes:
+    """A model as bytes again; ``size`` is about how many."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder(size)
     builder.Finish(flatbuffer.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
 
@@ -91,7 +97,7 @@ def _rewrite(flatbuffer: Any, way: _Way, mean: NDArray[np.float64]) -> None:
             if count:
                 shape = (1, count, width, 3) if axis == 1 else (1, rows, count, 3)
                 border = _pixels(flatbuffer, f"frame_border_{axis}_{side}", shape)
-                graph.tensors[border].buffer = _buffer(flatbuffer, np.broadcast_to(colour, shape))
+                graph.tensors[border].buffer = add_buffer(flatbuffer, np.broadcast_to(colour, shape))
                 parts.insert(0 if side == "before" else len(parts), border)
         if len(parts) > 1:
             last = _pixels(flatbuffer, f"frame_bordered_{axis}", (1, rows, across, 3))
@@ -113,7 +119,7 @@ def _move_mean_into_bias(flatbuffer: Any, way: _Way, mean: NDArray[np.float64]) 
     old = _data(flatbuffer, bias, np.int32) * np.asarray(bias.quantization.scale, np.float64) / scale
     new = np.round(old - (_data(flatbuffer, weight, np.int8) * mean).sum((1, 2, 3))).astype(np.int32)
     bias.quantization.scale, bias.quantization.zeroPoint = scale.tolist(), [0] * len(scale)
-    bias.buffer = _buffer(flatbuffer, new)
+    bias.buffer = add_buffer(flatbuffer, new)
 
 
 def _pads(flatbuffer: Any, way: _Way, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -144,7 +150,7 @@ def _fold(flatbuffer: Any, way: _Way, width: int) -> Folding | None:
     values = np.tile(_data(flatbuffer, bias, np.int32), folding.together)
     scale = np.tile(np.asarray(bias.quantization.scale), folding.together).tolist()
     for tensor, value in ((weight, folded), (bias, values)):
-        tensor.shape, tensor.buffer = list(value.shape), _buffer(flatbuffer, value)
+        tensor.shape, tensor.buffer = list(value.shape), add_buffer(flatbuffer, value)
         tensor.quantization.scale, tensor.quantization.zeroPoint = scale, [0] * len(scale)
     several = _pixels(
         flatbuffer, "columns_together", (1, rows, columns // folding.together, folding.together * channels)
@@ -160,7 +166,8 @@ def _data(flatbuffer: Any, tensor: Any, dtype: Any) -> NDArray[Any]:
     return np.frombuffer(bytes(flatbuffer.buffers[tensor.buffer].data), dtype).reshape(tensor.shape)
 
 
-def _buffer(flatbuffer: Any, value: NDArray[Any]) -> int:
+def add_buffer(flatbuffer: Any, value: NDArray[Any]) -> int:
+    """Add a constant's values to a model; returns the place that a tensor names."""
     from ai_edge_litert import schema_py_generated as schema
 
     made = schema.BufferT()

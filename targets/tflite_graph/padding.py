@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from targets.tflite_graph.frame import PADV2
+from targets.tflite_graph.frame import PADV2, add_buffer, packed
 
 
 def with_finite_padding(model: bytes, ranges: Mapping[str, Any]) -> bytes:
@@ -19,7 +19,6 @@ def with_finite_padding(model: bytes, ranges: Mapping[str, Any]) -> bytes:
     Args:
         ranges: {"min": ..., "max": ...} by tensor.
     """
-    import flatbuffers
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
@@ -28,22 +27,12 @@ def with_finite_padding(model: bytes, ranges: Mapping[str, Any]) -> bytes:
     for operator in core.operators:
         if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode != PADV2:
             continue
-        constant = flatbuffer.buffers[core.tensors[operator.inputs[2]].buffer]
+        padding = core.tensors[operator.inputs[2]]
+        value = tfl_flatbuffer_utils.get_tensor_data(padding, flatbuffer.buffers)
         source = core.tensors[operator.inputs[0]].name.decode()
-        if constant.data is None or source not in ranges or not np.isneginf(_float(constant)):
+        if value is None or source not in ranges or not np.isneginf(value).all():
             continue
         # A buffer may stand in several places, each with a range of its own.
-        core.tensors[operator.inputs[2]].buffer = len(flatbuffer.buffers)
-        made = type(constant)()
-        made.data = np.frombuffer(np.minimum(ranges[source]["min"], 0.0).astype(np.float32).tobytes(), np.uint8)
-        flatbuffer.buffers.append(made)
+        padding.buffer = add_buffer(flatbuffer, np.minimum(ranges[source]["min"], 0.0).astype(np.float32))
         changed = True
-    if not changed:
-        return model
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(flatbuffer.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
-
-
-def _float(buffer: Any) -> float:
-    return float(np.frombuffer(bytes(buffer.data), np.float32)[0])
+    return packed(flatbuffer, len(model)) if changed else model

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.values import DeployableGraph
+from targets.tflite_graph.frame import packed
 
 CONVOLUTIONS = {3: 0, 4: 3}
 """CONV_2D and DEPTHWISE_CONV_2D in TFLite's schema, and where their weights keep the output channels."""
@@ -25,7 +26,6 @@ def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGrap
     """
     if _but_for_weights(before) != _but_for_weights(after):
         return None
-    import flatbuffers
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
@@ -51,9 +51,7 @@ def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGrap
                 return None
     for place, data in wanted.items():
         flatbuffer.buffers[place].data = np.frombuffer(data, np.uint8)
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(flatbuffer.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    return packed(flatbuffer, len(model))
 
 
 def _but_for_weights(graph: DeployableGraph) -> list[Any]:
