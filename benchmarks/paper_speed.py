@@ -1,8 +1,8 @@
 """The paper's Table 7 on this machine: one forward pass of SPSSN, over 200 iterations or more, and frame to labels.
 
-Run: python benchmarks/paper_speed.py [CHECKPOINT] [SIZE...], or with ``camvid`` for Table 5's frames a second alone. PyTorch and
-every runtime that runs here, float and int8, take turns at each size; the paper's figure is the bare network (`graph`), a user
-waits for `frame-to-labels`.
+Run: python benchmarks/paper_speed.py [CHECKPOINT] [SIZE...], with ``camvid`` for Table 5's frames a second alone, or with
+``gpu`` for PyTorch on a GPU. PyTorch and every runtime that runs here, float and int8, take turns at each size; the paper's
+figure is the bare network (`graph`), a user waits for `frame-to-labels`.
 """
 
 from __future__ import annotations
@@ -56,33 +56,107 @@ def artifacts(checkpoint: Checkpoint, size: Size, folder: Path) -> list[Artifact
 
 
 class PyTorch:
-    """The checkpoint in eager PyTorch, float32, channels last, all cores."""
+    """The checkpoint in eager PyTorch, float32, channels last: all cores, or a GPU."""
 
-    def __init__(self, checkpoint: Checkpoint, size: Size) -> None:
+    def __init__(self, checkpoint: Checkpoint, size: Size, device: str = "cpu") -> None:
         flush_subnormals()
         torch.set_num_threads(available_cores())
-        self.network = channels_last(Logits(load_network(checkpoint), len(checkpoint.class_names)).eval())
+        self.device = torch.device(device)
+        network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
+        self.network = channels_last(network.to(self.device))
         self.checkpoint, self.size = checkpoint, size
-        self.frame = open_split("streets", "test", size=size).references[0].load().image[None].copy()
-        self.input = self.prepared()
+        frame = open_split("streets", "test", size=size).references[0].load().image[None].copy()
+        self.frame = torch.from_numpy(frame)
+        self.input = self.prepared(self.frame.to(self.device))
 
-    def prepared(self) -> torch.Tensor:
-        """The frame as the network's input."""
-        x = normalize(torch.from_numpy(self.frame), self.checkpoint.normalization)
-        return x.to(memory_format=torch.channels_last)
+    def prepared(self, frame: torch.Tensor) -> torch.Tensor:
+        """A frame as the network's input."""
+        return normalize(frame, self.checkpoint.normalization).to(memory_format=torch.channels_last)
+
+    def labels(self, frame: torch.Tensor) -> torch.Tensor:
+        """uint8 [1, H, W] of a frame on the device, there."""
+        return reference_labels(self.network(self.prepared(frame)), self.size).to(torch.uint8)
+
+    def graph(self) -> None:
+        """One forward pass of the bare network."""
+        self.network(self.input)
+
+    def frame_to_labels(self) -> torch.Tensor:
+        """The frame, in the host's memory, to labels there."""
+        return self.labels(self.frame.to(self.device)).cpu()
 
     @torch.inference_mode()
     def samples(self, scope: Scope, count: int) -> list[float]:
-        """Milliseconds of so many passes."""
+        """Milliseconds of so many passes, each waited for."""
         taken = []
         for _ in range(count):
             begun = time.perf_counter_ns()
             if scope == "graph":
-                self.network(self.input)
+                self.graph()
             else:
-                reference_labels(self.network(self.prepared()), self.size).to(torch.uint8).numpy()
+                self.frame_to_labels()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
             taken.append((time.perf_counter_ns() - begun) / 1e6)
         return taken
+
+
+class Captured(PyTorch):
+    """The same on a GPU in float16, its kernels captured into one CUDA graph for each scope."""
+
+    @torch.inference_mode()
+    def __init__(self, checkpoint: Checkpoint, size: Size) -> None:
+        super().__init__(checkpoint, size, "cuda")
+        self.network = self.network.half()
+        self.on_device = self.frame.to(self.device)
+        self.bare, self.whole = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
+        with torch.cuda.stream(side):  # as capturing asks: what is made on first use is made before
+            for _ in range(3):
+                self.network(self.input)
+                self.labels(self.on_device)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self.bare):
+            self.network(self.input)
+        with torch.cuda.graph(self.whole):
+            self.found = self.labels(self.on_device)
+
+    def prepared(self, frame: torch.Tensor) -> torch.Tensor:
+        return super().prepared(frame).half()
+
+    def graph(self) -> None:
+        self.bare.replay()
+
+    def frame_to_labels(self) -> torch.Tensor:
+        self.on_device.copy_(self.frame)
+        self.whole.replay()
+        return self.found.cpu()
+
+
+def on_gpu(checkpoint: Checkpoint, size: Size) -> dict[str, Any]:
+    """As :func:`measured`, of PyTorch on a GPU; ``labels_agree`` is the share of float32's labels that float16 gives."""
+    engines = {
+        "pytorch fp32, eager": PyTorch(checkpoint, size, "cuda"),
+        "pytorch fp16, captured": Captured(checkpoint, size),
+    }
+    with torch.inference_mode():
+        exact, rounded = (engine.frame_to_labels() for engine in engines.values())
+    result: dict[str, Any] = {"labels_agree": float((exact == rounded).double().mean())}
+    for scope in SCOPES:
+        samples: dict[str, list[float]] = {title: [] for title in engines}
+        for _ in range(TURNS):
+            for title, engine in engines.items():
+                engine.samples(scope, 10)
+                samples[title] += engine.samples(scope, ITERATIONS // TURNS)
+        result[scope] = {title: summary(values) for title, values in samples.items()}
+        print(size, scope, result["labels_agree"], result[scope], flush=True)
+    return result
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """p50 in ms, frames a second, number of samples."""
+    p50 = float(np.median(values))
+    return {"p50": p50, "fps": 1000 / p50, "n": len(values)}
 
 
 def timed(made: list[Artifact], scope: Scope, folder: Path) -> list[list[float]]:
@@ -106,10 +180,9 @@ def measured(checkpoint: Checkpoint, size: Size, folder: Path) -> dict[str, dict
                 samples[artifact.title] += taken
         result[scope] = {}
         for title, values in samples.items():
-            p50 = float(np.median(values))
-            result[scope][title] = {"p50": p50, "fps": 1000 / p50, "n": len(values)}
+            result[scope][title] = found = summary(values)
             print(
-                f"{size} {scope:16} {title:18} p50 {p50:7.1f} ms, {1000 / p50:6.1f} frames/s, {len(values)} samples",
+                f"{size} {scope:16} {title:18} p50 {found['p50']:7.1f} ms, {found['fps']:6.1f} frames/s, {len(values)} samples",
                 flush=True,
             )
     return result
@@ -134,17 +207,19 @@ def camvid(folder: Path) -> dict[str, dict[str, Any]]:
         for name, artifact in made.items():  # each has a size of its own
             (taken,) = timed([artifact], "graph", folder)
             samples[name] += taken
-    return {
-        name: {
-            "p50": float(np.median(values)), "fps": 1000 / float(np.median(values)), "n": len(values),
-            "size": str(made[name].size),
-        }
-        for name, values in samples.items()
-    }  # fmt: skip
+    return {name: summary(values) | {"size": str(made[name].size)} for name, values in samples.items()}
 
 
 def main() -> None:
     """Measure all sizes and keep them."""
+    if sys.argv[1:] == ["gpu"]:
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # or convolutions of float32 are not
+        checkpoint = load_checkpoint("spssn-streets")
+        rows = {text: on_gpu(checkpoint, Size.parse(text)) for text in SIZES}
+        described = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+        keep("gpu_speed", {"checkpoint": checkpoint.name, "sizes": rows} | described)
+        return
     if sys.argv[1:] != ["camvid"]:
         checkpoint = load_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "spssn-streets")
         rows = {}

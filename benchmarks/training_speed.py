@@ -1,9 +1,9 @@
 """Images a second of ``edgekit train`` against a plain PyTorch loop, on the same recipe, and the val mIoU both end at.
 
-Run: python benchmarks/training_speed.py [EPOCHS] [SEEDS]; needs CAMVID_ROOT. The plain loop is what a tutorial writes:
+Run: python benchmarks/training_speed.py [EPOCHS] [SEEDS] [cpu or cuda]; needs CAMVID_ROOT. The plain loop is what a tutorial writes:
 eager float32, logits upsampled to full size before the loss, frames decoded again each epoch in the training process. Both
 see the same augmented crops in the same order, from the same weights, with the same optimizer, schedule and average.
-The processes take turns (one is stopped while the other runs), so that a busy machine is busy for both. A third one is
+The processes take turns (one is stopped while the other runs), so that a busy machine is busy for both. A third one, on CPU, is
 edgekit's training shared by two processes with one thread each.
 """
 
@@ -33,7 +33,7 @@ from edgekit.training.recipe import TrainingRecipe
 from reports.statistics import bootstrap_ratio
 
 INITIAL = "spssn-streets"
-TURN_SECONDS = 10.0
+TURN_SECONDS = {"cpu": 10.0, "cuda": 1.0}
 SETTLING_STEPS = 3
 RECIPE = TrainingRecipe(
     network="spssn", arguments={"camvid": True}, dataset="camvid", crop="320x320", batch=8, optimizer="adamw",
@@ -41,35 +41,36 @@ RECIPE = TrainingRecipe(
     white_balance=0.2,
 )  # fmt: skip
 EDGEKIT: dict[str, Any] = {"precision": "bfloat16", "loss_stride": 2}
-KINDS = ("plain", "edgekit", "edgekit, two processes")
+KINDS = {"cpu": ("plain", "edgekit", "edgekit, two processes"), "cuda": ("plain", "edgekit")}
 
 
-def plain_loop(recipe: TrainingRecipe, data: Split, validation: Split, threads: int, log: Path) -> float | None:
+def plain_loop(recipe: TrainingRecipe, data: Split, validation: Split, device: str, log: Path) -> float | None:
     """The loop to beat; returns val mIoU."""
     import torch
     from torch.nn import functional as F
 
     from edgekit.core.values import IGNORE, Normalization
     from edgekit.networks.checkpoint import build_network
-    from edgekit.training.data import EpochOrder, augment
+    from edgekit.training.data import augment, epoch_order
     from edgekit.training.loop import evaluate_network, start_from
     from edgekit.training.losses import class_weights
 
     torch.set_flush_denormal(True)  # or a trained network makes this loop several times slower still
-    torch.set_num_threads(threads)
+    torch.set_num_threads(available_cores())
     torch.manual_seed(recipe.seed)
     normalization = Normalization()
     network = build_network(recipe.network, len(data.classes), recipe.arguments)
     start_from(network, load_checkpoint(INITIAL))
+    network.to(device)
     average = {key: value.clone() for key, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     counts = sum(np.bincount(item.load().labels.ravel(), minlength=256) for item in data.references)
     weights = class_weights(np.asarray(counts)[: len(data.classes)], recipe.class_balance)
-    order, step = EpochOrder(len(data), recipe), 0
+    weights = None if weights is None else weights.to(device)
+    step = 0
     steps = len(data) // recipe.batch
     for epoch in range(recipe.epochs):
-        order.epoch = epoch
-        positions = list(order)
+        positions = epoch_order(len(data), recipe, epoch)
         network.train()
         for number in range(steps):
             images, truths = [], []
@@ -79,8 +80,8 @@ def plain_loop(recipe: TrainingRecipe, data: Split, validation: Split, threads: 
                 image, labels = augment(np.dstack([frame.image, frame.labels]), recipe, generator)
                 images.append((image.astype(np.float32) / 255 - normalization.mean) / normalization.std)
                 truths.append(labels)
-            x = torch.from_numpy(np.stack(images).astype(np.float32).transpose(0, 3, 1, 2).copy())
-            y = torch.from_numpy(np.stack(truths)).long()
+            x = torch.from_numpy(np.stack(images).astype(np.float32).transpose(0, 3, 1, 2).copy()).to(device)
+            y = torch.from_numpy(np.stack(truths)).to(device).long()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(step, steps)
             logits = F.interpolate(network(x), size=y.shape[-2:], mode="bilinear", align_corners=False)
@@ -101,13 +102,13 @@ def plain_loop(recipe: TrainingRecipe, data: Split, validation: Split, threads: 
     return miou
 
 
-def child(kind: str, epochs: int, seed: int, folder: Path) -> None:
+def child(kind: str, epochs: int, seed: int, device: str, folder: Path) -> None:
     """One training; the number of steps done stands in ``steps``, val mIoU at the end in ``miou``."""
     data, validation = open_split("camvid", "train"), open_split("camvid", "val")
     recipe = replace(RECIPE, epochs=epochs, seed=seed)
     log = folder / "steps"
     if kind == "plain":
-        miou = plain_loop(recipe, data, validation, available_cores(), log)
+        miou = plain_loop(recipe, data, validation, device, log)
     else:
         from edgekit.networks.checkpoint import read_metadata
         from edgekit.training.distributed import leads
@@ -120,7 +121,8 @@ def child(kind: str, epochs: int, seed: int, folder: Path) -> None:
 
         checkpoint = train(
             replace(recipe, **EDGEKIT, initial=initial.sha256), data, validation, None, folder / "run", "network", "", report,
-            lambda line: None, validate_every=epochs, workers=0, initial=initial, threads=None if kind == "edgekit" else 1,
+            lambda line: None, validate_every=epochs, workers=0 if device == "cpu" else None, device=device, initial=initial,
+            threads=None if kind == "edgekit" else 1,
         )  # fmt: skip
         if not leads():
             return
@@ -128,14 +130,14 @@ def child(kind: str, epochs: int, seed: int, folder: Path) -> None:
     (folder / "miou").write_text(json.dumps(miou))
 
 
-def start(kind: str, epochs: int, seed: int, folder: Path) -> subprocess.Popen[bytes]:
+def start(kind: str, epochs: int, seed: int, device: str, folder: Path) -> subprocess.Popen[bytes]:
     """A training, stopped as soon as it exists."""
     folder.mkdir()
     launcher = [sys.executable]
     if kind.endswith("two processes"):
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
-        [*launcher, __file__, "--child", kind, str(epochs), str(seed), str(folder)],
+        [*launcher, __file__, "--child", kind, str(epochs), str(seed), device, str(folder)],
         env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         stdout=subprocess.DEVNULL,
         stderr=(folder / "errors").open("wb"),
@@ -159,11 +161,13 @@ def steps_of(folder: Path) -> int:
     return int(path.read_text() or 0) if path.is_file() else 0
 
 
-def take_turns(epochs: int, seed: int, folder: Path) -> tuple[dict[str, list[float]], dict[str, float]]:
+def take_turns(epochs: int, seed: int, device: str, folder: Path) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Train all kinds to the end, in turns. Returns seconds per step of each turn, and val mIoU."""
-    processes = {kind: start(kind, epochs, seed, folder / str(number)) for number, kind in enumerate(KINDS)}
-    folders = {kind: folder / str(number) for number, kind in enumerate(KINDS)}
-    paces: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    processes = {
+        kind: start(kind, epochs, seed, device, folder / str(number)) for number, kind in enumerate(KINDS[device])
+    }
+    folders = {kind: folder / str(number) for number, kind in enumerate(KINDS[device])}
+    paces: dict[str, list[float]] = {kind: [] for kind in KINDS[device]}
     try:
         while any(process.poll() is None for process in processes.values()):
             # Only turns that all kinds trained in are compared.
@@ -173,7 +177,7 @@ def take_turns(epochs: int, seed: int, folder: Path) -> tuple[dict[str, list[flo
                     continue
                 before, begun = steps_of(folders[kind]), time.monotonic()
                 send(process, signal.SIGCONT)
-                while time.monotonic() - begun < TURN_SECONDS and process.poll() is None:
+                while time.monotonic() - begun < TURN_SECONDS[device] and process.poll() is None:
                     time.sleep(0.02)
                 if process.poll() is None:
                     send(process, signal.SIGSTOP)
@@ -194,35 +198,42 @@ def take_turns(epochs: int, seed: int, folder: Path) -> tuple[dict[str, list[flo
 def main() -> None:
     """Train all kinds for each seed, and keep paces and mIoU."""
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+        child(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], Path(sys.argv[6]))
         return
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     seeds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    paces: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    mious: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
+    kinds = KINDS[device]
+    paces: dict[str, list[float]] = {kind: [] for kind in kinds}
+    mious: dict[str, list[float]] = {kind: [] for kind in kinds}
     for seed in range(seeds):
         folder = Path(tempfile.mkdtemp(prefix="training-speed-"))
         try:
-            seen, ended = take_turns(epochs, seed, folder)
+            seen, ended = take_turns(epochs, seed, device, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         shortest = min(map(len, seen.values()))
-        for kind in KINDS:
+        for kind in kinds:
             paces[kind] += seen[kind][:shortest]
             mious[kind].append(ended[kind])
     ratios = {}
-    for kind in KINDS[1:]:
+    for kind in kinds[1:]:
         ratio = bootstrap_ratio([[pace] for pace in paces["plain"]], [[pace] for pace in paces[kind]])
         ratios[kind] = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
         print(f"{kind}: {ratio.value:.2f} times the plain loop's images a second [{ratio.low:.2f}, {ratio.high:.2f}]")
-    speeds = {kind: RECIPE.batch / float(np.median(paces[kind])) for kind in KINDS}
-    for kind in KINDS:
+    speeds = {kind: RECIPE.batch / float(np.median(paces[kind])) for kind in kinds}
+    for kind in kinds:
         print(
             f"{kind:24} {speeds[kind]:6.2f} images/s, val mIoU {', '.join(f'{100 * miou:.2f}' for miou in mious[kind])} %"
         )
+    described = {}
+    if device == "cuda":
+        import torch
+
+        described = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
     keep(
-        "training_speed",
-        {"epochs": epochs, "recipe": {**RECIPE.to_json(), "initial": INITIAL}, "edgekit": EDGEKIT,
+        "training_speed" if device == "cpu" else "training_speed_gpu",
+        {**described, "epochs": epochs, "recipe": {**RECIPE.to_json(), "initial": INITIAL}, "edgekit": EDGEKIT,
          "images_per_second": speeds, "ratios": ratios, "miou": mious, "turns": paces},
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize
 from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.training import mixed
-from edgekit.training.data import Crops, EpochOrder, augment, decoded_frames, paste_classes
+from edgekit.training.data import BatchOrder, Crops, augment, decoded_frames, epoch_order, paste_classes
 from edgekit.training.distributed import Group
 from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
 from edgekit.training.losses import class_weights, lovasz_softmax, taught_cross_entropy
@@ -107,7 +107,7 @@ def test_a_tiny_run_describes_itself(six: Split, two: Split, tmp_path: Path) -> 
     assert checkpoint.class_names == six.classes.names
     assert recipe.to_json().items() <= checkpoint.recipe.items()
     assert checkpoint.recipe["command"] == "edgekit train --x"
-    assert checkpoint.recipe["torch"] == torch.__version__
+    assert checkpoint.recipe["devices"] == [f"cpu, torch {torch.__version__}"]
     scores = checkpoint.metrics["streets:val"]
     assert scores["frames"] == 1, "the last split of that name; here val stands in for test"
     assert 0 <= scores["miou"] <= 1
@@ -664,7 +664,7 @@ def test_classes_are_laid_over_whole(seed: int, classes: int) -> None:
 def test_the_share_of_mixed_crops(six: Split, tmp_path: Path) -> None:
     index, path = decoded_frames(six, tmp_path)
     plain = replace(TINY, epochs=20)
-    crops = {share: Crops(index, path, replace(plain, class_mix=share), Normalization()) for share in (0.0, 0.5, 1.0)}
+    crops = {share: Crops(index, path, replace(plain, class_mix=share)) for share in (0.0, 0.5, 1.0)}
     same = {
         share: np.mean([torch.equal(crops[0.0][n][0], crops[share][n][0]) for n in range(100)]) for share in (0.5, 1.0)
     }
@@ -673,26 +673,62 @@ def test_the_share_of_mixed_crops(six: Split, tmp_path: Path) -> None:
 
 
 def test_every_epoch_has_its_own_order() -> None:
-    order = EpochOrder(50, TINY)
-    first = list(order)
-    assert first == list(order)
+    first, second = (epoch_order(50, TINY, epoch) for epoch in (0, 1))
+    assert first == epoch_order(50, TINY, 0)
     assert sorted(first) == list(range(50))
-    order.epoch = 1
-    second = list(order)
     assert sorted(second) == list(range(50, 100))
     assert [position - 50 for position in second] != first
-    assert len(order) == 50
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 40))
-def test_processes_share_every_batch(size: int, share: int, frames: int) -> None:
-    """Together they see, in every batch, what one process would."""
-    batch = size * share
-    alone = list(EpochOrder(frames, TINY))
-    together = [list(EpochOrder(frames, TINY, rank, size)) for rank in range(size)]
-    for number in range(frames // batch):
-        seen = [position for mine in together for position in mine[number * share : (number + 1) * share]]
-        assert sorted(seen) == sorted(alone[number * batch : (number + 1) * batch])
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 40), st.integers(0, 3))
+def test_processes_share_every_batch(size: int, share: int, frames: int, epoch: int) -> None:
+    """Together they see, in every batch of every epoch, what one process would; a resumed one goes on where it stopped."""
+    recipe = replace(TINY, batch=size * share)
+    alone = list(BatchOrder(frames, recipe))
+    steps = max(1, frames // recipe.batch)
+    assert len(alone) == len(BatchOrder(frames, recipe)) == steps * recipe.epochs
+    assert list(BatchOrder(frames, recipe, epoch)) == alone[steps * epoch :]
+    assert {len(batch) for batch in alone} == {min(frames, recipe.batch)}
+    for number in range(recipe.epochs):
+        seen = [position for batch in alone[steps * number : steps * (number + 1)] for position in batch]
+        assert seen == epoch_order(frames, recipe, number)[: len(seen)]
+    together = [list(BatchOrder(frames, recipe, rank=rank, size=size)) for rank in range(size)]
+    for batch, parts in zip(alone, zip(*together, strict=True), strict=True):
+        assert sorted(position for part in parts for position in part) == sorted(batch)
+
+
+def test_colours_change_as_the_recipe_says(six: Split) -> None:
+    """One pass over the pixels gives what brightness, contrast, saturation and gains one after another give."""
+    frame = six.references[0].load()
+    packed = np.dstack([frame.image // 3 + 60, frame.labels])  # nothing that any factor would clip
+    recipe = replace(TINY, scale=(1.0, 1.0), flip=False, colour_jitter=0.2, white_balance=0.1)
+    changed, labels = augment(packed, recipe, np.random.default_rng(3))
+    drawn = np.random.default_rng(3)
+    drawn.uniform(), drawn.integers(0, 1), drawn.integers(0, 1)  # its scale and place
+    brightness, contrast, saturation = drawn.uniform(0.8, 1.2, 3)
+    gains = drawn.uniform(0.9, 1.1, 3)
+    values = packed[..., :3] * brightness
+    values = (values - values.mean()) * contrast + values.mean()
+    grey = values.mean(2, keepdims=True)
+    expected = (grey + (values - grey) * saturation) * gains
+    assert expected.min() > 0
+    assert expected.max() < 255
+    assert np.abs(changed - expected).max() <= 0.51
+    assert np.array_equal(labels, frame.labels)
+    assert np.abs(changed.astype(int) - packed[..., :3]).max() > 5
+
+
+def test_a_state_is_kept_every_few_epochs(six: Split, tmp_path: Path) -> None:
+    recipe = replace(TINY, epochs=5)
+    whole = run(recipe, six, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(recipe, six, tmp_path / "killed", killer(4, 2), save_every=2)
+    said: list[str] = []
+    assert_same_weights(run(recipe, six, tmp_path / "killed", say=said.append, save_every=2), whole)
+    assert "resuming after epoch 2 of 5" in said
+    assert torch.load(tmp_path / "killed" / STATE_NAME, weights_only=True)["epoch"] == 5, (
+        "the last one whatever its number"
+    )
 
 
 def counted(split: Split, loads: list[str], broken: str = "") -> Split:

@@ -888,10 +888,23 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     validate_every: Annotated[int, typer.Option("--validate-every", min=1, help="Epochs between val mIoUs.")] = 10,
+    save_every: Annotated[
+        int,
+        typer.Option(
+            "--save-every", min=1, help="Epochs between states to go on from; on a GPU 1 can take as long as they do."
+        ),
+    ] = 1,
     test: Annotated[
         bool, typer.Option(help="Evaluate on the test split at the end; not while settings are still compared.")
     ] = True,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that prepare crops.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=0,
+            help="Processes that prepare crops: 1 on a CPU, for a GPU one per core but one by default.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[
@@ -980,7 +993,7 @@ def train(
 
     checkpoint = do_train(
         recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
-        report_step, progress.say, validate_every=validate_every, workers=workers, device=device, threads=threads,
+        report_step, progress.say, validate_every=validate_every, save_every=save_every, workers=workers, device=device, threads=threads,
         initial=start, teacher=taught_by, missing_classes=missing_classes,
         decoding=lambda done, total: progress.count("decoding frames", done, total, started),
     )  # fmt: skip

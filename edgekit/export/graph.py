@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -206,8 +207,15 @@ class FrameToLabels(nn.Module):
         return cast(Tensor, labels)
 
 
+@lru_cache(maxsize=16)
+def _factors(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Its scale and offset, float32 [3]. Kept: a GPU would wait for each copy of them."""
+    with torch.inference_mode(False):
+        return torch.tensor(normalization.scale(), device=device), torch.tensor(normalization.offset(), device=device)
+
+
 def normalize(frame: Tensor, normalization: Normalization) -> Tensor:
     """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], the network's input."""
-    scale, offset = torch.from_numpy(normalization.scale()), torch.from_numpy(normalization.offset())
+    scale, offset = _factors(normalization, frame.device)
     normalized: Tensor = (frame.to(torch.float32) * scale + offset).permute(0, 3, 1, 2).contiguous()
     return normalized

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageStat
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from calibration.datasets import Split
 from edgekit.core.files import make_folder, write_json
-from edgekit.core.values import IGNORE, Normalization, Size, UInt8
+from edgekit.core.values import IGNORE, Size, UInt8
 from edgekit.training.recipe import TrainingRecipe
 
 
@@ -81,33 +81,35 @@ def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generato
     new = (min(crop.width, max(1, round(need[1] * across))), min(crop.height, max(1, round(need[0] * down))))
     image = Image.fromarray(np.ascontiguousarray(window[..., :3])).resize(new, Image.Resampling.BILINEAR)
     labels = Image.fromarray(np.ascontiguousarray(window[..., 3])).resize(new, Image.Resampling.NEAREST)
-    pixels, truth = np.asarray(image), np.asarray(labels)
-    if recipe.colour_jitter:
-        pixels = _jitter(pixels, recipe.colour_jitter, generator)
-    if recipe.white_balance:
-        gains = generator.uniform(1 - recipe.white_balance, 1 + recipe.white_balance, 3).astype(np.float32)
-        pixels = np.clip(pixels * gains, 0, 255).astype(np.uint8)
+    if recipe.colour_jitter or recipe.white_balance:
+        image = image.convert("RGB", _colours(image, recipe, generator))
     if recipe.flip and generator.random() < 0.5:
-        pixels, truth = pixels[:, ::-1], truth[:, ::-1]
-    if (new[1], new[0]) != (crop.height, crop.width):
-        full = np.full((crop.height, crop.width, 3), 124, np.uint8)
-        full_truth = np.full((crop.height, crop.width), IGNORE, np.uint8)
+        image, labels = (plane.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for plane in (image, labels))
+    whole = (crop.width, crop.height)
+    if image.size != whole:
         y, x = int(generator.integers(0, crop.height - new[1] + 1)), int(generator.integers(0, crop.width - new[0] + 1))
-        full[y : y + new[1], x : x + new[0]] = pixels
-        full_truth[y : y + new[1], x : x + new[0]] = truth
-        return full, full_truth
-    return np.ascontiguousarray(pixels), np.array(truth)  # a copy: Pillow's own is read-only, which torch warns of
+        grey, unlabelled = Image.new("RGB", whole, (124, 124, 124)), Image.new("L", whole, IGNORE)
+        grey.paste(image, (x, y))
+        unlabelled.paste(labels, (x, y))
+        image, labels = grey, unlabelled
+    return np.array(image), np.array(labels)
 
 
-def _jitter(pixels: UInt8, amount: float, generator: np.random.Generator) -> UInt8:
-    brightness, contrast, saturation = generator.uniform(1 - amount, 1 + amount, 3)
-    values = pixels.astype(np.float32) * np.float32(brightness)
-    mean = values.mean()
-    values = (values - mean) * np.float32(contrast) + mean
-    grey = values.mean(2, keepdims=True)
-    values = grey + (values - grey) * np.float32(saturation)
-    jittered: UInt8 = np.clip(values, 0, 255).astype(np.uint8)
-    return jittered
+def _colours(image: Image.Image, recipe: TrainingRecipe, generator: np.random.Generator) -> tuple[float, ...]:
+    """A random change of brightness, contrast, saturation and each channel's gain: 3 x 4, as Pillow reads it.
+
+    All four are affine in a pixel's colour, so that one pass of whole numbers does what four of floats would.
+    """
+    brightness = contrast = saturation = 1.0
+    gains = np.ones(3)
+    if amount := recipe.colour_jitter:
+        brightness, contrast, saturation = generator.uniform(1 - amount, 1 + amount, 3)
+    if recipe.white_balance:
+        gains = generator.uniform(1 - recipe.white_balance, 1 + recipe.white_balance, 3)
+    mean = brightness * float(np.mean(ImageStat.Stat(image).mean))
+    mixing = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) / 3)
+    offset = np.full((3, 1), (1 - contrast) * mean)
+    return tuple((gains[:, None] * np.hstack([mixing, offset])).ravel().tolist())
 
 
 def paste_classes(
@@ -119,22 +121,22 @@ def paste_classes(
     class are never laid over others.
     """
     image, labels = crop
-    classes = np.unique(other[1][other[1] != IGNORE])
-    chosen = generator.permutation(classes)[: (len(classes) + 1) // 2]
-    laid = np.isin(other[1], chosen)
+    counts = np.bincount(other[1].ravel(), minlength=256)
+    counts[IGNORE] = 0
+    classes = np.flatnonzero(counts)
+    chosen = np.zeros(256, bool)
+    chosen[generator.permutation(classes)[: (len(classes) + 1) // 2]] = True
+    laid = chosen[other[1]]
     return np.where(laid[..., None], other[0], image), np.where(laid, other[1], labels)
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented crops, indexed by ``epoch * frames + frame``: float32 [3, h, w] normalized and uint8 [h, w]."""
+    """Augmented crops, indexed by ``epoch * frames + frame``: uint8 [h, w, 3] and uint8 [h, w]."""
 
-    def __init__(
-        self, index: list[tuple[int, int, int]], path: Path, recipe: TrainingRecipe, normalization: Normalization
-    ) -> None:
+    def __init__(self, index: list[tuple[int, int, int]], path: Path, recipe: TrainingRecipe) -> None:
         self.index = index
         self.path = path
         self.recipe = recipe
-        self.scale, self.offset = normalization.scale(), normalization.offset()
         self._data: UInt8 | None = None
 
     def __len__(self) -> int:
@@ -146,8 +148,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         if self.recipe.class_mix and generator.random() < self.recipe.class_mix:
             other = self._augmented(int(generator.integers(0, len(self.index))), generator)
             image, labels = paste_classes((image, labels), other, generator)
-        normalized = image.astype(np.float32) * self.scale + self.offset
-        return torch.from_numpy(normalized).permute(2, 0, 1), torch.from_numpy(labels)
+        return torch.from_numpy(image), torch.from_numpy(labels)
 
     def _augmented(self, frame: int, generator: np.random.Generator) -> tuple[UInt8, UInt8]:
         if self._data is None:  # mapped in the worker, not carried there
@@ -157,21 +158,31 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return augment(packed, self.recipe, generator)
 
 
-class EpochOrder(Sampler[int]):
-    """A seeded order of one epoch, in positions that say which epoch it is: the share of one of ``size`` processes.
+def epoch_order(frames: int, recipe: TrainingRecipe, epoch: int) -> list[int]:
+    """Positions of one epoch in :class:`Crops`, in a seeded order of its own."""
+    order = np.random.default_rng([recipe.seed, 1 << 40, epoch]).permutation(frames)
+    positions: list[int] = (order + epoch * frames).tolist()
+    return positions
 
-    Of each batch, process ``rank`` takes every ``size``-th position, so that all together see what one alone would.
+
+class BatchOrder(Sampler[list[int]]):
+    """The positions of each batch from an epoch on, to the last: the share of process ``rank`` of ``size``.
+
+    Of each batch it takes every ``size``-th position, so that all together see what one alone would. Epochs follow on one
+    another, so that nobody waits for the first crops of the next. Of a last incomplete batch one process might hold a frame
+    more than the others: nobody trains on it, unless it is all there is.
     """
 
-    def __init__(self, frames: int, recipe: TrainingRecipe, rank: int = 0, size: int = 1) -> None:
-        self.frames = frames
-        self.recipe = recipe
+    def __init__(self, frames: int, recipe: TrainingRecipe, epoch: int = 0, rank: int = 0, size: int = 1) -> None:
+        self.frames, self.recipe, self.epoch = frames, recipe, epoch
         self.rank, self.size = rank, size
-        self.epoch = 0
+        self.steps = max(1, frames // recipe.batch)
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.frames, self.size))
+        return self.steps * (self.recipe.epochs - self.epoch)
 
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.recipe.seed, 1 << 40, self.epoch]).permutation(self.frames)
-        return iter((order + self.epoch * self.frames).tolist()[self.rank :: self.size])
+    def __iter__(self) -> Iterator[list[int]]:
+        for epoch in range(self.epoch, self.recipe.epochs):
+            positions = epoch_order(self.frames, self.recipe, epoch)
+            for first in range(0, self.steps * self.recipe.batch, self.recipe.batch):
+                yield positions[first : first + self.recipe.batch][self.rank :: self.size]

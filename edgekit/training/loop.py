@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import NETWORKS, Checkpoint, build_network, load_network, load_state, save_checkpoint
 from edgekit.networks.subnormals import flush_subnormals
+from edgekit.runtimes.common import available_cores
 from edgekit.training import mixed
-from edgekit.training.data import Crops, EpochOrder, decoded_frames
+from edgekit.training.capture import capture
+from edgekit.training.data import BatchOrder, Crops, decoded_frames
 from edgekit.training.distributed import Group, distribute, join_group
 from edgekit.training.losses import (
     at_labels,
@@ -36,6 +40,8 @@ from edgekit.training.losses import (
 from edgekit.training.recipe import TrainingRecipe
 from edgekit.training.state import STATE_NAME, TrainingState
 
+READ_EVERY = 16
+"""Steps after which a GPU's losses are read: asked after each, it would wait for the next step to be launched."""
 HISTORY_NAME = "history.json"
 """After each epoch: loss (mean over its steps), learning rate of its last step, images a second, and val mIoU where measured."""
 
@@ -64,7 +70,8 @@ def train(
     report: Callable[[Progress], None],
     say: Callable[[str], None],
     validate_every: int = 10,
-    workers: int = 1,
+    save_every: int = 1,
+    workers: int | None = None,
     device: str = "cpu",
     threads: int | None = None,
     initial: Checkpoint | None = None,
@@ -83,7 +90,9 @@ def train(
         test: frames evaluated once, at the end.
         folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
         command: as typed, recorded in the checkpoint.
-        report, say: progress per step, and lines worth keeping.
+        save_every: epochs between the states that a killed run can go on from; the last one is always kept.
+        report, say: progress per step (on a GPU, every 16 steps), and lines worth keeping.
+        workers: processes that prepare crops; None takes 1 for a CPU and, for a GPU, one per core but one.
         initial: weights to start from; ``recipe.initial`` is its hash.
         teacher: a trained network to learn from as well; ``recipe.teacher`` is its hash.
         missing_classes: go on although a class never occurs in the training frames.
@@ -115,7 +124,11 @@ def train(
         counts = pixel_counts(index, path, len(data.classes))
         _check_frames(data, index, counts, recipe, group, missing_classes)
         weights = class_weights(counts, recipe.class_balance)
-        batches = _Batches(Crops(index, path, recipe, normalization), recipe, group, workers)
+        if workers is None:
+            workers = 1 if group.device.type == "cpu" else max(1, available_cores() // group.size - 1)
+        batches = _Batches(Crops(index, path, recipe), recipe, normalization, state.epoch, group, workers)
+        if recipe.network in NETWORKS:  # one of the user's may decide by a value
+            logits = capture(logits.train(), group, recipe, batches.images)
 
         def validate() -> float | None:
             assert validation is not None
@@ -125,12 +138,14 @@ def train(
             say(f"epoch {state.epoch}: {validation.split} mIoU {_written(miou)}")
             return miou
 
+        if state.epoch < recipe.epochs:
+            state.trains_on(group.device)
         started, first_step = time.monotonic(), state.step
         while state.epoch < recipe.epochs:
             seen = _train_epoch(state, logits, guide, batches, weights, group, folder, (started, first_step), report)
             state.epoch += 1
             state.history.append(seen)
-            if group.leads:
+            if group.leads and (state.epoch % save_every == 0 or state.epoch == recipe.epochs):
                 state.save(state_path)
             if validation is not None and state.epoch % validate_every == 0 and state.epoch < recipe.epochs:
                 miou = validate()
@@ -142,7 +157,7 @@ def train(
             group.wait()
         checkpoint = folder / f"{name}.safetensors"
         if group.leads:
-            described = recipe.to_json() | {"command": command, "torch": str(torch.__version__)}
+            described = recipe.to_json() | {"command": command, "devices": list(state.devices)}
             for role, other in (("initial", initial), ("teacher", teacher)):
                 if other is not None:
                     described[f"{role}_checkpoint"] = {"name": other.name, "recipe": dict(other.recipe)}
@@ -201,34 +216,36 @@ def _decoded(
 
 
 class _Batches:
-    """This process's share of every batch, epoch by epoch: float32 [n, 3, h, w] and uint8 [n, h, w] on its device."""
+    """This process's share of every batch from an epoch on: float32 [n, 3, h, w] and uint8 [n, h, w] on its device."""
 
-    def __init__(self, crops: Crops, recipe: TrainingRecipe, group: Group, workers: int) -> None:
-        frames = len(crops.index)
-        self.order = EpochOrder(frames, recipe, group.rank, group.size)
+    def __init__(
+        self, crops: Crops, recipe: TrainingRecipe, normalization: Normalization, epoch: int, group: Group, workers: int
+    ) -> None:
+        order = BatchOrder(len(crops.index), recipe, epoch, group.rank, group.size)
         self.device = group.device
-        whole = frames >= recipe.batch
-        # Of a last incomplete batch, one process may hold a frame more than the others: nobody trains on it.
-        self.steps = frames // recipe.batch if whole else 1
+        self.normalization = normalization
+        self.steps = order.steps
+        self.images = min(len(crops.index), recipe.batch) // group.size
         self.loader = DataLoader(
             crops,
-            batch_size=recipe.batch // group.size,
-            sampler=self.order,
-            drop_last=whole,
+            batch_sampler=order,
             num_workers=workers,
-            persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             pin_memory=group.device.type == "cuda",
             # Its own: workers' seeds, drawn once a process, must not move the dropout of a resumed run.
             generator=torch.Generator(),
         )
 
-    def of(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch."""
-        self.order.epoch = epoch
-        for _, (images, labels) in zip(range(self.steps), self.loader, strict=False):
-            on_device = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-            yield on_device, labels.to(self.device, non_blocking=True)
+    @cached_property
+    def loaded(self) -> Iterator[Any]:
+        """All batches to come; made where the first is asked for."""
+        return iter(self.loader)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the next epoch."""
+        for pixels, labels in islice(self.loaded, self.steps):
+            images = normalize(pixels.to(self.device, non_blocking=True), self.normalization)
+            yield images.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
 
 
 def _train_epoch(
@@ -252,8 +269,9 @@ def _train_epoch(
     # Dropout, on every device, whether resumed or not.
     torch.manual_seed((recipe.seed << 20) + epoch + 1 + (group.rank << 40))
     logits.train()
-    losses = 0.0
-    for step, (images, labels) in enumerate(batches.of(epoch), 1):
+    losses: list[float] = []
+    unread: list[Tensor] = []
+    for step, (images, labels) in enumerate(batches.epoch(), 1):
         rate = recipe.learning_rate_at(state.step, batches.steps)
         for parameters in state.optimizer.param_groups:
             parameters["lr"] = rate
@@ -262,27 +280,31 @@ def _train_epoch(
             with torch.no_grad():
                 taught = None if guide is None else guide(images)
         loss = group_loss(output, labels, recipe, weights, group, taught)
-        value = float(group.sum(loss)) / group.size
-        if not math.isfinite(value):
-            raise _diverged(f"the loss became {value} in epoch {epoch + 1}, step {step}", state, folder)
+        unread.append(group.sum(loss))
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
         state.optimizer.step()
         state.step += 1
         state.update_average()
-        losses += value
+        if group.device.type != "cpu" and step % READ_EVERY and step < batches.steps:
+            continue
+        for value in (torch.stack(unread) / group.size).tolist():
+            losses.append(value)
+            if not math.isfinite(value):
+                raise _diverged(f"the loss became {value} in epoch {epoch + 1}, step {len(losses)}", state, folder)
+        unread.clear()
         pace = (time.monotonic() - since[0]) / (state.step - since[1])
         left = pace * (batches.steps * recipe.epochs - state.step)
         speed = len(images) * group.size / pace  # of fewer frames than a batch, a step sees all there are
-        report(Progress(epoch + 1, recipe.epochs, step, batches.steps, value, speed, left))
+        report(Progress(epoch + 1, recipe.epochs, step, batches.steps, losses[-1], speed, left))
     # The last step's update has met no loss yet: it must not replace a good state unseen.
     bare = _logits_of(state.module, len(class_set(recipe.dataset)))
-    with torch.inference_mode():
+    with torch.inference_mode(), mixed.autocast(group.device, recipe.precision):
         finite = torch.isfinite(bare(images)).all()
     if float(group.sum(finite.float())) < group.size:
         raise _diverged(f"the logits are not finite after epoch {epoch + 1}", state, folder)
     return {
-        "epoch": epoch + 1, "loss": losses / batches.steps, "learning_rate": rate, "images_per_second": speed
+        "epoch": epoch + 1, "loss": sum(losses) / batches.steps, "learning_rate": rate, "images_per_second": speed
     }  # fmt: skip
 
 
@@ -402,7 +424,7 @@ def _mean(parts: tuple[Tensor, Tensor], group: Group) -> Tensor:
 
 
 def _diverged(what: str, state: TrainingState, folder: Path) -> TrainingError:
-    kept = f"; the state after epoch {state.epoch} is kept in {folder}" if state.epoch else ""
+    kept = f"; the state after epoch {state.kept} is kept in {folder}" if state.kept else ""
     return TrainingError(f"{what}: lower --learning-rate (now {state.recipe.learning_rate}){kept}")
 
 
@@ -426,7 +448,7 @@ def evaluate_network(
             native = Size(*frame.labels.shape)
             size = Size.parse(frame_size) if frame_size else native
             image = resize_image(frame.image, size)
-            x = normalize(torch.from_numpy(image[None].copy()), normalization).to(device)
+            x = normalize(torch.from_numpy(image[None].copy()).to(device), normalization)
             labels = reference_labels(logits(x), size)[0].to(torch.uint8).cpu().numpy()
             counts.append(count_frame(resize_labels(labels, native), frame.labels, frame.instances, split.classes))
     document = score(add_counts(counts), split.classes).to_json()

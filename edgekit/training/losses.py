@@ -49,7 +49,8 @@ def cross_entropy(logits: Tensor, truth: Tensor, weights: Tensor | None = None) 
     total = F.cross_entropy(logits, truth, weight=weights, ignore_index=IGNORE, reduction="sum")
     if weights is None:
         return total, labelled.sum()
-    return total, weights[truth[labelled]].sum()
+    # Not by selecting the labelled pixels: their number is known to a GPU only, and all would wait for it to be counted.
+    return total, torch.where(labelled, weights[torch.where(labelled, truth, 0)], 0).sum()
 
 
 def taught_cross_entropy(logits: Tensor, taught: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -32,5 +32,5 @@ def prepare(module: nn.Module) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Autocast to bfloat16, or nothing for float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """Autocast to bfloat16, or nothing for float32. Each weight is used once a step: a cache would serve nobody."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)

@@ -21,7 +21,8 @@ STATE_NAME = "training-state.pt"
 
 
 class TrainingState:
-    """Weights, their average, optimizer, epoch, step, and what was seen after each epoch.
+    """Weights, their average, optimizer, epoch, step, what was seen after each epoch, and which devices trained it; ``kept`` is
+    the epoch that the file holds, 0 without one.
 
     Args:
         frames: identity of the training frames.
@@ -34,17 +35,22 @@ class TrainingState:
         self.epoch = 0
         self.step = 0
         self.history: list[dict[str, float]] = []
+        self.devices: list[str] = []
+        self.kept = 0
         self.average: dict[str, Tensor] | None = None
         if recipe.average:
             self.average = {key: value.clone() for key, value in module.state_dict().items()}
         parameters = module.parameters()
         self.optimizer: torch.optim.Optimizer
+        fused = next(module.parameters()).is_cuda or None  # one kernel for all; on a CPU torch's own choice is as fast
         if recipe.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(
-                parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+                parameters, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused
             )
         else:
-            self.optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused
+            )
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -53,14 +59,15 @@ class TrainingState:
             return
         # Early weights are forgotten quickly: the decay grows to its value over the first steps.
         decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        floating, present = [], []
+        # Few calls: some hundred small ones cost more than the sums.
+        pairs: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for key, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                floating.append(self.average[key])
-                present.append(value)
-            else:
-                self.average[key].copy_(value)
-        torch._foreach_lerp_(floating, present, 1 - decay)  # one call: some hundred small ones cost more than the sums
+            averages, present = pairs[value.is_floating_point()]
+            averages.append(self.average[key])
+            present.append(value)
+        torch._foreach_lerp_(*pairs[True], 1 - decay)
+        if pairs[False][0]:  # batch norm's counters
+            torch._foreach_copy_(*pairs[False])
 
     def evaluated(self) -> nn.Module:
         """The network to evaluate and ship: the averaged weights where there are some."""
@@ -77,11 +84,12 @@ class TrainingState:
             {
                 "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
                 "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "history": self.history, "frames": self.frames,
+                "history": self.history, "frames": self.frames, "devices": self.devices,
             },
             buffer,
         )  # fmt: skip
         write_bytes(path, buffer.getvalue())
+        self.kept = self.epoch
 
     def restore(self, path: Path) -> None:
         """Go on where a run of the same recipe stopped.
@@ -119,4 +127,12 @@ class TrainingState:
             ) from error
         self.average = cast("dict[str, Tensor] | None", stored["average"])
         self.epoch, self.step = int(stored["epoch"]), int(stored["step"])
+        self.kept = self.epoch
         self.history = [dict(entry) for entry in stored["history"]]
+        self.devices = list(stored.get("devices", ()))
+
+    def trains_on(self, device: torch.device) -> None:
+        """Note a device, and torch's version there, among those that trained the weights."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        if (described := f"{name}, torch {torch.__version__}") not in self.devices:
+            self.devices.append(described)
