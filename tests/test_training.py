@@ -24,7 +24,7 @@ from edgekit.core.files import sha256_path
 from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize
 from edgekit.networks.checkpoint import load_checkpoint, load_network
-from edgekit.training import mixed
+from edgekit.training import loop, mixed
 from edgekit.training.data import BatchOrder, Crops, augment, decoded_frames, epoch_order, paste_classes
 from edgekit.training.distributed import Group
 from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
@@ -193,6 +193,20 @@ def test_what_validation_found_outlives_a_kill(six: Split, two: Split, tmp_path:
     assert json.loads((tmp_path / HISTORY_NAME).read_text())[0] == found[0]
 
 
+def test_an_epoch_is_kept_before_it_is_validated(
+    six: Split, two: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever states --save-every asks for: validation may take longer than the epochs."""
+
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(loop, "evaluate_network", killed)
+    with pytest.raises(Killed):
+        run(replace(TINY, epochs=4), six, tmp_path, validation=two, validate_every=2, save_every=20)
+    assert torch.load(tmp_path / STATE_NAME, weights_only=True)["epoch"] == 2
+
+
 def test_another_network_in_the_same_folder(six: Split, tmp_path: Path) -> None:
     one = replace(TINY, epochs=1)
     run(one, six, tmp_path)
@@ -279,6 +293,39 @@ def test_the_last_good_state_survives(six: Split, tmp_path: Path, diverging: Any
     assert states == [(tmp_path / "run" / STATE_NAME).read_bytes()]
     diverging.LIMIT = 1000
     assert_same_weights(run(recipe, six, tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3])
+def test_losses_read_every_few_steps(
+    six: Split, tmp_path: Path, diverging: Any, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    """As on a GPU: each step's loss counts, and the first bad one is named, not the one at which it was read."""
+    recipe = replace(TINY, network="diverging_network:Net", batch=2, epochs=2)
+    each: list[Progress] = []
+    run(recipe, six, tmp_path / "each", each.append)
+    monkeypatch.setattr(loop, "read_every", lambda device: 2)
+    few: list[Progress] = []
+    run(recipe, six, tmp_path / "few", few.append)
+    assert [(one.epoch, one.step) for one in few] == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    assert_same_weights(tmp_path / "few" / "tiny.safetensors", tmp_path / "each" / "tiny.safetensors")
+    kinds = [json.loads((tmp_path / kind / HISTORY_NAME).read_text()) for kind in ("each", "few")]
+    assert [entry["loss"] for entry in kinds[0]] == [entry["loss"] for entry in kinds[1]]
+    diverging.CALLS, diverging.LIMIT = 0, 3 + broken  # an epoch of three steps and a look; then so many more
+    with pytest.raises(TrainingError, match=rf"nan in epoch 2, step {broken}:.*epoch 1 is kept"):
+        run(recipe, six, tmp_path / "run")
+
+
+def test_the_optimizer_stays_the_devices_own(six: Split, tmp_path: Path) -> None:
+    """A state that another device wrote brings its numbers, not its choice of kernels."""
+    recipe = replace(TINY, optimizer="adamw", epochs=2)
+    with pytest.raises(Killed):
+        run(recipe, six, tmp_path, killer(2, 1))
+    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    state["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(state, tmp_path / STATE_NAME)
+    run(recipe, six, tmp_path)
+    after = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    assert [group["fused"] for group in after["optimizer"]["param_groups"]] == [None]
 
 
 def test_a_network_whose_source_changed_does_not_resume(six: Split, tmp_path: Path, diverging: Any) -> None:

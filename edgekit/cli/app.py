@@ -891,7 +891,7 @@ def train(
     save_every: Annotated[
         int,
         typer.Option(
-            "--save-every", min=1, help="Epochs between states to go on from; on a GPU 1 can take as long as they do."
+            "--save-every", min=1, help="Epochs between states to go on from; one is kept before each validation, too."
         ),
     ] = 1,
     test: Annotated[
@@ -902,7 +902,7 @@ def train(
         typer.Option(
             "--workers",
             min=0,
-            help="Processes that prepare crops: 1 on a CPU, for a GPU one per core but one by default.",
+            help="Processes that prepare crops. By default 1 on a CPU; for a GPU one per core but one, at most 16.",
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
@@ -1210,7 +1210,7 @@ def main(call: Callable[..., Any] | None = None) -> None:
         leave(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write(
-            "\nedgekit: interrupted; nothing half-written was kept, the same command goes on where it was\n"
+            "\nedgekit: interrupted; nothing half-written was kept, the same command goes on from what was\n"
         )
         leave(INTERRUPTED)
     except OSError as error:

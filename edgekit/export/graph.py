@@ -207,15 +207,19 @@ class FrameToLabels(nn.Module):
         return cast(Tensor, labels)
 
 
-@lru_cache(maxsize=16)
 def _factors(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Its scale and offset, float32 [3]. Kept: a GPU would wait for each copy of them."""
-    with torch.inference_mode(False):
-        return torch.tensor(normalization.scale(), device=device), torch.tensor(normalization.offset(), device=device)
+    """Its scale and offset, float32 [3]."""
+    return torch.from_numpy(normalization.scale()).to(device), torch.from_numpy(normalization.offset()).to(device)
 
 
-def normalize(frame: Tensor, normalization: Normalization) -> Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], the network's input."""
-    scale, offset = _factors(normalization, frame.device)
-    normalized: Tensor = (frame.to(torch.float32) * scale + offset).permute(0, 3, 1, 2).contiguous()
-    return normalized
+_kept_factors = lru_cache(maxsize=16)(_factors)
+"""For a GPU, which would wait for each copy of them."""
+
+
+def normalize(
+    frame: Tensor, normalization: Normalization, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W], the network's input, in the order in memory that is asked for."""
+    scale, offset = (_kept_factors if frame.is_cuda else _factors)(normalization, frame.device)
+    planes = (frame.to(torch.float32) * scale + offset).permute(0, 3, 1, 2)
+    return planes.contiguous(memory_format=memory_format)

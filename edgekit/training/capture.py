@@ -12,7 +12,7 @@ from edgekit.training.recipe import TrainingRecipe
 
 
 def capture(network: nn.Module, group: Group, recipe: TrainingRecipe, images: int) -> nn.Module:
-    """``network``, whose training passes, forward and backward, are two CUDA graphs from now on; itself on a CPU.
+    """``network``, whose training passes, forward and backward, are two CUDA graphs from now on; itself on a CPU, or among several processes.
 
     Evaluation stays as it was. Weights, buffers and the optimizer's hold on them stay the same objects with the same values.
 
@@ -20,13 +20,13 @@ def capture(network: nn.Module, group: Group, recipe: TrainingRecipe, images: in
         network: in training mode, float32 [N, 3, h, w] -> logits, without a decision that depends on a value.
         images: of each batch: a graph knows one shape.
     """
-    # Under DistributedDataParallel gradients are summed by hooks, which a graph does not hold.
+    # DistributedDataParallel sums gradients by hooks, which a graph does not hold.
     if group.device.type != "cuda" or group.size > 1:
         return network
     crop = Size.parse(recipe.crop)
     sample = torch.zeros(images, 3, crop.height, crop.width, device=group.device)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with mixed.autocast(group.device, recipe.precision):
+    with mixed.autocast(group.device, recipe.precision, cache=False):  # which a capture refuses
         captured = torch.cuda.make_graphed_callables(network, (sample.to(memory_format=torch.channels_last),))
     assert isinstance(captured, nn.Module)
     # Gradients are added up on another stream than the capture's, which torch orders by an event, and warns of.

@@ -98,7 +98,7 @@ def augment(packed: UInt8, recipe: TrainingRecipe, generator: np.random.Generato
 def _colours(image: Image.Image, recipe: TrainingRecipe, generator: np.random.Generator) -> tuple[float, ...]:
     """A random change of brightness, contrast, saturation and each channel's gain: 3 x 4, as Pillow reads it.
 
-    All four are affine in a pixel's colour, so that one pass of whole numbers does what four of floats would.
+    All four are affine in a pixel's colour, so that one pass does, and what leaves 0..255 is cut off once, at its end.
     """
     brightness = contrast = saturation = 1.0
     gains = np.ones(3)

@@ -32,11 +32,12 @@ def leads() -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """This process among those that train together; alone, it is number 0 of 1."""
+    """This process among those that train together, ``here`` of them on this machine; alone, it is number 0 of 1."""
 
     rank: int
     size: int
     device: torch.device
+    here: int = 1
 
     @property
     def leads(self) -> bool:
@@ -72,12 +73,15 @@ def join_group(device: str) -> Iterator[Group]:
         raise TrainingError(
             f"--device {place} cannot be used by this PyTorch: choose cpu, or cuda with its CUDA build"
         ) from error
+    if place.startswith("cuda"):  # streams and graphs are made on the current one
+        torch.cuda.set_device(place)
     if size == 1:
         yield Group(0, 1, torch.device(place))
         return
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), torch.device(place))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield Group(dist.get_rank(), dist.get_world_size(), torch.device(place), here)
     finally:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""The training loop: one code path, resumable at every epoch, stopping before a bad number spoils a good checkpoint."""
+"""The training loop: one code path, resumable after every epoch or every few, stopping before a bad number spoils a good checkpoint."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from edgekit.training.losses import (
 from edgekit.training.recipe import TrainingRecipe
 from edgekit.training.state import STATE_NAME, TrainingState
 
-READ_EVERY = 16
-"""Steps after which a GPU's losses are read: asked after each, it would wait for the next step to be launched."""
+MOST_WORKERS = 16
+"""That a GPU is given unasked: each holds four batches in shared memory."""
 HISTORY_NAME = "history.json"
 """After each epoch: loss (mean over its steps), learning rate of its last step, images a second, and val mIoU where measured."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands; handed to the caller's callback after every step."""
+    """Where training stands; handed to the caller's callback whenever a loss is read."""
 
     epoch: int
     epochs: int
@@ -90,9 +90,10 @@ def train(
         test: frames evaluated once, at the end.
         folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
         command: as typed, recorded in the checkpoint.
-        save_every: epochs between the states that a killed run can go on from; the last one is always kept.
+        save_every: epochs between the states that a killed run can go on from; one is kept before each validation, too, and
+            at the end.
         report, say: progress per step (on a GPU, every 16 steps), and lines worth keeping.
-        workers: processes that prepare crops; None takes 1 for a CPU and, for a GPU, one per core but one.
+        workers: processes that prepare crops; None takes 1 for a CPU and, for a GPU, one per core but one, at most 16.
         initial: weights to start from; ``recipe.initial`` is its hash.
         teacher: a trained network to learn from as well; ``recipe.teacher`` is its hash.
         missing_classes: go on although a class never occurs in the training frames.
@@ -109,6 +110,7 @@ def train(
     with join_group(device) as group:
         if recipe.batch % group.size:
             raise TrainingError(f"--batch {recipe.batch} cannot be shared by {group.size} processes: use a multiple")
+        validates = validation is not None
         if not group.leads:  # it trains, and leaves speaking, evaluating and writing to the first
             report, say, validation, test = _no_report, _nothing, None, None
         torch.manual_seed(recipe.seed)
@@ -125,10 +127,10 @@ def train(
         _check_frames(data, index, counts, recipe, group, missing_classes)
         weights = class_weights(counts, recipe.class_balance)
         if workers is None:
-            workers = 1 if group.device.type == "cpu" else max(1, available_cores() // group.size - 1)
+            workers = (
+                1 if group.device.type == "cpu" else min(MOST_WORKERS, max(1, available_cores() // group.here - 1))
+            )
         batches = _Batches(Crops(index, path, recipe), recipe, normalization, state.epoch, group, workers)
-        if recipe.network in NETWORKS:  # one of the user's may decide by a value
-            logits = capture(logits.train(), group, recipe, batches.images)
 
         def validate() -> float | None:
             assert validation is not None
@@ -140,14 +142,20 @@ def train(
 
         if state.epoch < recipe.epochs:
             state.trains_on(group.device)
+            if recipe.network in NETWORKS:  # one of the user's may decide by a value
+                logits = capture(logits.train(), group, recipe, batches.images)
         started, first_step = time.monotonic(), state.step
         while state.epoch < recipe.epochs:
             seen = _train_epoch(state, logits, guide, batches, weights, group, folder, (started, first_step), report)
             state.epoch += 1
             state.history.append(seen)
-            if group.leads and (state.epoch % save_every == 0 or state.epoch == recipe.epochs):
-                state.save(state_path)
-            if validation is not None and state.epoch % validate_every == 0 and state.epoch < recipe.epochs:
+            last = state.epoch == recipe.epochs
+            validated = validates and state.epoch % validate_every == 0 and not last
+            if state.epoch % save_every == 0 or validated or last:
+                if group.leads:
+                    state.save(state_path)
+                state.kept = state.epoch
+            if validated and group.leads:
                 miou = validate()
                 if miou is not None:
                     seen["miou"] = miou
@@ -244,8 +252,14 @@ class _Batches:
     def epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the next epoch."""
         for pixels, labels in islice(self.loaded, self.steps):
-            images = normalize(pixels.to(self.device, non_blocking=True), self.normalization)
-            yield images.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
+            on_device = pixels.to(self.device, non_blocking=True)
+            images = normalize(on_device, self.normalization, torch.channels_last)
+            yield images, labels.to(self.device, non_blocking=True)
+
+
+def read_every(device: torch.device) -> int:
+    """Steps after which losses are read: a GPU, asked after each, would wait for the next step to be launched."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _train_epoch(
@@ -286,7 +300,7 @@ def _train_epoch(
         state.optimizer.step()
         state.step += 1
         state.update_average()
-        if group.device.type != "cpu" and step % READ_EVERY and step < batches.steps:
+        if step % read_every(group.device) and step < batches.steps:
             continue
         for value in (torch.stack(unread) / group.size).tolist():
             losses.append(value)

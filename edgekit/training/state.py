@@ -1,4 +1,4 @@
-"""Everything a resumed run needs, in one file that is replaced after every epoch."""
+"""Everything a resumed run needs, in one file that is replaced again and again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATE_NAME = "training-state.pt"
 
 class TrainingState:
     """Weights, their average, optimizer, epoch, step, what was seen after each epoch, and which devices trained it; ``kept`` is
-    the epoch that the file holds, 0 without one.
+    the epoch that the file holds, 0 without one, in every process.
 
     Args:
         frames: identity of the training frames.
@@ -89,7 +89,6 @@ class TrainingState:
             buffer,
         )  # fmt: skip
         write_bytes(path, buffer.getvalue())
-        self.kept = self.epoch
 
     def restore(self, path: Path) -> None:
         """Go on where a run of the same recipe stopped.
@@ -120,6 +119,8 @@ class TrainingState:
             )
         try:
             self.module.load_state_dict(stored["module"])
+            for mine, theirs in zip(self.optimizer.param_groups, stored["optimizer"]["param_groups"], strict=True):
+                theirs["fused"] = mine["fused"]  # this device's choice, not that of the one it was trained on before
             self.optimizer.load_state_dict(stored["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:  # the source of a network of the user's own has changed
             raise TrainingError(
@@ -129,7 +130,7 @@ class TrainingState:
         self.epoch, self.step = int(stored["epoch"]), int(stored["step"])
         self.kept = self.epoch
         self.history = [dict(entry) for entry in stored["history"]]
-        self.devices = list(stored.get("devices", ()))
+        self.devices = list(stored.get("devices", ["not recorded"]))  # which came later than the first states
 
     def trains_on(self, device: torch.device) -> None:
         """Note a device, and torch's version there, among those that trained the weights."""
