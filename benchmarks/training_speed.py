@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from edgekit.training.recipe import TrainingRecipe
 from reports.statistics import bootstrap_ratio
 
 INITIAL = "spssn-streets"
-TURN_SECONDS = {"cpu": 10.0, "cuda": 1.0}
+TURN_SECONDS = {"cpu": 10.0, "cuda": 3.0}
 SETTLING_STEPS = 3
 RECIPE = TrainingRecipe(
     network="spssn", arguments={"camvid": True}, dataset="camvid", crop="320x320", batch=8, optimizer="adamw",
@@ -155,6 +156,15 @@ def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
                 one.send_signal(number)
 
 
+def run_for(process: subprocess.Popen[bytes], going: Callable[[], bool]) -> None:
+    """Let a training run while it may, or to its end."""
+    send(process, signal.SIGCONT)
+    while going() and process.poll() is None:
+        time.sleep(0.02)
+    if process.poll() is None:
+        send(process, signal.SIGSTOP)
+
+
 def steps_of(folder: Path) -> int:
     """Steps that a training has done so far."""
     path = folder / "steps"
@@ -169,6 +179,8 @@ def take_turns(epochs: int, seed: int, device: str, folder: Path) -> tuple[dict[
     folders = {kind: folder / str(number) for number, kind in enumerate(KINDS[device])}
     paces: dict[str, list[float]] = {kind: [] for kind in KINDS[device]}
     try:
+        for kind, process in processes.items():  # each alone until it trains: a turn may be shorter than its start
+            run_for(process, lambda kind=kind: steps_of(folders[kind]) < SETTLING_STEPS)  # type: ignore[misc]
         while any(process.poll() is None for process in processes.values()):
             # Only turns that all kinds trained in are compared.
             everyone = all(process.poll() is None for process in processes.values())
@@ -176,13 +188,9 @@ def take_turns(epochs: int, seed: int, device: str, folder: Path) -> tuple[dict[
                 if process.poll() is not None:
                     continue
                 before, begun = steps_of(folders[kind]), time.monotonic()
-                send(process, signal.SIGCONT)
-                while time.monotonic() - begun < TURN_SECONDS[device] and process.poll() is None:
-                    time.sleep(0.02)
-                if process.poll() is None:
-                    send(process, signal.SIGSTOP)
+                run_for(process, lambda end=begun + TURN_SECONDS[device]: time.monotonic() < end)  # type: ignore[misc]
                 seconds, done = time.monotonic() - begun, steps_of(folders[kind]) - before
-                if everyone and before >= SETTLING_STEPS and done:
+                if everyone and done:
                     paces[kind].append(seconds / done)
             print({kind: steps_of(place) for kind, place in folders.items()}, flush=True)
     finally:

@@ -73,7 +73,7 @@ def join_group(device: str) -> Iterator[Group]:
         raise TrainingError(
             f"--device {place} cannot be used by this PyTorch: choose cpu, or cuda with its CUDA build"
         ) from error
-    if place.startswith("cuda"):  # streams and graphs are made on the current one
+    if place.startswith("cuda:"):  # streams and graphs are made on the current one
         torch.cuda.set_device(place)
     if size == 1:
         yield Group(0, 1, torch.device(place))
