@@ -51,6 +51,11 @@ CARRYING = (
 )  # fmt: skip
 """What gives the values that it reads: what reads those reads them rounded, if they are."""
 
+OF_DIVISORS = ("Multiply", "Power", "Sqrt", "ReduceSum", "ReduceMean", *CARRYING)
+"""What makes a divisor of larger things: a step of int8, small beside those, may be all that is left of it."""
+
+CONSTANT = ("Constant", "Convert")
+
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
 KEPT_FLOAT = ("MatMul", "Interpolate")
 
@@ -178,7 +183,7 @@ def _quantize(
         return planes(frame - graph.normalization.mean_colour())
 
     kept = _kept(core, graph, recipe, quantization, centred)
-    floats = {*kept, *_wrongly_padded(core)}
+    floats = {*kept, *_wrongly_padded(core), *_of_divisions(core)}
     try:
         quantized = nncf.quantize(
             core.clone(),
@@ -228,6 +233,27 @@ def _wrongly_padded(core: Any) -> list[str]:
     ]
 
 
+def _of_divisions(core: Any) -> list[str]:
+    """The quotients by what is computed, and what makes their divisors, by name.
+
+    A divisor that int8 rounds to zero gives infinity, though an epsilon was added to it (linear attention).
+    """
+    found = []
+    divisors: set[str] = set()
+    for node in reversed(core.get_ordered_ops()):
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        sources = [value.get_source_output().get_node() for value in node.inputs()]
+        constants = [source.get_type_name() in CONSTANT for source in sources]
+        if kind == "Divide" and not constants[1]:
+            divisors.add(sources[1].get_friendly_name())
+        elif name in divisors and (kind in OF_DIVISORS or (kind == "Add" and any(constants))):
+            divisors |= {source.get_friendly_name() for source in sources}
+        else:
+            continue
+        found.append(name)
+    return found
+
+
 def _float_kinds(quantized: Any, kept: Collection[str]) -> list[str]:
     """Kinds of operations of which some read nothing rounded, those of layers kept in float aside: for the manifest.
 
@@ -261,8 +287,7 @@ def _read_float(node: Any) -> None:
 
 
 def _quantizes_activations(node: Any) -> bool:
-    constant = ("Constant", "Convert")
-    return node.get_type_name() == "FakeQuantize" and node.input_value(0).get_node().get_type_name() not in constant
+    return node.get_type_name() == "FakeQuantize" and node.input_value(0).get_node().get_type_name() not in CONSTANT
 
 
 def _source(quantizer: Any) -> tuple[str, int]:

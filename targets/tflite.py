@@ -34,7 +34,6 @@ from edgekit.runtimes.common import threads
 from edgekit.runtimes.litert import interpreter_class, open_session
 from targets.common import (
     float_edges,
-    is_lost,
     kept_layers,
     kept_tensors,
     known_ranges,
@@ -43,12 +42,10 @@ from targets.common import (
     widen,
     with_width,
 )
+from targets.tflite_graph.floats import FLOAT32, kind_of, left_in_float
 
 LARGEST_BIAS = 2.0**30
 """Of an int8 convolution, in steps of input scale times weight scale: int32 with room for the sum."""
-
-FLOAT32 = 0
-"""A tensor's type, by its number in TFLite's schema."""
 
 BENCHMARK_MODEL = (
     "adb push {artifact}/model.tflite /data/local/tmp/ && adb shell /data/local/tmp/benchmark_model "
@@ -184,13 +181,14 @@ def _quantize(
     from ai_edge_quantizer import recipe as recipes
 
     from targets.tflite_graph.padding import with_finite_padding
+    from targets.tflite_graph.weights import with_flat_biases
 
     ranges, kept = _ranges(model, graph, recipe, quantization)
-    model = with_finite_padding(model, ranges)
+    model = with_flat_biases(with_finite_padding(model, ranges))
     edges = _edge_tensors(model)
     floats, excluded = _floats(model, kept, edges)
     named = (*edges, *(f"^{re.escape(name)};?$" for name in floats))
-    left = [f"^{re.escape(name)};?$" for name in _left_in_float(model, ranges)]
+    left = [f"^{re.escape(name)};?$" for name in left_in_float(model, ranges)]
     tool = quantizer.Quantizer(model, recipes.static_wi8_ai8())
     for name in (*named, *left):
         tool.update_quantization_recipe(
@@ -208,74 +206,17 @@ def _quantize(
     return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, re.compile("|".join(named)))
 
 
-def _left_in_float(model: bytes, ranges: Mapping[str, Any]) -> list[str]:
-    """Results of operations that int8 would make something else of, or has no value for.
-
-    The kernel refuses a quotient by what was rounded to zero, as small roots are; and a constant that is lost in a sum, as the
-    epsilon before a root, was not there in vain, nor were the small squares beside it.
-    """
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    core, kinds = flatbuffer.subgraphs[0], tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
-    left = _infinite(flatbuffer)
-    squares = (qtyping.TFLOperationName.SUM, qtyping.TFLOperationName.MEAN, qtyping.TFLOperationName.MUL)
-    divisions = (qtyping.TFLOperationName.DIV, qtyping.TFLOperationName.SQRT, qtyping.TFLOperationName.RSQRT)
-    read: set[int] = set()
-    for operator in reversed(core.operators):
-        kind = kinds.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
-        name = core.tensors[operator.outputs[0]].name.decode()
-        if kind in squares and operator.outputs[0] in read:
-            left.append(name)
-            read |= set(operator.inputs)
-        elif kind == qtyping.TFLOperationName.ADD and name in ranges:
-            summands = [core.tensors[index] for index in operator.inputs]
-            constants = [tfl_flatbuffer_utils.get_tensor_data(one, flatbuffer.buffers) for one in summands]
-            added = [float(np.abs(value).max()) for value in constants if value is not None]
-            pair = (float(ranges[name]["min"]), float(ranges[name]["max"]))
-            if added and is_lost(added[0], pair):
-                left.append(name)
-                read |= set(operator.inputs)
-        elif kind in divisions:
-            left.append(name)
-    return left
-
-
-def _infinite(flatbuffer: Any) -> list[str]:
-    """Results of what masks with infinity, down to the softmax that makes zeros of it."""
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    core, kinds = flatbuffer.subgraphs[0], tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
-    reached: set[int] = set()
-    left = []
-    for operator in core.operators:
-        for index in operator.inputs:
-            value = tfl_flatbuffer_utils.get_tensor_data(core.tensors[index], flatbuffer.buffers)
-            if core.tensors[index].type == FLOAT32 and value is not None and np.isinf(value).any():
-                reached.add(index)
-        if reached & set(operator.inputs):
-            left.append(core.tensors[operator.outputs[0]].name.decode())
-            kind = kinds.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
-            if kind != qtyping.TFLOperationName.SOFTMAX:
-                reached |= set(operator.outputs)
-    return left
-
-
 def _float_kinds(model: bytes, but: re.Pattern[str]) -> list[str]:
     """Kinds of operations of which some give floats, those aside whose result has such a name: for the manifest."""
-    from ai_edge_litert import schema_py_generated as schema
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
     core = flatbuffer.subgraphs[0]
-    kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
     found = set()
     for operator in core.operators:
         result = core.tensors[operator.outputs[0]]
         if result.type == FLOAT32 and not but.search(result.name.decode()):
-            found.add(kinds[flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode])
+            found.add(kind_of(flatbuffer, operator))
     return sorted(found - {"DEQUANTIZE"})
 
 

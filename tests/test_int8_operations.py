@@ -22,7 +22,12 @@ from edgekit.export.graph import normalize, reference_labels
 
 SIZE = Size(64, 96)
 WIDTH = 16
-OFFSETS = {"epsilon": -0.1, "epsilon, often alone": -0.15, "padded average of a signed map": -1.0}
+OFFSETS = {
+    "linear attention": -0.6,
+    "epsilon": -0.1,
+    "epsilon, often alone": -0.15,
+    "padded average of a signed map": -1.0,
+}
 
 
 class Between(nn.Module):
@@ -34,7 +39,7 @@ class Between(nn.Module):
         self.stem, self.before = nn.Conv2d(3, WIDTH, 3, 2, 1), nn.Conv2d(WIDTH, WIDTH, 3, 1, 1)
         self.after = nn.Conv2d(WIDTH, WIDTH, 3, 1, 1, groups=WIDTH)
         self.head = nn.Conv2d(WIDTH, 4, 1)
-        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.mix, self.scale = nn.Linear(WIDTH, WIDTH), nn.Parameter(torch.rand(WIDTH) + 0.5)
         with torch.no_grad():  # zero is far from what is padded, or all that many pixels have
             self.before.bias += OFFSETS.get(case, 1.0)
 
@@ -48,6 +53,15 @@ class Between(nn.Module):
             x = torch.relu(self.after(x.clamp(min=1.2)))
         elif "epsilon" in self.case:
             x = x.relu() / (x.relu().pow(2).sum(1, keepdim=True) + 1e-6).sqrt()
+        elif self.case == "elu":
+            x = self.after(F.elu(8 * (x - 1.0)))
+        elif self.case == "linear attention":  # EfficientViT's: the sum of the weights is one channel more
+            query, key = self.after(x).relu().flatten(2), x.relu().flatten(2)
+            value = F.pad(x.flatten(2), (0, 0, 0, 1), value=1.0)
+            found = value @ key.transpose(1, 2) @ query
+            x = x + (found[:, :-1] / (found[:, -1:] + 1e-6)).reshape(x.shape)
+        elif self.case == "layer scale":  # ConvNeXt's: channels last, a product behind a linear layer
+            x = x + (self.scale * self.mix(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         elif self.case == "mask":
             tokens = F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
             query = self.mix(tokens)
@@ -72,6 +86,10 @@ class Between(nn.Module):
         ("clamp above zero", "onnxruntime"),  # the tool leaves the clamp to a range, which holds zero
         ("epsilon, often alone", "onnxruntime"),  # a constant that rounds to zero, and a quotient by zero
         ("epsilon", "tflite"),
+        ("elu", "tflite"),  # litert computes exponentials that it discards, in int8 by their scale
+        ("linear attention", "tflite"),  # what divides, and what is divided, by one scale
+        ("linear attention", "openvino"),  # divisors that round to zero, the epsilon with them
+        ("layer scale", "tflite"),  # a bias of four axes, which the quantizer fails on
         ("tokens", "openvino"),  # NNCF wants a range for each token
         ("mask", "openvino"),  # minus infinity, in what stays in float
         ("mask", "onnxruntime"),

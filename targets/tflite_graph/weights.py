@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.values import DeployableGraph
+from targets.tflite_graph.floats import kind_of
 from targets.tflite_graph.frame import packed
 
 CONVOLUTIONS = {3: 0, 4: 3}
@@ -52,6 +53,26 @@ def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGrap
     for place, data in wanted.items():
         flatbuffer.buffers[place].data = np.frombuffer(data, np.uint8)
     return packed(flatbuffer, len(model))
+
+
+def with_flat_biases(model: bytes) -> bytes:
+    """The float model with every constant bias of one axis, which the quantizer takes its scales to lie along.
+
+    litert makes a product behind a linear layer part of that layer (LayerScale in ConvNeXt), and its bias [1, 1, 1, C].
+    """
+    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+
+    flatbuffer = tfl_flatbuffer_utils.read_model(model)
+    core = flatbuffer.subgraphs[0]
+    changed = False
+    for operator in core.operators:
+        if kind_of(flatbuffer, operator) != "FULLY_CONNECTED" or len(operator.inputs) < 3 or operator.inputs[2] < 0:
+            continue
+        bias = core.tensors[operator.inputs[2]]
+        constant = tfl_flatbuffer_utils.get_tensor_data(bias, flatbuffer.buffers) is not None
+        if constant and len(bias.shape) > 1:
+            bias.shape, changed = np.array([int(np.prod(bias.shape))], np.int32), True
+    return packed(flatbuffer, len(model)) if changed else model
 
 
 def _but_for_weights(graph: DeployableGraph) -> list[Any]:
