@@ -45,6 +45,10 @@ _CONNECT = {
     "android": 'Add the phone to `devices.toml` with its name, `kind = "adb"`, its serial as the address and the path of `benchmark_model`; '
     "then this measures what is missing:",
 }
+_UNLABELLED = "no pixel of these frames is labelled"
+_COMPARED_BY = (
+    "edgekit quantize and edgekit run set an artifact beside its checkpoint, edgekit bench has the artifact alone"
+)
 _OTHER = "Add the device to `devices.toml`; then this measures what is missing:"
 _SCOPES = {
     HEADLINE_SCOPE: (
@@ -73,7 +77,7 @@ def _accuracy_cell(result: Result, notes: Notes) -> str:
     if result.scores is None:
         return _missing(notes, result.accuracy_provenance.why)
     if math.isnan(result.scores.miou):
-        return _missing(notes, "no pixel of these frames is labelled")
+        return _missing(notes, _UNLABELLED)
     return percent(result.scores.miou)
 
 
@@ -84,7 +88,9 @@ def _drop_cell(result: Result, notes: Notes) -> str:
         return interval(result.drop)
     if result.scores is None:
         return _missing(notes, result.accuracy_provenance.why)
-    return _missing(notes, f"float PyTorch was not evaluated at {size_of(result)}, or no pixel is labelled")
+    if math.isnan(result.scores.miou):
+        return _missing(notes, _UNLABELLED)
+    return _missing(notes, f"float PyTorch was not evaluated on these frames at {size_of(result)}: {_COMPARED_BY}")
 
 
 def _latency_cells(result: Result, notes: Notes) -> list[str]:
@@ -164,23 +170,23 @@ def _accuracy_section(results: Sequence[Result]) -> list[str]:
     scored = [result for result in results if result.scores is not None]
     if not scored:
         return []
-    rows = []
+    rows, notes = [], Notes()
     for name, result in zip(distinct_names(scored), scored, strict=True):
         scores = result.scores
         assert scores is not None
         instances = (scores.iiou, scores.iiou_category)
         optional = ["does not apply" if value is None else percent(value) for value in instances]
-        agreement = percent(result.agreement) if result.agreement is not None else "not recorded"
+        alike = percent(result.agreement) if result.agreement is not None else _missing(notes, _COMPARED_BY)
         rows.append([
             escape(name), percent(scores.miou), percent(scores.miou_category), *optional,
             percent(scores.pixel_accuracy), percent(scores.mean_class_accuracy),
-            "does not apply" if result.is_float else agreement,
+            "does not apply" if result.is_float else alike,
         ])  # fmt: skip
     header = [
         "Artifact", "mIoU", "Category mIoU", "iIoU", "Category iIoU", "Pixel accuracy", "Mean class accuracy",
         "Labelled as float PyTorch",
     ]  # fmt: skip
-    lines = ["## Accuracy in full", "", "All values in %.", "", *table(header, rows)]
+    lines = ["## Accuracy in full", "", "All values in %.", "", *table(header, rows), *notes.lines()]
     if any(result.scores is not None and result.scores.iiou is None for result in scored):
         lines += ["iIoU does not apply where the frames have no labelled instances.", ""]
     return lines
@@ -682,7 +688,9 @@ def _index(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result], 
 
 
 def _checkpoint_section(checkpoint: Mapping[str, Any], context: ReportContext) -> list[str]:
-    labels = {"name": "Name", "sha256": "sha256", "network": "Network", "dataset": "Trained on"}
+    own = ":" in str(checkpoint.get("network", ""))
+    digest = "sha256 of the file, its network's name and source" if own else "sha256"
+    labels = {"name": "Name", "sha256": digest, "network": "Network", "dataset": "Trained on"}
     rows = [
         [label, escape(_plain(checkpoint[key]) if key in checkpoint else "not recorded")]
         for key, label in labels.items()

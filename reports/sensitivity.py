@@ -57,12 +57,22 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
         "![The layers that cost most](layers.svg)",
         "",
         *table(header, rows),
+        *_others(document),
     ]
     figure = layer_drops(
         [name for name, _ in layers[:SHOWN]],
         {scheme: [losses[scheme]["expected_drop"] for _, losses in layers[:SHOWN]] for scheme in schemes},
     )
     return {"index.md": "\n".join(lines) + "\n", "layers.svg": figure}
+
+
+def _others(document: Mapping[str, Any]) -> list[str]:
+    names = ", ".join(f"`{name}`" for name in document["others"])
+    return (
+        [f"Not ranked, since no simulation quantizes them; `--keep-float` takes them, too: {names}.", ""]
+        if names
+        else []
+    )
 
 
 def _cells(loss: Mapping[str, Any]) -> Sequence[str]:

@@ -5,15 +5,33 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
+from graphs import graph_of
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from seam import Done, call
+from torch import Tensor, nn
+from torch.fx import Node
 
 from edgekit.core.files import sha256_path, write_json
+from edgekit.core.values import Size
+from edgekit.export.compare import (
+    LayerDistance,
+    Parting,
+    Samples,
+    compare_layers,
+    float_samples,
+    map_shapes,
+    parting,
+)
+from edgekit.export.values import visit_values
 
 FLOAT, INT8 = ("onnxruntime-fp32-96x160", "openvino-fp32-96x160"), ("onnxruntime-int8-96x160", "openvino-int8-96x160")
 Compare = Callable[..., Done]
@@ -139,6 +157,68 @@ def test_int8_beside_its_checkpoint(artifacts: Path, compare: Compare, small_che
         assert row["second"] == 0.0
         assert row["apart"] == row["first"]
     assert done.document["second"] == "pytorch fp32"
+
+
+# Models that are not as they should be, or look so ---------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """Two sums in one module, the second after a convolution; and a map that is another's multiple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + x.relu()
+        y = self.second(x * (20 / 289))
+        return y + x
+
+
+def parted(change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> tuple[Parting, dict[str, LayerDistance]]:
+    """``Twice`` beside itself, its values as ``change`` makes them."""
+    graph = graph_of(Twice(), Size(32, 48))
+    frame = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8)
+    expected = float_samples(graph, [frame])
+    sides = [Samples(frozenset(map_shapes(graph).values()), rescaled=False) for _ in range(2)]
+
+    def look(node: Node, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            sides[0].look(node.name, value.numpy())
+            sides[1].look(node.name, change(node.name, value.numpy().copy()))
+        return value
+
+    visit_values(graph, frame, look)
+    rows = compare_layers(graph, expected, *sides)
+    json.dumps([asdict(row) for row in rows], allow_nan=False)
+    return parting(graph, rows, 0.01), {row.layer: row for row in rows}
+
+
+def test_a_map_and_its_multiple_are_told_apart() -> None:
+    """The multiple explains a tensor as well as its own value does, but for rounding."""
+    where, rows = parted(lambda name, value: value)
+    assert where.layer is None
+    assert all(row.apart == 0.0 for row in rows.values())
+
+
+def test_infinities_are_compared_with_nothing() -> None:
+    """As where int8 divided by zero."""
+
+    def infinite(name: str, value: NDArray[Any]) -> NDArray[Any]:
+        return np.full_like(value, np.inf) if name == "mul" else value * (1.5 if name == "conv2d_1" else 1.0)
+
+    where, rows = parted(infinite)
+    assert rows[":mul"].second is None
+    assert (where.layer, where.unseen) == ("second", (":mul",))
+
+
+def test_what_a_module_does_twice_stands_where_it_was_measured() -> None:
+    """Its second sum parts because the convolution before it does."""
+    where, rows = parted(lambda name, value: value * (1.5 if name in ("conv2d_1", "add_1") else 1.0))
+    assert rows[":add"].apart is not None and rows[":add"].apart > 0.1
+    assert where.layer == "second"
 
 
 # What cannot be compared -----------------------------------------------------------------------------------------------

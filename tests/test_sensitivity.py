@@ -23,8 +23,10 @@ from calibration.sensitivity import LayerLoss, layer_losses
 from edgekit.core.errors import DataError
 from edgekit.core.progress import Progress
 from edgekit.core.values import DeployableGraph, Quantization, Scheme, Size
+from edgekit.export.layers import layers_of
 from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.pipeline import int8
+from edgekit.pipeline.artifacts import lazy_graph
 from reports.sensitivity import sensitivity_text
 
 
@@ -111,6 +113,17 @@ def test_the_page_says_what_layers_were_ranked_on(as_cached: Callable[..., dict[
     assert "calibrated on 3 streets train frames, ranked on 2 of them." in page
     assert "on 2 of the 3 calibration frames" in sensitivity_text(document)
     assert "on labels)" in sensitivity_text(document)
+
+
+def test_the_page_lists_every_layer_that_may_stay_in_float(
+    as_cached: Callable[..., dict[str, Any]], small_checkpoint: Path, tmp_path: Path
+) -> None:
+    document = as_cached(open_split("streets", "train", size=Size(64, 96)))
+    listed = {loss["layer"] for loss in document["layers"]["symmetric"]} | set(document["others"])
+    graph = lazy_graph(load_checkpoint(str(small_checkpoint)), Size(64, 96), Progress(silent=True))()
+    assert listed == {layer.name for layer in layers_of(graph)} - {"frame"}
+    page = (tmp_path / "sensitivity" / "index.md").read_text()
+    assert document["others"] and all(f"`{name}`" in page for name in document["others"])
 
 
 def without_labels(split: Split) -> Split:

@@ -108,18 +108,26 @@ class Samples:
         best: dict[str, tuple[float, Float32]] = {}
         for (_, shape), frames in self.values.items():
             tensor = np.concatenate(frames, 1)
+            if not np.isfinite(tensor).all():  # like nothing that the network computes
+                continue
             alike: dict[str, tuple[float, Float32]] = {}
             for name, value in expected.items():
                 if shapes[name] == shape and value.shape == tensor.shape:
                     reading = _rescaled(tensor, value, name in sums) if self.rescaled else tensor
                     alike[name] = _unexplained(reading, value), reading
-            least = min((share for share, _ in alike.values()), default=UNLIKE)
-            for name, (share, reading) in alike.items():
-                if share < UNLIKE and share <= max(AS_LIKE * least, least + ROUNDING):
-                    distance = relative_distance(reading, expected[name], expected[name])
-                    if name not in best or distance < best[name][0]:
-                        best[name] = distance, reading
+            shares = _least({name: share for name, (share, _) in alike.items() if share < UNLIKE})
+            # A value and its multiple leave the same unexplained: the nearer of them it is.
+            distances = {name: relative_distance(alike[name][1], expected[name], expected[name]) for name in shares}
+            for name, distance in _least(distances).items():
+                if name not in best or distance < best[name][0]:
+                    best[name] = distance, alike[name][1]
         return {name: reading for name, (_, reading) in best.items()}
+
+
+def _least(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Those that are the least of all, but for what :data:`AS_LIKE` and rounding allow."""
+    least = min(numbers.values(), default=0.0)
+    return {name: number for name, number in numbers.items() if number <= max(AS_LIKE * least, least + ROUNDING)}
 
 
 def relative_distance(one: Float32, other: Float32, whole: Float32) -> float:
@@ -218,10 +226,12 @@ def _sample(planes: NDArray[Any]) -> Float32:
 
 def _unexplained(tensor: Float32, value: Float32) -> float:
     """What is left of a tensor after the multiple of a value that is nearest to it, as a share of its length."""
-    length, whole = float(np.linalg.norm(tensor)), float(np.linalg.norm(value))
+    # In float32 the square root below would make 3e-4 of rounding, and of a value and its multiple the wrong one be taken.
+    one, other = tensor.astype(np.float64), value.astype(np.float64)
+    length, whole = float(np.linalg.norm(one)), float(np.linalg.norm(other))
     if not length or not whole:
         return 0.0 if length == whole else 1.0
-    along = float(np.vdot(tensor, value)) / (length * whole)
+    along = float(np.vdot(one, other)) / (length * whole)
     return float(np.sqrt(max(0.0, 1.0 - along * along)))
 
 
@@ -241,10 +251,14 @@ def _rescaled(found: Float32, expected: Float32, as_a_whole: bool) -> Float32:
 
 
 def _results(graph: DeployableGraph) -> dict[str, str]:
-    """The last node of each layer but the frame, by the layer's name, in the network's order."""
+    """The last node of each layer but the frame, by the layer's name, in the order of those nodes.
+
+    A module may do one operation several times, all of them one layer: what it gave last may come after other layers.
+    """
     order = {node.name: index for index, node in enumerate(graph.module.graph.nodes)}
     layers = [layer for layer in layers_of(graph) if layer.name != "frame"]
-    return {layer.name: max(layer.nodes, key=lambda name: order[name]) for layer in layers}
+    last = {layer.name: max(layer.nodes, key=lambda name: order[name]) for layer in layers}
+    return dict(sorted(last.items(), key=lambda pair: order[pair[1]]))
 
 
 def _neighbours(graph: DeployableGraph) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

@@ -475,7 +475,7 @@ def _ranking(order: Order, scheme: Scheme, progress: Progress) -> dict[str, Any]
     """What :func:`ranking_of` gives, worked out once for all targets of a scheme."""
     assert order.calibration is not None
     # The frames' whole identity too: int8 does not depend on their labels, the drop on labels does.
-    key = sha256_json([quantization_key(order.checkpoint, order.calibration), order.calibration.frames.identity()])
+    key = sha256_json([2, quantization_key(order.checkpoint, order.calibration), order.calibration.frames.identity()])
     path = order.folder / "cache" / f"layers-{scheme}-{key[:16]}.json"
     if not path.is_file():
         graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
@@ -506,11 +506,13 @@ def ranking_of(
 
     Returns:
         ``layers``, in the network's order, see :class:`calibration.sensitivity.LayerLoss`; ``frames``, the number of
-        calibration frames that they were ranked on; ``no_labels``, why there is no drop on labels, else None.
+        calibration frames that they were ranked on; ``no_labels``, why there is no drop on labels, else None; ``others``,
+        the layers that no simulation quantizes, which may be kept in float, too.
     """
     from dataclasses import asdict
 
     from calibration.sensitivity import layer_losses
+    from edgekit.export.layers import layers_of
 
     quantization = prepare(graph(), checkpoint, calibration, folder).quantization
     pixels = calibration.size.height * calibration.size.width
@@ -522,7 +524,9 @@ def ranking_of(
         for reference, truth in zip(ranked.references, labels, strict=True)
     ]
     losses = layer_losses(equalized_graph(graph(), quantization), quantization, scheme, frames, report)
-    return {"frames": count, "no_labels": no_labels, "layers": [asdict(loss) for loss in losses]}
+    ranked_layers = {"frame", *(loss.layer for loss in losses)}
+    others = [layer.name for layer in layers_of(graph()) if layer.name not in ranked_layers]
+    return {"frames": count, "no_labels": no_labels, "layers": [asdict(loss) for loss in losses], "others": others}
 
 
 def _labels_of(checkpoint: Checkpoint, split: Split) -> tuple[Sequence[UInt8 | None], str | None]:
@@ -562,6 +566,7 @@ def sensitivity(
         },
         "ranked_on": {key: rankings[schemes[0]][key] for key in ("frames", "no_labels")},
         "layers": {scheme: ranking["layers"] for scheme, ranking in rankings.items()},
+        "others": sorted(set.intersection(*(set(ranking["others"]) for ranking in rankings.values()))),
     }  # fmt: skip
     for name, content in render_sensitivity(document).items():
         path = folder / "sensitivity" / name
