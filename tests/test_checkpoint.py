@@ -146,6 +146,28 @@ def test_a_module_that_stands_in_a_network_twice_is_saved(tmp_path: Path) -> Non
     assert torch.equal(stored["stem.weight"], stored["backbone.0.weight"])
 
 
+@pytest.mark.parametrize("flushed", [False, True])
+def test_subnormal_weights_are_saved_as_zeros(tmp_path: Path, flushed: bool) -> None:
+    """As training on a GPU leaves them; CPUs are many times slower there, in apps that do not flush them."""
+    module = SPSSN(3)
+    weight = next(module.parameters())
+    with torch.no_grad():
+        weight.view(-1)[:3] = torch.tensor([1e-40, -1e-42, 2e-38])
+    torch.set_flush_denormal(flushed)
+    try:
+        save_checkpoint(
+            tmp_path / "a.safetensors", module, network="spssn", arguments={}, class_names=NAMES,
+            normalization=Normalization(), dataset="", recipe={}, metrics={},
+        )  # fmt: skip
+    finally:
+        torch.set_flush_denormal(False)
+    stored = load_file(tmp_path / "a.safetensors")
+    name = next(name for name, _ in module.named_parameters())
+    assert stored[name].view(-1)[:3].tolist() == [0.0, 0.0, weight.view(-1)[2].item()]
+    others = [key for key in stored if key != name]
+    assert all(torch.equal(stored[key], module.state_dict()[key]) for key in others)
+
+
 def test_shipped_names_load() -> None:
     names = shipped_names()
     assert set(names) == {path.stem for path in SHIPPED_FOLDER.glob("*.safetensors")}

@@ -428,13 +428,15 @@ def save_checkpoint(
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Write weights and their description as one safetensors file, atomically."""
+    """Write weights and their description as one safetensors file, atomically; subnormal weights, as a GPU leaves them, as zeros."""
     from safetensors.torch import save
+
+    from edgekit.networks.subnormals import without_subnormals
 
     description = {
         "schema": SCHEMA, "network": network, "arguments": dict(arguments), "classes": list(class_names),
         "normalization": asdict(normalization), "dataset": dataset, "recipe": dict(recipe), "metrics": dict(metrics),
     }  # fmt: skip
     # Copies: safetensors refuses tensors that share memory, as those of a module that stands in a network twice do.
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    state = {key: without_subnormals(value.detach().cpu().contiguous()) for key, value in module.state_dict().items()}
     write_bytes(path, save(state, metadata={METADATA_KEY: json.dumps(description)}))

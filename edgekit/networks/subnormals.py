@@ -12,3 +12,11 @@ def flush_subnormals() -> None:
         np.finfo(kind)  # numpy keeps the answer; asked afterwards, it warns that the smallest subnormal is zero
         str(np.finfo(kind))
     torch.set_flush_denormal(True)
+
+
+def without_subnormals(values: torch.Tensor) -> torch.Tensor:
+    """A copy in which they are zeros."""
+    copy = values.clone()
+    if not values.is_floating_point():
+        return copy
+    return copy.masked_fill_(values.abs() < torch.finfo(values.dtype).tiny, 0.0)
