@@ -24,6 +24,7 @@ from seam import Done, call, edgekit, environment, files, own_network, partials,
 from calibration.datasets import open_split
 from edgekit.cli.app import _over_budget
 from edgekit.core.errors import ConversionError
+from edgekit.core.files import sha256_path
 from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint, trained_on
 from edgekit.pipeline.int8 import evaluation_split, fewest, verification_split
@@ -735,7 +736,8 @@ def test_train_begins_with_and_learns_from_plain_state_dicts(
     recipe = load_checkpoint(done.document["checkpoint"]).recipe
     wanted = {"schedule": "poly", "step_epochs": [], "arguments": {}, "learning_rate": 0.005, "distillation": 0.5}
     assert wanted.items() <= recipe.items()
-    assert recipe["initial"] == recipe["teacher"] != ""
+    assert recipe["initial"] == sha256_path(tmp_path / "plain.pth"), "of a start its weights alone matter"
+    assert recipe["teacher"] not in ("", recipe["initial"])
     assert "val may prove nothing: whether plain saw it in training is not known" in done.err
 
 

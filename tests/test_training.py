@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from calibration.datasets import Frame, FrameReference, Split, open_split
-from edgekit.core.errors import DataError, TrainingError, UsageError
+from edgekit.core.errors import CheckpointError, DataError, TrainingError, UsageError
 from edgekit.core.files import sha256_path
 from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize
@@ -287,7 +287,7 @@ def test_the_last_good_state_survives(six: Split, tmp_path: Path, diverging: Any
         if progress.epoch == 2:
             states.append((tmp_path / "run" / STATE_NAME).read_bytes())
 
-    diverging.CALLS, diverging.LIMIT = 0, 4  # two steps and one look at the logits an epoch
+    diverging.CALLS, diverging.LIMIT = 0, 5  # a look at the network, then two steps and one look at the logits an epoch
     with pytest.raises(TrainingError, match=r"nan in epoch 2, step 2.*epoch 1 is kept"):
         run(recipe, six, tmp_path / "run", report)
     assert states == [(tmp_path / "run" / STATE_NAME).read_bytes()]
@@ -310,7 +310,7 @@ def test_losses_read_every_few_steps(
     assert_same_weights(tmp_path / "few" / "tiny.safetensors", tmp_path / "each" / "tiny.safetensors")
     kinds = [json.loads((tmp_path / kind / HISTORY_NAME).read_text()) for kind in ("each", "few")]
     assert [entry["loss"] for entry in kinds[0]] == [entry["loss"] for entry in kinds[1]]
-    diverging.CALLS, diverging.LIMIT = 0, 3 + broken  # an epoch of three steps and a look; then so many more
+    diverging.CALLS, diverging.LIMIT = 0, 4 + broken  # a look, an epoch of three steps and a look; then so many more
     with pytest.raises(TrainingError, match=rf"nan in epoch 2, step {broken}:.*epoch 1 is kept"):
         run(recipe, six, tmp_path / "run")
 
@@ -337,6 +337,102 @@ def test_a_network_whose_source_changed_does_not_resume(six: Split, tmp_path: Pa
     importlib.invalidate_caches()
     with pytest.raises(TrainingError, match=r"does not fit.*diverging_network"):
         run(recipe, six, tmp_path / "run")
+
+
+def test_a_network_whose_source_changed_goes_on_and_says_so(six: Split, tmp_path: Path, diverging: Any) -> None:
+    """It may be a comment, and it may be what the network computes."""
+    recipe = replace(TINY, network="diverging_network:Net")
+    with pytest.raises(Killed):
+        run(recipe, six, tmp_path / "run", killer(2, 1))
+    (tmp_path / "diverging_network.py").write_text(DIVERGING + "# a comment\n")
+    said: list[str] = []
+    run(recipe, six, tmp_path / "run", say=said.append)
+    assert any("source of diverging_network:Net has changed" in line for line in said)
+    again: list[str] = []
+    run(recipe, six, tmp_path / "run", say=again.append)
+    assert not any("has changed" in line for line in again), "the state is of what it is now"
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+class Wide(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Conv2d(3, classes, 3, 4, 1))
+
+    def forward(self, x):
+        assert x.shape[3] % 256 == 0, "a width of 256, or twice"
+        return super().forward(x)
+
+
+def frozen(classes):
+    return nn.Conv2d(3, classes, 3, 4, 1).requires_grad_(False)
+
+
+def nothing(classes):
+    return nn.AvgPool2d(4)
+
+
+def lazy(classes):
+    return nn.LazyConv2d(classes, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("Wide", r"fails on a crop of 64x128 \(AssertionError: a width of 256, or twice\): choose a --crop"),
+        ("frozen", "has no weight to train"),
+        ("nothing", "has no weight to train"),
+        ("lazy", "has lazy layers"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_told_before_anything_else(
+    six: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: str, words: str
+) -> None:
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        with pytest.raises(TrainingError, match=words):
+            run(replace(TINY, network=f"own_network:{factory}"), six, tmp_path / "run")
+    finally:
+        sys.modules.pop("own_network", None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_keeps_what_it_was_evaluated_on(six: Split, two: Split, tmp_path: Path) -> None:
+    one = replace(TINY, epochs=1)
+    path = run(one, six, tmp_path, validation=two, test=replace(two, split="test"))
+    before = load_checkpoint(str(path)).metrics
+    assert set(before) == {"streets:val", "streets:test"}
+    run(one, six, tmp_path)
+    assert load_checkpoint(str(path)).metrics == before
+
+
+def test_a_start_of_nan_is_named(six: Split, tmp_path: Path) -> None:
+    path = run(replace(TINY, epochs=1), six, tmp_path / "start")
+    initial = load_checkpoint(str(path))
+    state = load_file(path)
+    state["classifier.weight" if "classifier.weight" in state else min(state)].view(-1)[0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    broken = replace(initial, path=tmp_path / "nan.pt")
+    with pytest.raises(CheckpointError, match=r"nan\.pt holds NaN or infinity in "):
+        run(replace(TINY, initial="x"), six, tmp_path / "run", initial=broken)
+
+
+def test_more_than_there_is_is_said(six: Split, tmp_path: Path) -> None:
+    said: list[str] = []
+    run(replace(TINY, epochs=1, batch=50, frames=100), six, tmp_path, say=said.append)
+    assert "--batch 50 is more than the 6 frames there are: it is 6" in said
+    assert "--frames 100 is more than the 6 frames there are: it is 6" in said
+
+
+def test_frames_that_were_half_decoded_leave_nothing(six: Split, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is damaged"):
+        decoded_frames(counted(six, [], six.references[4].name), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def void(split: Split, *which: int) -> Split:
@@ -603,7 +699,7 @@ def test_a_state_from_before_a_setting_existed_goes_on(six: Split, tmp_path: Pat
     torch.save(stored, path)
     assert_same_weights(whole, run(TINY, six, tmp_path / "older"))
     torch.save(stored, path)
-    with pytest.raises(TrainingError, match="a run with teacher = "):
+    with pytest.raises(TrainingError, match="a run with another --teacher"):
         run(replace(TINY, teacher="hash", distillation=0.5), six, tmp_path / "older")
 
 

@@ -920,7 +920,7 @@ def train(
 
     from calibration.datasets import class_set, join_splits, open_split
     from edgekit.core.errors import DataError
-    from edgekit.core.files import clean_partials
+    from edgekit.core.files import clean_partials, sha256_path
     from edgekit.core.progress import Progress, duration
     from edgekit.core.values import Size
     from edgekit.networks.checkpoint import NETWORKS, load_checkpoint, load_start, read_metadata, trained_on
@@ -953,7 +953,9 @@ def train(
     taught_by = None
     if teacher:
         taught_by = load_checkpoint(teacher, teacher_network, names, network_option="--teacher-network")
-    given["initial"], given["teacher"] = ("" if one is None else one.sha256 for one in (start, taught_by))
+    # Of the start its weights alone matter, of a teacher also what computes with them.
+    given["initial"] = "" if start is None else sha256_path(start.path)
+    given["teacher"] = "" if taught_by is None else taught_by.sha256
     recipe = TrainingRecipe(**given)
     recipe.check()
     drawn = Size.parse(recipe.draw_size)

@@ -163,7 +163,7 @@ def _import_factory(reference: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], factory)
 
 
-def _code_of(reference: str) -> str:
+def code_of(reference: str) -> str:
     """Hash of the source that makes a user's network: its module's, and that of all that one imports, anywhere in a file and in
     turn, from the same package or from beside it. Files are read and nothing is imported: the hash is the same whatever a command
     has imported so far. An installed package counts where the network is from it, edgekit's own never: its version is in every key.
@@ -324,7 +324,7 @@ def load_checkpoint(
         )
     if ":" in checkpoint.network:
         _import_factory(checkpoint.network)
-        return replace(checkpoint, sha256=sha256_json([digest, checkpoint.network, _code_of(checkpoint.network)]))
+        return replace(checkpoint, sha256=sha256_json([digest, checkpoint.network, code_of(checkpoint.network)]))
     return checkpoint
 
 
@@ -385,14 +385,15 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load_network(checkpoint: Checkpoint) -> nn.Module:
+def load_network(checkpoint: Checkpoint, network_option: str = "--network") -> nn.Module:
     """The checkpoint's network with its weights, in evaluation mode, float32 on CPU.
+
+    Args:
+        network_option: how the command at hand is told ``checkpoint.network``.
 
     Raises:
         CheckpointError: the state dict belongs to another network; the message names the first differences.
     """
-    import torch
-
     module = build_network(checkpoint.network, len(checkpoint.class_names), checkpoint.arguments)
     state = load_state(checkpoint.path)
     expected = {key: value.shape for key, value in module.state_dict().items()}
@@ -407,13 +408,18 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
             f"{checkpoint.path} does not fit network '{checkpoint.network}' with {len(checkpoint.class_names)} classes "
-            f"({'; '.join(problems[:3])}{more}): name the right one with --network"
+            f"({'; '.join(problems[:3])}{more}): name the right one with {network_option}"
         )
-    bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if bad:
-        raise CheckpointError(f"{checkpoint.path} holds NaN or infinity in {bad[0]}: train it again")
+    check_finite(checkpoint, state)
     module.load_state_dict(state, strict=False)
     return module.float().eval()
+
+
+def check_finite(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError where a weight of a checkpoint is no number."""
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{checkpoint.path} holds NaN or infinity in {bad[0]}: train it again")
 
 
 def save_checkpoint(

@@ -103,7 +103,8 @@ class Plan:
 
 def default_size(checkpoint: Checkpoint) -> Size:
     """The size that a checkpoint was trained for, else that its dataset is usually labelled at."""
-    if meant := checkpoint.recipe.get("frame_size"):
+    drawn = checkpoint.recipe.get("draw_size") if checkpoint.dataset == "streets" else ""
+    if meant := checkpoint.recipe.get("frame_size") or drawn:
         return Size.parse(str(meant))
     return DEFAULT_SIZES.get(checkpoint.dataset, DEFAULT_SIZES["streets"])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from calibration.datasets import Split
-from edgekit.core.files import make_folder, write_json
+from edgekit.core.files import disk_errors, make_folder, write_json
 from edgekit.core.values import IGNORE, Size, UInt8
 from edgekit.training.recipe import TrainingRecipe
 
@@ -40,16 +40,20 @@ def decoded_frames(
     index_path.unlink(missing_ok=True)
     index: list[tuple[int, int, int]] = []
     offset = 0
-    with data_path.open("wb") as file:
-        for number, reference in enumerate(split.references):
-            if report is not None:
-                report(number, len(split))
-            frame = reference.load()
-            height, width = frame.labels.shape
-            packed = np.dstack([frame.image, frame.labels])
-            file.write(np.ascontiguousarray(packed).data)
-            index.append((offset, height, width))
-            offset += packed.nbytes
+    try:
+        with disk_errors(data_path), data_path.open("wb") as file:
+            for number, reference in enumerate(split.references):
+                if report is not None:
+                    report(number, len(split))
+                frame = reference.load()
+                height, width = frame.labels.shape
+                packed = np.dstack([frame.image, frame.labels])
+                file.write(np.ascontiguousarray(packed).data)
+                index.append((offset, height, width))
+                offset += packed.nbytes
+    except BaseException:  # many gigabytes that nothing would use
+        data_path.unlink(missing_ok=True)
+        raise
     write_json(index_path, {"identity": identity, "index": index})
     return index, data_path
 

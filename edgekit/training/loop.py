@@ -16,13 +16,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from calibration.datasets import Split, class_set, resize_image, resize_labels
-from edgekit.core.errors import TrainingError
+from edgekit.core.errors import TrainingError, first_line
 from edgekit.core.files import write_json
 from edgekit.core.values import Int64, Normalization, Size
 from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.blocks import channels_last
-from edgekit.networks.checkpoint import NETWORKS, Checkpoint, build_network, load_network, load_state, save_checkpoint
+from edgekit.networks.checkpoint import (
+    NETWORKS,
+    Checkpoint,
+    build_network,
+    check_finite,
+    load_network,
+    load_state,
+    read_metadata,
+    save_checkpoint,
+)
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.runtimes.common import available_cores
 from edgekit.training import mixed
@@ -122,9 +131,16 @@ def train(
         if state_path.is_file():
             state.restore(state_path)
             say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
+            if state.source_changed:
+                say(
+                    f"the source of {recipe.network} has changed since this run began: its weights go on with what it is now"
+                )
         index, path = _decoded(data, frames, folder, group, say, decoding)
         counts = pixel_counts(index, path, len(data.classes))
         _check_frames(data, index, counts, recipe, group, missing_classes)
+        for asked, option in ((recipe.batch, "--batch"), (recipe.frames or 0, "--frames")):
+            if asked > len(index):
+                say(f"{option} {asked} is more than the {len(index)} frames there are: it is {len(index)}")
         weights = class_weights(counts, recipe.class_balance)
         if workers is None:
             workers = (
@@ -144,6 +160,10 @@ def train(
             state.trains_on(group.device)
             if recipe.network in NETWORKS:  # one of the user's may decide by a value
                 logits = capture(logits.train(), group, recipe, batches.images)
+        checkpoint = folder / f"{name}.safetensors"
+        # What a finished run has been evaluated on stays, whatever it is evaluated on now.
+        known = state.epoch == recipe.epochs and checkpoint.is_file()
+        metrics = dict((read_metadata(checkpoint) or {}).get("metrics", {})) if known else {}
         started, first_step = time.monotonic(), state.step
         while state.epoch < recipe.epochs:
             seen = _train_epoch(state, logits, guide, batches, weights, group, folder, (started, first_step), report)
@@ -163,14 +183,13 @@ def train(
             if group.leads:
                 write_json(folder / HISTORY_NAME, state.history)
             group.wait()
-        checkpoint = folder / f"{name}.safetensors"
         if group.leads:
             described = recipe.to_json() | {"command": command, "devices": list(state.devices)}
             for role, other in (("initial", initial), ("teacher", teacher)):
                 if other is not None:
                     described[f"{role}_checkpoint"] = {"name": other.name, "recipe": dict(other.recipe)}
             splits = [split for split in (validation, test) if split is not None]
-            _finish(checkpoint, state, normalization, described, splits, say)
+            _finish(checkpoint, state, normalization, described, metrics, splits, say)
         group.wait()
         return checkpoint
 
@@ -181,6 +200,8 @@ def _network(
     """The network on its device, wrapped for its group, and the state around the bare one."""
     classes = len(class_set(recipe.dataset))
     module = build_network(recipe.network, classes, recipe.arguments)
+    if recipe.network not in NETWORKS:
+        _check_network(module, classes, recipe)
     if initial is not None:
         say(f"starting from {start_from(module, initial)} of the weights of {initial.name}")
     module = channels_last(module.to(group.device))
@@ -189,6 +210,28 @@ def _network(
     # A user's network may give a tuple, or channels beyond the classes.
     logits = distribute(Logits(module, classes), group, recipe.network in NETWORKS)
     return logits, TrainingState(module, recipe, frames)
+
+
+def _check_network(module: nn.Module, classes: int, recipe: TrainingRecipe) -> None:
+    """Raise TrainingError unless a network of the user's can be trained on the recipe's crops."""
+    parameters = list(module.parameters())
+    if any(isinstance(parameter, nn.UninitializedParameter) for parameter in parameters):
+        raise TrainingError(
+            f"network {recipe.network} has lazy layers without weights: have its factory call it once, or give their sizes"
+        )
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise TrainingError(
+            f"network {recipe.network} has no weight to train: leave requires_grad on where training is to move it"
+        )
+    crop = Size.parse(recipe.crop)
+    try:
+        with torch.inference_mode():
+            _logits_of(module, classes)(torch.zeros(1, 3, crop.height, crop.width))
+    except Exception as error:  # the user's code may raise anything
+        raise TrainingError(
+            f"network {recipe.network} fails on a crop of {crop} ({type(error).__name__}: {first_line(error)}): "
+            "choose a --crop that it takes, or mend it"
+        ) from error
 
 
 def _guide(teacher: Checkpoint, data: Split, normalization: Normalization, group: Group) -> nn.Module:
@@ -203,7 +246,8 @@ def _guide(teacher: Checkpoint, data: Split, normalization: Normalization, group
             f"--teacher {teacher.path} reads pixels normalized by {teacher.normalization}, this training by {normalization}: "
             "give one that reads the same"
         )
-    module = channels_last(load_network(teacher).to(group.device)).requires_grad_(False)
+    network = load_network(teacher, "--teacher-network")
+    module = channels_last(network.to(group.device)).requires_grad_(False)
     return _logits_of(module, len(data.classes))
 
 
@@ -327,11 +371,11 @@ def _finish(
     state: TrainingState,
     normalization: Normalization,
     described: Mapping[str, Any],
+    metrics: dict[str, Any],
     splits: list[Split],
     say: Callable[[str], None],
 ) -> None:
-    """Write the checkpoint, evaluate it, and write it again with its metrics."""
-    metrics: dict[str, Any] = {}
+    """Write the checkpoint, evaluate it, and write it again with what that adds to its metrics."""
 
     def save() -> None:
         save_checkpoint(
@@ -372,9 +416,11 @@ def start_from(module: nn.Module, initial: Checkpoint) -> str:
 
     Raises:
         TrainingError: none does.
+        CheckpointError: it holds NaN or infinity.
     """
     own = module.state_dict()
     stored = load_state(initial.path)
+    check_finite(initial, stored)
     fitting = {key: value for key, value in stored.items() if key in own and own[key].shape == value.shape}
     if not any(value.is_floating_point() for value in fitting.values()):
         raise TrainingError(f"--initial {initial.path} has no weight that fits the network: give one of its own kind")

@@ -115,8 +115,10 @@ class TrainingRecipe:
         Size.parse(self.draw_size)
         if self.frame_size:
             Size.parse(self.frame_size)
-        if self.step_epochs and self.schedule != "step":
-            raise UsageError("--step-epochs belongs to --schedule step: add that, or leave it out")
+        if bool(self.step_epochs) != (self.schedule == "step"):
+            raise UsageError(
+                "--schedule step and --step-epochs belong together, as in --step-epochs 100,150: give both, or neither"
+            )
         if self.epochs < 1 or self.batch < 1:
             raise UsageError("--epochs and --batch must be at least 1")
         if not self.learning_rate > 0:

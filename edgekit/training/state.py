@@ -14,7 +14,7 @@ from calibration.datasets import class_set
 from edgekit.core.errors import TrainingError
 from edgekit.core.files import plain, write_bytes
 from edgekit.networks.blocks import channels_last
-from edgekit.networks.checkpoint import build_network
+from edgekit.networks.checkpoint import NETWORKS, build_network, code_of
 from edgekit.training.recipe import TrainingRecipe
 
 STATE_NAME = "training-state.pt"
@@ -22,7 +22,8 @@ STATE_NAME = "training-state.pt"
 
 class TrainingState:
     """Weights, their average, optimizer, epoch, step, what was seen after each epoch, and which devices trained it; ``kept`` is
-    the epoch that the file holds, 0 without one, in every process.
+    the epoch that the file holds, 0 without one, in every process; ``source``, of
+    a network of the user's own, is its source's hash, which a restored state may have another of.
 
     Args:
         frames: identity of the training frames.
@@ -37,6 +38,8 @@ class TrainingState:
         self.history: list[dict[str, float]] = []
         self.devices: list[str] = []
         self.kept = 0
+        self.source = "" if recipe.network in NETWORKS else code_of(recipe.network)
+        self.source_changed = False
         self.average: dict[str, Tensor] | None = None
         if recipe.average:
             self.average = {key: value.clone() for key, value in module.state_dict().items()}
@@ -85,6 +88,7 @@ class TrainingState:
                 "recipe": self.recipe.to_json(), "epoch": self.epoch, "step": self.step, "average": self.average,
                 "module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "history": self.history, "frames": self.frames, "devices": self.devices,
+                "source": self.source,
             },
             buffer,
         )  # fmt: skip
@@ -108,6 +112,11 @@ class TrainingState:
         differing = [key for key in mine if stored["recipe"].get(key, defaults[key]) != mine[key]]
         if differing:
             key = differing[0]
+            if key in ("initial", "teacher"):  # content hashes
+                raise TrainingError(
+                    f"{path.parent} holds a run with another --{key}, or without one: name the same file to go on, or use another "
+                    "--out to start anew"
+                )
             raise TrainingError(
                 f"{path.parent} holds a run with {key} = {stored['recipe'].get(key, defaults[key])}, not {mine[key]}: "
                 "use the same settings to go on, or another --out to start anew"
@@ -130,6 +139,7 @@ class TrainingState:
         self.epoch, self.step = int(stored["epoch"]), int(stored["step"])
         self.kept = self.epoch
         self.history = [dict(entry) for entry in stored["history"]]
+        self.source_changed = stored.get("source", self.source) != self.source
         self.devices = list(stored.get("devices", ["not recorded"]))  # which came later than the first states
 
     def trains_on(self, device: torch.device) -> None:
