@@ -425,8 +425,8 @@ def test_a_start_of_nan_is_named(six: Split, tmp_path: Path) -> None:
 def test_more_than_there_is_is_said(six: Split, tmp_path: Path) -> None:
     said: list[str] = []
     run(replace(TINY, epochs=1, batch=50, frames=100), six, tmp_path, say=said.append)
-    assert "--batch 50 is more than the 6 frames there are: it is 6" in said
-    assert "--frames 100 is more than the 6 frames there are: it is 6" in said
+    assert "--batch 50 is more than the 6 frames of streets train: it is 6" in said
+    assert "--frames 100 is more than the 6 frames of streets train: it is 6" in said
 
 
 def test_frames_that_were_half_decoded_leave_nothing(six: Split, tmp_path: Path) -> None:

@@ -133,19 +133,12 @@ def train(
             say(f"resuming after epoch {state.epoch} of {recipe.epochs}")
             if state.source_changed:
                 say(
-                    f"the source of {recipe.network} has changed since this run began: its weights go on with what it is now"
+                    f"the source of {recipe.network} has changed since this run began: its weights go on with what it is"
                 )
         index, path = _decoded(data, frames, folder, group, say, decoding)
         counts = pixel_counts(index, path, len(data.classes))
-        _check_frames(data, index, counts, recipe, group, missing_classes)
-        for asked, option in ((recipe.batch, "--batch"), (recipe.frames or 0, "--frames")):
-            if asked > len(index):
-                say(f"{option} {asked} is more than the {len(index)} frames there are: it is {len(index)}")
+        _check_frames(data, index, counts, recipe, group, missing_classes, say)
         weights = class_weights(counts, recipe.class_balance)
-        if workers is None:
-            workers = (
-                1 if group.device.type == "cpu" else min(MOST_WORKERS, max(1, available_cores() // group.here - 1))
-            )
         batches = _Batches(Crops(index, path, recipe), recipe, normalization, state.epoch, group, workers)
 
         def validate() -> float | None:
@@ -271,8 +264,17 @@ class _Batches:
     """This process's share of every batch from an epoch on: float32 [n, 3, h, w] and uint8 [n, h, w] on its device."""
 
     def __init__(
-        self, crops: Crops, recipe: TrainingRecipe, normalization: Normalization, epoch: int, group: Group, workers: int
+        self,
+        crops: Crops,
+        recipe: TrainingRecipe,
+        normalization: Normalization,
+        epoch: int,
+        group: Group,
+        workers: int | None,
     ) -> None:
+        if workers is None:
+            cores = available_cores() // group.here
+            workers = 1 if group.device.type == "cpu" else min(MOST_WORKERS, max(1, cores - 1))
         order = BatchOrder(len(crops.index), recipe, epoch, group.rank, group.size)
         self.device = group.device
         self.normalization = normalization
@@ -429,7 +431,13 @@ def start_from(module: nn.Module, initial: Checkpoint) -> str:
 
 
 def _check_frames(
-    data: Split, index: Sized, counts: Int64, recipe: TrainingRecipe, group: Group, missing_classes: bool
+    data: Split,
+    index: Sized,
+    counts: Int64,
+    recipe: TrainingRecipe,
+    group: Group,
+    missing_classes: bool,
+    say: Callable[[str], None],
 ) -> None:
     where = f"the {len(index)} frames of {data.dataset} {data.split}"
     if not counts.sum():
@@ -447,6 +455,9 @@ def _check_frames(
         )
     if group.size > 1 and len(index) < recipe.batch:
         raise TrainingError(f"--batch {recipe.batch} is more than {where}: use fewer")
+    for asked, option in ((recipe.batch, "--batch"), (recipe.frames or 0, "--frames")):
+        if asked > len(index):
+            say(f"{option} {asked} is more than {where}: it is {len(index)}")
 
 
 def group_loss(
