@@ -18,6 +18,13 @@ def keep(name: str, result: Any) -> None:
     write_json(FOLDER / f"{name}.json", {"created": created, "environment": local_environment(), "result": result})
 
 
+def gpu() -> dict[str, str]:
+    """The GPU that PyTorch computes on, which an environment does not name, and its PyTorch."""
+    import torch
+
+    return {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+
+
 def kept(name: str) -> Any:
     """What :func:`keep` wrote, or None when it never ran."""
     path = FOLDER / f"{name}.json"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import keep
+from measured import gpu, keep
 
 from calibration.choice import choose_frames
 from calibration.datasets import open_split
@@ -71,7 +71,7 @@ class PyTorch:
 
     def prepared(self, frame: torch.Tensor) -> torch.Tensor:
         """A frame as the network's input."""
-        return normalize(frame, self.checkpoint.normalization).to(memory_format=torch.channels_last)
+        return normalize(frame, self.checkpoint.normalization, torch.channels_last)
 
     def labels(self, frame: torch.Tensor) -> torch.Tensor:
         """uint8 [1, H, W] of a frame on the device, there."""
@@ -217,8 +217,7 @@ def main() -> None:
         torch.backends.cudnn.allow_tf32 = False  # or convolutions of float32 are not
         checkpoint = load_checkpoint("spssn-streets")
         rows = {text: on_gpu(checkpoint, Size.parse(text)) for text in SIZES}
-        described = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
-        keep("gpu_speed", {"checkpoint": checkpoint.name, "sizes": rows} | described)
+        keep("gpu_speed", {"checkpoint": checkpoint.name, "sizes": rows} | gpu())
         return
     if sys.argv[1:] != ["camvid"]:
         checkpoint = load_checkpoint(sys.argv[1] if len(sys.argv) > 1 else "spssn-streets")

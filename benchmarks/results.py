@@ -154,7 +154,7 @@ def camvid() -> list[str]:
             rows.append(_of_table_5(f"{title}, {when}", less, size, parameters, timed))
         names = checkpoint.class_names
         if checkpoint.network == "spssn":
-            last = _last_training(checkpoint, list(earlier.items())[-1:])
+            last = _last_training(checkpoint, earlier)
         classes.append([TITLES[checkpoint.network], *(percent(value) for value in scores["per_class_iou"])])
         commands += [
             f"`{name}`, {percent(scores['miou'])} % class mIoU:",
@@ -182,20 +182,24 @@ def camvid() -> list[str]:
     ]  # fmt: skip
 
 
-def _last_training(checkpoint: Checkpoint, before: list[tuple[str, dict[str, Any]]]) -> str:
-    """Where it ran, and which classes it cost more than a point, to be put after "training"."""
+def _last_training(checkpoint: Checkpoint, earlier: Mapping[str, Any]) -> str:
+    """Where it ran, and which classes it cost more than a point, to be put after "training".
+
+    Args:
+        earlier: what the checkpoint said before, by when, the latest last.
+    """
     devices = checkpoint.recipe.get("devices")
     told = f", the last on {' and '.join(devices)}." if devices else "."
-    for when, record in before:
-        was, now = (scores["camvid:test"]["per_class_iou"] for scores in (record["metrics"], checkpoint.metrics))
-        fell = [
-            f"{of} {100 * new:.1f} % instead of {100 * old:.1f} %"
-            for of, old, new in zip(checkpoint.class_names, was, now, strict=True)
-            if old - new > 0.01
-        ]
-        if fell:
-            told += f" Not every class did: {', '.join(fell)} {when}."
-    return told
+    if not earlier:
+        return told
+    when, record = list(earlier.items())[-1]
+    was, now = (metrics["camvid:test"]["per_class_iou"] for metrics in (record["metrics"], checkpoint.metrics))
+    fell = [
+        f"{of} {100 * new:.1f} % instead of {100 * old:.1f} %"
+        for of, old, new in zip(checkpoint.class_names, was, now, strict=True)
+        if old - new > 0.01
+    ]
+    return f"{told} Not every class did: {', '.join(fell)} {when}." if fell else told
 
 
 def _of_table_5(

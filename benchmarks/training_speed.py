@@ -20,12 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
-from measured import keep
+from measured import gpu, keep
 
 from calibration.datasets import Split, open_split
 from edgekit.devices.environment import available_cores
@@ -156,7 +157,7 @@ def send(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
                 one.send_signal(number)
 
 
-def run_for(process: subprocess.Popen[bytes], going: Callable[[], bool]) -> None:
+def run_while(process: subprocess.Popen[bytes], going: Callable[[], bool]) -> None:
     """Let a training run while it may, or to its end."""
     send(process, signal.SIGCONT)
     while going() and process.poll() is None:
@@ -171,6 +172,16 @@ def steps_of(folder: Path) -> int:
     return int(path.read_text() or 0) if path.is_file() else 0
 
 
+def starts_up(folder: Path) -> bool:
+    """Whether a training has not done its first steps yet."""
+    return steps_of(folder) < SETTLING_STEPS
+
+
+def is_before(moment: float) -> bool:
+    """Whether a moment of the monotonic clock is still to come."""
+    return time.monotonic() < moment
+
+
 def take_turns(epochs: int, seed: int, device: str, folder: Path) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Train all kinds to the end, in turns. Returns seconds per step of each turn, and val mIoU."""
     processes = {
@@ -180,7 +191,7 @@ def take_turns(epochs: int, seed: int, device: str, folder: Path) -> tuple[dict[
     paces: dict[str, list[float]] = {kind: [] for kind in KINDS[device]}
     try:
         for kind, process in processes.items():  # each alone until it trains: a turn may be shorter than its start
-            run_for(process, lambda kind=kind: steps_of(folders[kind]) < SETTLING_STEPS)  # type: ignore[misc]
+            run_while(process, partial(starts_up, folders[kind]))
         while any(process.poll() is None for process in processes.values()):
             # Only turns that all kinds trained in are compared.
             everyone = all(process.poll() is None for process in processes.values())
@@ -188,7 +199,7 @@ def take_turns(epochs: int, seed: int, device: str, folder: Path) -> tuple[dict[
                 if process.poll() is not None:
                     continue
                 before, begun = steps_of(folders[kind]), time.monotonic()
-                run_for(process, lambda end=begun + TURN_SECONDS[device]: time.monotonic() < end)  # type: ignore[misc]
+                run_while(process, partial(is_before, begun + TURN_SECONDS[device]))
                 seconds, done = time.monotonic() - begun, steps_of(folders[kind]) - before
                 if everyone and done:
                     paces[kind].append(seconds / done)
@@ -234,14 +245,9 @@ def main() -> None:
         print(
             f"{kind:24} {speeds[kind]:6.2f} images/s, val mIoU {', '.join(f'{100 * miou:.2f}' for miou in mious[kind])} %"
         )
-    described = {}
-    if device == "cuda":
-        import torch
-
-        described = {"device": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
     keep(
         "training_speed" if device == "cpu" else "training_speed_gpu",
-        {**described, "epochs": epochs, "recipe": {**RECIPE.to_json(), "initial": INITIAL}, "edgekit": EDGEKIT,
+        {**(gpu() if device == "cuda" else {}), "epochs": epochs, "recipe": {**RECIPE.to_json(), "initial": INITIAL}, "edgekit": EDGEKIT,
          "images_per_second": speeds, "ratios": ratios, "miou": mious, "turns": paces},
     )  # fmt: skip
 

@@ -48,6 +48,9 @@ KEPT_AT_MOST = 32
 RANKING_PIXELS = 3 << 20
 """Layers are ranked on frames of about so many pixels together."""
 
+RANKING_SCHEMA = 2
+"""Of what a kept ranking holds."""
+
 
 @dataclass(frozen=True)
 class Yardstick:
@@ -475,7 +478,9 @@ def _ranking(order: Order, scheme: Scheme, progress: Progress) -> dict[str, Any]
     """What :func:`ranking_of` gives, worked out once for all targets of a scheme."""
     assert order.calibration is not None
     # The frames' whole identity too: int8 does not depend on their labels, the drop on labels does.
-    key = sha256_json([2, quantization_key(order.checkpoint, order.calibration), order.calibration.frames.identity()])
+    key = sha256_json(
+        [RANKING_SCHEMA, quantization_key(order.checkpoint, order.calibration), order.calibration.frames.identity()]
+    )
     path = order.folder / "cache" / f"layers-{scheme}-{key[:16]}.json"
     if not path.is_file():
         graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))

@@ -21,12 +21,15 @@ STATE_NAME = "training-state.pt"
 
 
 class TrainingState:
-    """Weights, their average, optimizer, epoch, step, what was seen after each epoch, and which devices trained it; ``kept`` is
-    the epoch that the file holds, 0 without one, in every process; ``source``, of
-    a network of the user's own, is its source's hash, which a restored state may have another of.
+    """Weights, their average, optimizer, epoch, step, what was seen after each epoch, and which devices trained it.
 
     Args:
         frames: identity of the training frames.
+
+    Attributes:
+        kept: the epoch that the file holds, 0 without one; in every process, though one alone writes.
+        source: hash of the source of a network of the user's own, "" of edgekit's.
+        source_changed: whether a restored state was of another source.
     """
 
     def __init__(self, module: nn.Module, recipe: TrainingRecipe, frames: str) -> None:

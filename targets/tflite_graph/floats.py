@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -74,20 +74,18 @@ def _of_divisions(flatbuffer: Any, ranges: Mapping[str, Any]) -> list[Any]:
 
     A constant that is lost in a sum, as the epsilon before a root, was not there in vain, nor were the small squares beside it.
     """
-    core = flatbuffer.subgraphs[0]
     divisors: set[int] = set()
     dividends: set[int] = set()
     found = []
-    for operator in reversed(core.operators):
+    for operator in reversed(flatbuffer.subgraphs[0].operators):
         kind, results = kind_of(flatbuffer, operator), set(operator.outputs)
+        added = _added_constant(flatbuffer, operator) if kind == "ADD" else None
         if kind in DIVISIONS:
             divisors.add(operator.inputs[-1])
             dividends |= set(operator.inputs[:-1])
-        elif kind == "ADD" and (results & divisors or _loses_its_constant(flatbuffer, operator, ranges)):
-            if all(_constant(flatbuffer, index) is None for index in operator.inputs):
-                continue
-            divisors |= set(operator.inputs)
-        elif kind in OF_DIVISORS and results & divisors:
+        elif (results & divisors and (kind in OF_DIVISORS or added is not None)) or (
+            added is not None and _is_lost(added, flatbuffer, operator, ranges)
+        ):
             divisors |= set(operator.inputs)
         elif kind in CARRYING and results & dividends:
             dividends |= set(operator.inputs)
@@ -97,13 +95,16 @@ def _of_divisions(flatbuffer: Any, ranges: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _loses_its_constant(flatbuffer: Any, operator: Any, ranges: Mapping[str, Any]) -> bool:
-    name = flatbuffer.subgraphs[0].tensors[operator.outputs[0]].name.decode()
+def _added_constant(flatbuffer: Any, operator: Any) -> float | None:
+    """The largest magnitude of what a sum adds to a tensor; None where it adds two tensors."""
     constants = [_constant(flatbuffer, index) for index in operator.inputs]
     added = [float(np.abs(value).max()) for value in constants if value is not None]
-    if not added or name not in ranges:
-        return False
-    return is_lost(added[0], (float(ranges[name]["min"]), float(ranges[name]["max"])))
+    return added[0] if added else None
+
+
+def _is_lost(added: float, flatbuffer: Any, operator: Any, ranges: Mapping[str, Any]) -> bool:
+    name = flatbuffer.subgraphs[0].tensors[operator.outputs[0]].name.decode()
+    return name in ranges and is_lost(added, (float(ranges[name]["min"]), float(ranges[name]["max"])))
 
 
 def _of_exponentials(flatbuffer: Any) -> list[Any]:
@@ -111,30 +112,28 @@ def _of_exponentials(flatbuffer: Any) -> list[Any]:
 
     An ELU is SELECT(x >= 0, x, EXP(x) - 1): the exponentials that it discards would set the scale of those that it takes.
     """
-    reached: set[int] = set()
-    found = []
-    for operator in flatbuffer.subgraphs[0].operators:
-        kind = kind_of(flatbuffer, operator)
-        if kind == "EXP":
-            reached |= set(operator.outputs)
-        elif reached & set(operator.inputs) and kind in (*OF_EXPONENTIALS, "SELECT", "SELECT_V2"):
-            found.append(operator)
-            if kind in OF_EXPONENTIALS:
-                reached |= set(operator.outputs)
-    return found
+    exponentials = [one for one in flatbuffer.subgraphs[0].operators if kind_of(flatbuffer, one) == "EXP"]
+    starts = {index for operator in exponentials for index in operator.outputs}
+    return _downstream(flatbuffer, starts, ("SELECT", "SELECT_V2"), OF_EXPONENTIALS)
 
 
 def _infinite(flatbuffer: Any) -> list[Any]:
     """What masks with infinity, down to the softmax that makes zeros of it."""
-    reached: set[int] = set()
+    constants = (_constant(flatbuffer, index) for index in range(len(flatbuffer.subgraphs[0].tensors)))
+    starts = {index for index, value in enumerate(constants) if value is not None and np.isinf(value).any()}
+    return _downstream(flatbuffer, starts, ("SOFTMAX",))
+
+
+def _downstream(
+    flatbuffer: Any, starts: Collection[int], until: Collection[str], through: Collection[str] | None = None
+) -> list[Any]:
+    """What reads some tensors, in turn, to operations of the kinds ``until``; of others the kinds ``through``, or all."""
+    reached = set(starts)
     found = []
     for operator in flatbuffer.subgraphs[0].operators:
-        for index in operator.inputs:
-            value = _constant(flatbuffer, index) if index >= 0 else None
-            if value is not None and np.isinf(value).any():
-                reached.add(index)
-        if reached & set(operator.inputs):
+        kind = kind_of(flatbuffer, operator)
+        if reached & set(operator.inputs) and (kind in until or through is None or kind in through):
             found.append(operator)
-            if kind_of(flatbuffer, operator) != "SOFTMAX":
+            if kind not in until:
                 reached |= set(operator.outputs)
     return found
