@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from edgekit.core.errors import EdgekitError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+MOST_JSON = 1 << 30
+"""Bytes of a JSON file: counts of thousands of frames take some hundred megabytes."""
 DISK_ERRORS = (*_FULL, *_REFUSED)
 """What an OSError says when the place, not the work, is at fault."""
 
@@ -101,9 +104,36 @@ def read_json(path: Path) -> Any:
         EdgekitError: the file is not JSON (cut short by hand or by another tool).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise EdgekitError(f"{path} is not valid JSON ({error}): delete it and run again") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """One JSON document of somebody else's: UTF-8, no NaN or infinity, which JSON has not.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python's parser goes.
+    """
+    try:
+        return json.loads(
+            text.decode() if isinstance(text, bytes) else text, parse_constant=_no_number, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON's")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is larger than a number can be")
+    return value
 
 
 @contextmanager
@@ -197,8 +227,14 @@ def sha256_path(path: Path) -> str:
             digest.update(bytes.fromhex(sha256_path(file)))
         return digest.hexdigest()
     with path.open("rb") as file_object:
-        while chunk := file_object.read(1 << 20):
-            digest.update(chunk)
+        return sha256_stream(file_object)
+
+
+def sha256_stream(file: BinaryIO) -> str:
+    """Hash of what is left to read in an opened file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -31,6 +31,7 @@ from edgekit.core.values import (
     Precision,
     Provenance,
     Size,
+    is_plain_name,
 )
 from edgekit.devices.connected import Connected
 from edgekit.devices.environment import clusters, local_environment, processor
@@ -599,6 +600,8 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
         dataset, command = description["dataset"], description["command"]
         named = [(f"pytorch-fp32-{size}", LOCAL), *((name, LOCAL) for name in description["artifacts"])]
         named += [(name, device) for device, names in description.get("devices", {}).items() for name in names]
+        if odd := [part for pair in named for part in pair if not is_plain_name(part)]:
+            raise ValueError(f"{odd[0]!r} is no artifact's or device's name")
         wanted, failed = (dataset["name"], dataset["split"], int(dataset["frames"])), list(description["failed"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgekitError(f"{folder / 'run.json'} is not what edgekit run writes ({error!r}): {again}") from error

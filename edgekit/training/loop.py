@@ -421,7 +421,7 @@ def start_from(module: nn.Module, initial: Checkpoint) -> str:
         CheckpointError: it holds NaN or infinity.
     """
     own = module.state_dict()
-    stored = load_state(initial.path)
+    stored = load_state(initial.path, initial.file_sha256)
     check_finite(initial, stored)
     fitting = {key: value for key, value in stored.items() if key in own and own[key].shape == value.shape}
     if not any(value.is_floating_point() for value in fitting.values()):
