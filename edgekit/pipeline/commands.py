@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
+from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, resize_labels
+from calibration.images import IMAGE_SUFFIXES, images_in, read_image
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_text
@@ -414,10 +415,12 @@ def image_files(arguments: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+            inside = images_in(path)
             if not inside:
+                heic = any(entry.suffix.lower() in (".heic", ".heif") for entry in path.iterdir())
                 raise UsageError(
                     f"{path} holds no images: name a file or a folder with {', '.join(IMAGE_SUFFIXES)} files"
+                    f"{'; save HEIC as JPEG' if heic else ''}"
                 )
             found += inside
         else:
