@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import struct
 from collections.abc import Iterator
@@ -158,3 +159,10 @@ def _grey_labels(indices: UInt8, palette: list[int], values: frozenset[int] | No
         return indices
     labels: UInt8 = colours[:, 0][indices]
     return labels
+
+
+def png(pixels: UInt8) -> bytes:
+    """uint8 [H, W] or [H, W, 3] as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

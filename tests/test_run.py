@@ -326,6 +326,9 @@ def test_another_size_or_checkpoint_gives_another_artifact(
     torch.save(state, tmp_path / "own.pth")
     arguments = [tmp_path / "own.pth" if part == "own.pth" else part for part in OWN]
     done = run_here(*arguments, "--targets", "torchscript", "--out", kept)
+    assert done.code == 1
+    assert "--replace" in done.sentence
+    done = run_here(*arguments, "--targets", "torchscript", "--out", kept, "--replace")
     assert done.code == 0, done.err
     assert "already converted" not in done.err
     third = json.loads((kept / "artifacts" / "torchscript-fp32-64x96" / "manifest.json").read_text())

@@ -97,6 +97,9 @@ StrideOption = Annotated[
 FramesOption = Annotated[
     int | None, typer.Option("--frames", min=1, help="Evaluate so many frames, spread over the split.")
 ]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Remove what another checkpoint left in the run's folder.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -144,12 +147,14 @@ def run(
     network: NetworkOption = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
     from calibration.datasets import root_of
     from edgekit.core.files import read_json
     from edgekit.devices.inventory import chosen_devices
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
     from edgekit.pipeline.run import run as run_plan
     from reports.summary import summary
@@ -185,9 +190,10 @@ def run(
         devices=tuple(measured_on),
         sustained=seconds,
     )
-    page = run_plan(plan, _progress())
-    document = read_json(page.parent / "report.json")
-    failures = read_json(plan.folder / "run.json")["failed"]
+    with run_folder(plan.folder, found, plan.command, replace=replace):
+        page = run_plan(plan, _progress())
+        document = read_json(page.parent / "report.json")
+        failures = read_json(plan.folder / "run.json")["failed"]
     if as_json:
         print_json({"report": str(page), **document, "failed": failures})
     else:
@@ -285,11 +291,13 @@ def convert(
     network: NetworkOption = None,
     classes: ClassesOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a float artifact of a checkpoint for a target."""
     from edgekit.core.values import filled_note
     from edgekit.pipeline.commands import convert as do_convert
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.run import default_size
 
     chosen = _precisions(precision, "--precision")
@@ -298,10 +306,11 @@ def convert(
     form = _form(output, output_stride)
     names = _available(target)
     found = _checkpoint(checkpoint, network, classes)
-    made = do_convert(
-        found, names, chosen[0] if chosen else None, _size(size) or default_size(found), *form,
-        out or Path("runs") / found.name, _command_line(), _progress(),
-    )  # fmt: skip
+    with run_folder(out or Path("runs") / found.name, found, _command_line(), replace=replace) as folder:
+        made = do_convert(
+            found, names, chosen[0] if chosen else None, _size(size) or default_size(found), *form, folder, _command_line(),
+            _progress(),
+        )  # fmt: skip
     if as_json:
         print_json({"artifacts": [{"folder": str(artifact.folder), **artifact.manifest} for artifact in made]})
         return
@@ -347,10 +356,12 @@ def quantize(
     classes: ClassesOption = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make an int8 artifact, calibrated on real frames, and say what it lost. With --max-drop, see to it that it lost no more."""
     from calibration.datasets import open_split
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.int8 import Budget, evaluation_split, verification_split
     from edgekit.pipeline.int8 import quantize as do_quantize
     from edgekit.pipeline.run import default_size
@@ -373,10 +384,12 @@ def quantize(
         budget = Budget(max_drop, *proving)
     elif verify is not None:
         raise UsageError("--verify proves a budget: give --max-drop too")
-    rows = do_quantize(
-        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(listed(keep_float, "--keep-float") or ()), budget,
-        out or Path("runs") / found.name, threads, _command_line(), _progress(),
-    )  # fmt: skip
+    kept = tuple(listed(keep_float, "--keep-float") or ())
+    with run_folder(out or Path("runs") / found.name, found, _command_line(), replace=replace) as folder:
+        rows = do_quantize(
+            found, names, split, samples, evaluated, why_not, input_size, *form, kept, budget, folder, threads, _command_line(),
+            _progress(),
+        )  # fmt: skip
     if as_json:
         print_json({"rows": rows})
     else:
@@ -477,10 +490,12 @@ def sensitivity(
     network: NetworkOption = None,
     classes: ClassesOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Which layers cost int8 its accuracy: a table and a figure, by the network's own modules."""
     from calibration.datasets import open_split
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.int8 import SCHEMES
     from edgekit.pipeline.int8 import sensitivity as do_sensitivity
     from edgekit.pipeline.run import default_size
@@ -492,8 +507,8 @@ def sensitivity(
     found = _checkpoint(checkpoint, network, classes)
     input_size = _size(size) or default_size(found)
     split = open_split(calib, "train", data_root, input_size)
-    folder = out or Path("runs") / found.name
-    document = do_sensitivity(found, split, samples, input_size, schemes, folder, _progress())
+    with run_folder(out or Path("runs") / found.name, found, _command_line(), replace=replace) as folder:
+        document = do_sensitivity(found, split, samples, input_size, schemes, folder, _progress())
     if as_json:
         print_json(document)
     else:
@@ -671,6 +686,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Latency of artifacts, each in a process of its own, here or on devices; with --data their accuracy too."""
+    from edgekit.core.hold import held
     from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.artifacts import load_artifact
     from edgekit.pipeline.commands import Bench
@@ -690,7 +706,9 @@ def bench(
         loaded, measured_on, "full" if full else "quick", cast("Scope", scope), threads, seconds, evaluation,
         _command_line(), out,
     )  # fmt: skip
-    rows = do_bench(plan, _progress())
+    progress = _progress()
+    with held(out, plan.command, lambda holder: progress.say(f"waiting for {holder}")):
+        rows = do_bench(plan, progress)
     for row in rows:
         if (summary := latency_summary(row["latency"])) is not None:
             row["summary"] = {
@@ -752,11 +770,17 @@ def report(
 ) -> None:
     """Write a run's report again from its measurements."""
     from edgekit.core.files import read_json
+    from edgekit.core.hold import held
     from edgekit.pipeline.run import report_again
     from reports.summary import summary
 
-    page = report_again(run_folder, data_root, _progress())
-    document = read_json(page.parent / "report.json")
+    if not (run_folder / "run.json").is_file():  # before a lock is put there
+        raise UsageError(
+            f"{run_folder} is not a run's folder (it has no run.json): give the folder of a run that was finished"
+        )
+    with held(run_folder, _command_line()):
+        page = report_again(run_folder, data_root, _progress())
+        document = read_json(page.parent / "report.json")
     if as_json:
         print_json({"report": str(page), **document})
     else:
@@ -920,7 +944,8 @@ def train(
 
     from calibration.datasets import class_set, join_splits, open_split
     from edgekit.core.errors import DataError
-    from edgekit.core.files import clean_partials, sha256_path
+    from edgekit.core.files import clean_partials
+    from edgekit.core.hold import held, is_held
     from edgekit.core.progress import Progress, duration
     from edgekit.core.values import Size
     from edgekit.networks.checkpoint import NETWORKS, load_checkpoint, load_start, read_metadata, trained_on
@@ -954,14 +979,13 @@ def train(
     if teacher:
         taught_by = load_checkpoint(teacher, teacher_network, names, network_option="--teacher-network")
     # Of the start its weights alone matter, of a teacher also what computes with them.
-    given["initial"] = "" if start is None else sha256_path(start.path)
+    given["initial"] = "" if start is None else start.file_sha256
     given["teacher"] = "" if taught_by is None else taught_by.sha256
     recipe = TrainingRecipe(**given)
     recipe.check()
     drawn = Size.parse(recipe.draw_size)
     label = f"{recipe.network.replace(':', '-')}"
     folder = out or Path("runs") / f"train-{label}-{recipe.dataset}"
-    clean_partials(folder)
     parts = recipe.split.split("+")
     training = join_splits([open_split(recipe.dataset, part, data_root, drawn) for part in parts]).first(recipe.frames)
     progress = Progress(silent=not leads())
@@ -993,12 +1017,16 @@ def train(
             f"{now.images_per_second:.1f} images/s, {duration(now.seconds_left)} left"
         )
 
-    checkpoint = do_train(
-        recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
-        report_step, progress.say, validate_every=validate_every, save_every=save_every, workers=workers, device=device, threads=threads,
-        initial=start, teacher=taught_by, missing_classes=missing_classes,
-        decoding=lambda done, total: progress.count("decoding frames", done, total, started),
-    )  # fmt: skip
+    # Of several processes of one training, one writes.
+    with held(folder, _command_line()) if leads() else contextlib.nullcontext():
+        if leads():
+            clean_partials(folder, alone=is_held(folder))
+        checkpoint = do_train(
+            recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
+            report_step, progress.say, validate_every=validate_every, save_every=save_every, workers=workers, device=device,
+            threads=threads, initial=start, teacher=taught_by, missing_classes=missing_classes,
+            decoding=lambda done, total: progress.count("decoding frames", done, total, started),
+        )  # fmt: skip
     if not leads():
         return
     metrics = (read_metadata(checkpoint) or {}).get("metrics", {})

@@ -78,7 +78,7 @@ class Checkpoint:
     def describe(self) -> dict[str, Any]:
         """The ``checkpoint`` object of report.json."""
         return {
-            "name": self.name, "sha256": self.sha256, "network": self.network, "arguments": dict(self.arguments),
+            "name": self.name, "sha256": self.sha256, "file_sha256": self.file_sha256, "network": self.network, "arguments": dict(self.arguments),
             "classes": list(self.class_names), "dataset": self.dataset, "recipe": dict(self.recipe),
             "metrics": dict(self.metrics),
         }  # fmt: skip

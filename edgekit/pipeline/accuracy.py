@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, local
@@ -14,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from calibration.datasets import Frame, Split, resize_image, resize_labels
+from calibration.images import png, read_plane
 from edgekit import __version__
 from edgekit.core.ahead import in_order
 from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
-from edgekit.core.files import make_folder, new_folder, sha256_json
+from edgekit.core.files import new_folder, read_sealed, sha256_json, sha256_path, write_bytes, write_sealed
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
@@ -189,21 +191,26 @@ def reference_labels_folder(
     made_by = [__version__, versions("torch", "numpy", "pillow"), processor()]
     key = sha256_json([checkpoint.identity(), str(size), frames.split.identity(), "pytorch", made_by])
     folder = run_folder / "cache" / f"pytorch-{size}-{key[:16]}"
+    seal = folder.with_name(f"{folder.name}.json")
     if folder.is_dir():
-        return folder
+        with suppress(EdgekitError, OSError):
+            if read_sealed(seal) == {"folder": sha256_path(folder)}:
+                return folder
+        progress.say(f"float PyTorch's labels in {folder} were damaged: made again")
+        shutil.rmtree(folder)
     started = time.monotonic()
-    with new_folder(folder, keep=True) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
+    with new_folder(folder) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
         for index, (_, labels) in enumerate(labelled(frames, size, label)):
             progress.count("labelling with float PyTorch", index, len(frames), started)
             Image.fromarray(labels).save(temporary / f"{index:05d}.png")
+        write_sealed(seal, {"folder": sha256_path(temporary)})  # first: a folder without it is made again
     progress.say(f"float PyTorch labelled {len(frames)} frames at {size}")
     return folder
 
 
 def read_reference(folder: Path, index: int) -> UInt8:
     """Float PyTorch's labels of one frame: uint8 [H, W] at the input size."""
-    with Image.open(folder / f"{index:05d}.png") as image:
-        return np.asarray(image, np.uint8)
+    return read_plane(folder / f"{index:05d}.png").astype(np.uint8)
 
 
 def stored_labeller(folder: Path, frames: int) -> Labeller:
@@ -239,8 +246,7 @@ def measure_accuracy(
         if reference is not None:
             agreement.append(float((labels == read_reference(reference, index)).mean()))
         if pictures is not None and index < picture_frames:
-            make_folder(pictures)
-            Image.fromarray(labels).save(pictures / f"{index:05d}.png")
+            write_bytes(pictures / f"{index:05d}.png", png(labels))
     if not sum(int(count.confusion.sum()) for count in counts):
         raise DataError(
             f"no labelled pixel in {frames.split.dataset} {frames.split.split}: evaluate on a split that has labels"

@@ -188,7 +188,11 @@ def make_artifact(
             "model": converted.model,
             "model_bytes": model_bytes,
             "files": file_hashes(temporary),
-            "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+            "checkpoint": {
+                "name": checkpoint.name,
+                "sha256": checkpoint.sha256,
+                "file_sha256": checkpoint.file_sha256,
+            },
             "training": dict(checkpoint.recipe),
             "recipe": asdict(recipe),
             "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),

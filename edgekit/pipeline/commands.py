@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, resize_labels
-from calibration.images import IMAGE_SUFFIXES, images_in, read_image
+from calibration.images import IMAGE_SUFFIXES, images_in, png, read_image
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_text
+from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
@@ -55,7 +56,7 @@ def convert(
     Raises:
         TargetError: a target is missing something, or has no such precision.
     """
-    clean_partials(folder / "artifacts")
+    clean_partials(folder / "artifacts", alone=is_held(folder))
     jobs = []
     for name in targets:
         target = require(name)
@@ -462,8 +463,8 @@ def predict(
             while stem in taken:
                 stem += "_"
             taken.add(stem)
-            write_bytes(folder / f"{stem}.labels.png", _png(native))
-            write_bytes(folder / f"{stem}.overlay.png", _png(overlay(image, native, colours)))
+            write_bytes(folder / f"{stem}.labels.png", png(native))
+            write_bytes(folder / f"{stem}.overlay.png", png(overlay(image, native, colours)))
             share = np.bincount(native.ravel(), minlength=len(names)) / native.size
             rows.append(
                 {
@@ -486,16 +487,6 @@ def overlay(image: UInt8, labels: UInt8, colours: Sequence[tuple[int, int, int]]
     edges[1:] |= labels[1:] != labels[:-1]
     blended[edges] = 255
     return blended
-
-
-def _png(pixels: UInt8) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _colour(index: int) -> tuple[int, int, int]:

@@ -19,7 +19,8 @@ from typing import Any
 
 from edgekit.core import errors
 from edgekit.core.errors import ConversionError, EdgekitError
-from edgekit.core.files import clean_partials, open_log
+from edgekit.core.files import clean_partials, open_log, read_checked
+from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress, duration
 from edgekit.core.registry import load_target
 from edgekit.core.values import Artifact, Recipe, Size
@@ -187,7 +188,7 @@ class _Service:
                 for worker in self.workers:
                     _stop(worker)
                 for part in ("artifacts", "cache"):
-                    clean_partials(self.order.folder / part)
+                    clean_partials(self.order.folder / part, alone=is_held(self.order.folder))
 
     def _is_int8(self, index: int) -> bool:
         return self.jobs[index].recipe.precision == "int8"
@@ -293,7 +294,7 @@ def preparing(order: Order) -> str:
 def is_prepared(order: Order) -> bool:
     """Whether the quantization of an order with a calibration is there already."""
     assert order.calibration is not None
-    return quantization_path(order.checkpoint, order.calibration, order.folder).is_file()
+    return read_checked(quantization_path(order.checkpoint, order.calibration, order.folder)) is not None
 
 
 def _stage(order: Order, job: Job) -> str:
