@@ -199,7 +199,7 @@ def test_damaged_caches_are_made_again(
     assert first.code == 0, first.err
     cache = tmp_path / "run" / "cache"
     kept = [file for file in cache.rglob("*") if file.is_file() and file.name != "report.json"]
-    assert {file.suffix for file in kept} == {".png", ".npy", ".npz", ".json"}
+    assert {file.suffix for file in kept} == {".png", ".npy", ".npz", ".json", ".sha256"}
     for file in kept:
         damage(file)
     shutil.rmtree(tmp_path / "run" / "artifacts")

@@ -469,6 +469,22 @@ def test_a_converter_that_dies(run_here: Callable[..., Done], tmp_path: Path, mo
     assert not partials(out)
 
 
+def test_a_runtime_that_crashes_while_it_is_evaluated(
+    run_here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails its own artifact, with a sentence; the others stand in the report, which is made."""
+    monkeypatch.setenv("EDGEKIT_FAULT", "evaluate-die")
+    out = tmp_path / "out"
+    done = run_here(*OWN, "--targets", "faulty,torchscript", "--out", out)
+    assert done.code == 1
+    assert "faulty fp32 crashed its runtime (SIGSEGV)" in done.sentence
+    rows = rows_of(out)
+    assert "SIGSEGV" in rows["faulty fp32"]["provenance"]["miou"]["why"]
+    assert rows["torchscript fp32"]["miou"] is not None
+    monkeypatch.delenv("EDGEKIT_FAULT")
+    assert run_here(*OWN, "--targets", "faulty,torchscript", "--out", out).code == 0
+
+
 KILLED = """
 import os, signal, sys
 if "edgekit.pipeline.converter" in sys.orig_argv:

@@ -159,17 +159,22 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def write_checked(path: Path, data: bytes) -> None:
-    """Write bytes atomically, their sha256 before them."""
-    write_bytes(path, hashlib.sha256(data).digest() + data)
+    """Write bytes atomically, and their sha256 beside them; first, so that a file without its own is not believed."""
+    write_text(_digest_of(path), sha256_bytes(data))
+    write_bytes(path, data)
 
 
 def read_checked(path: Path) -> bytes | None:
     """What :func:`write_checked` wrote; None where it is not there, or damaged."""
     try:
-        whole = path.read_bytes()
+        data, digest = path.read_bytes(), _digest_of(path).read_bytes()
     except OSError:
         return None
-    return whole[32:] if hashlib.sha256(whole[32:]).digest() == whole[:32] else None
+    return data if sha256_bytes(data).encode() == digest else None
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 @contextmanager

@@ -271,6 +271,13 @@ class Artifact:
             manifest=manifest,
         )
 
+    def described(self) -> dict[str, Any]:
+        """All but its folder, as another process makes it again by :meth:`from_manifest`."""
+        return {
+            **self.manifest, "target": self.target, "precision": self.precision, "size": [self.size.height, self.size.width],
+            "class_names": list(self.class_names), "output": self.output, "output_stride": self.output_stride, "model": self.model,
+        }  # fmt: skip
+
     @property
     def model_path(self) -> Path:
         """Path of the model's file or folder."""
@@ -294,10 +301,13 @@ class SessionOptions:
     Attributes:
         threads: None means all cores that this process may use.
         compute_units: of Core ML: ALL, CPU_ONLY, CPU_AND_GPU or CPU_AND_NE.
+        look: is shown the logits of every frame, [1, C, h, w] of any type, before they become labels; it takes time, so there is
+            none where that is measured.
     """
 
     threads: int | None = None
     compute_units: str = "ALL"
+    look: Callable[[NDArray[Any]], None] | None = None
 
 
 ProvenanceKind = Literal["measured", "reference", "not measured"]

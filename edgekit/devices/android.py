@@ -23,7 +23,7 @@ from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import open_log, sha256_bytes, sha256_path
 from edgekit.core.progress import Progress
-from edgekit.core.values import Artifact, ClassSet, UInt8
+from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
 from edgekit.devices import adb
 from edgekit.devices.agent.lock import Busy, DeviceLock
 from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
@@ -32,7 +32,7 @@ from edgekit.devices.formats.text import lines, shortened
 from edgekit.devices.inventory import Device
 from edgekit.devices.local import Mode, Scope
 from edgekit.devices.worker import count_pack
-from edgekit.runtimes.common import label_map
+from edgekit.runtimes.common import label_map, refuse_nan
 
 CACHE = "/data/local/tmp/edgekit"
 TARGET = "tflite"
@@ -249,7 +249,9 @@ class Phone:
                 return done.out
 
             output = np.frombuffer(self._again(work), dtype).reshape(shape)
-            labels = label_map(output, artifact, threads or THREADS, channels_last=True)
+            labels = label_map(
+                output, artifact, SessionOptions(threads or THREADS, look=refuse_nan), channels_last=True
+            )
             if int(labels.max()) >= len(artifact.class_names):
                 raise ArtifactError(
                     f"device '{self.device.name}' labelled a class {labels.max()}, which does not exist"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,13 +19,14 @@ from calibration.datasets import Frame, Split, resize_image, resize_labels
 from calibration.images import png, read_plane
 from edgekit import __version__
 from edgekit.core.ahead import in_order
-from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
+from edgekit.core.errors import ArtifactError, CheckpointError, DataError, EdgekitError, TargetError
 from edgekit.core.files import new_folder, read_sealed, sha256_json, sha256_path, write_bytes, write_sealed
-from edgekit.core.progress import Progress, noise_to
+from edgekit.core.progress import Progress
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
+from edgekit.core.values import Artifact, Size, UInt8
 from edgekit.devices.environment import available_cores, processor
+from edgekit.devices.local import Worker
 from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
 from edgekit.networks.checkpoint import Checkpoint
 
@@ -120,8 +122,13 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
 
     def label(frame: UInt8) -> UInt8:
         with torch.inference_mode():
-            x = normalize(torch.from_numpy(frame), checkpoint.normalization)
-            labels: UInt8 = reference_labels(logits_of(x), size).to(torch.uint8).numpy()
+            logits = logits_of(normalize(torch.from_numpy(frame), checkpoint.normalization))
+            if logits.isnan().any():
+                raise CheckpointError(
+                    f"network '{checkpoint.network}' of {checkpoint.path} gives logits that are NaN on a frame, so that its labels mean "
+                    "nothing: look for such weights, a logarithm or a division in it"
+                )
+            labels: UInt8 = reference_labels(logits, size).to(torch.uint8).numpy()
         return labels
 
     yield Labeller(label, at_once, prepare)
@@ -129,29 +136,35 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
 
 @contextmanager
 def artifact_labeller(target: Target, artifact: Artifact, threads: int | None, log: Path) -> Iterator[Labeller]:
-    """An artifact opened here; what its runtime prints goes to the log."""
-    from contextlib import ExitStack
+    """An artifact opened in a process of its own, which may crash without this one; what its runtime prints goes to the log.
 
-    with ExitStack() as stack:
+    Raises:
+        ArtifactError: it cannot be opened, or fails or crashes on a frame.
+        TargetError: its runtime is not installed.
+    """
+    size = artifact.size
+    frame_bytes = size.height * size.width * 3
+    with tempfile.NamedTemporaryFile(prefix="edgekit-", suffix=".frame") as file:
+        file.truncate(frame_bytes + size.height * size.width)
+        shared = np.memmap(file.name, np.uint8, "r+")
         try:
-            with noise_to(log):
-                session = stack.enter_context(target.open(artifact, SessionOptions(threads=threads)))
-        except EdgekitError:
+            worker = Worker(
+                artifact.folder, artifact.title, None, threads, "frame-to-labels", log, described=artifact.described()
+            )
+        except ArtifactError as error:
+            if (sentence := target.missing()) is not None:
+                raise TargetError(f"{artifact.title} cannot run here: {sentence}") from error
             raise
-        except ImportError as error:  # running needs less than converting, so only this tells
-            raise TargetError(f"{artifact.title} cannot run here: {target.missing() or error}") from error
-        except Exception as error:  # runtimes raise anything when they cannot load a model
-            raise ArtifactError(f"{artifact.title} cannot be loaded: {error} (its output is in {log})") from error
 
         def label(frame: UInt8) -> UInt8:
-            try:
-                return session.run(frame)
-            except EdgekitError:
-                raise
-            except Exception as error:  # the same for running it
-                raise ArtifactError(f"{artifact.title} failed on a frame: {error}") from error
+            shared[:frame_bytes] = frame.reshape(-1)
+            worker.ask({"do": "label", "shared": file.name, "size": [size.height, size.width]})
+            return np.array(shared[frame_bytes:]).reshape(1, size.height, size.width)
 
-        yield Labeller(label)
+        try:
+            yield Labeller(label)
+        finally:
+            worker.stop()
 
 
 def labelled(frames: Frames, size: Size, labeller: Labeller) -> Iterator[tuple[Frame, UInt8]]:

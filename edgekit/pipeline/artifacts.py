@@ -31,9 +31,10 @@ from edgekit.core.values import (
 )
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
+from edgekit.pipeline.check import FRAMES, check_made
 from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
 FULL = 1 << 20
 """Bytes of free space below which a failed conversion is put down to the disk."""
 STRAY = (".DS_Store", "Thumbs.db")
@@ -133,12 +134,14 @@ def make_artifact(
     run_folder: Path,
     command: str,
     progress: Progress,
+    look_at: Calibration | None = None,
 ) -> Artifact:
     """Convert, or return the artifact that the same inputs gave before.
 
     Args:
         graph: makes the deployable graph when it is needed (a cache hit needs none).
         calibration: for int8.
+        look_at: frames that the artifact is held to its network on; drawn ones without.
 
     Raises:
         ConversionError: the converter failed; its output is in ``run_folder/logs``.
@@ -149,7 +152,7 @@ def make_artifact(
     name = artifact_name(target, recipe, size)
     folder = run_folder / "artifacts" / name
     key = artifact_key(target, checkpoint, recipe, size, calibration)
-    deployable = graph()
+    original = deployable = graph()
     log = run_folder / "logs" / f"{name}.log"
     with progress.stage(stage_name(target, recipe, size)), new_folder(folder) as temporary:
         try:
@@ -159,6 +162,14 @@ def make_artifact(
                 if quantization is not None:
                     deployable = int8_graph(deployable, quantization, recipe.keep_float)
                 converted = target.convert(deployable, recipe, quantization, temporary)
+                if not (temporary / converted.model).exists():
+                    raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
+                made = Artifact(
+                    temporary, target.name, recipe.precision, size, deployable.class_names, recipe.output, recipe.output_stride,
+                    converted.model, {"notes": dict(converted.notes)},
+                )  # fmt: skip
+                looked_at = calibration or look_at
+                seen = check_made(target, made, original, [] if looked_at is None else looked_at.some(FRAMES))
         except EdgekitError:
             raise
         except Exception as error:  # converters raise anything; the user needs the cause and the log
@@ -171,8 +182,6 @@ def make_artifact(
             raise ConversionError(
                 f"{target.title} could not convert to {recipe.precision}: {first_line(error)} (its output is in {log})"
             ) from error
-        if not (temporary / converted.model).exists():
-            raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
         model_bytes = sum(path_bytes(entry) for entry in temporary.iterdir())
         if recipe.output == "logits":
             shutil.copyfile(HEADER, temporary / HEADER.name)  # the app's half: logits to labels, exactly
@@ -198,6 +207,7 @@ def make_artifact(
             "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),
             "kept_float": list(converted.kept_float),
             "no_int8": [layer for layer in recipe.keep_float if layer not in converted.kept_float],
+            "check": dict(seen),
             "native_input": converted.native_input,
             "native_output": converted.native_output,
             "rewrites": list(deployable.rewrites),

@@ -27,6 +27,7 @@ from edgekit.core.values import Artifact, Recipe, Size
 from edgekit.devices.environment import available_cores
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.artifacts import artifact_name, load_artifact, stage_name, stored_artifact
+from edgekit.pipeline.check import doubt
 from edgekit.pipeline.quantization import Calibration, quantization_path
 
 SIDE_BY_SIDE = 2
@@ -261,8 +262,11 @@ class _Service:
         log = self.order.folder / "logs" / f"{name}.log"
         error = _error(answer, worker.process, f"{target.title} could not convert to {job.recipe.precision}", log)
         if error is None:
-            self.results[index] = load_artifact(self.order.folder / "artifacts" / name)
+            artifact = load_artifact(self.order.folder / "artifacts" / name)
+            self.results[index] = artifact
             self.progress.say(f"{_stage(self.order, job)}: {took}")
+            if (sentence := doubt(artifact)) is not None:
+                self.progress.say(sentence)
         else:
             self.results[index] = error
             self.progress.say(f"{target.title} {job.recipe.precision}: failed, {error}")

@@ -55,7 +55,7 @@ def _work(order: Order, job: Job | None, graph: Callable[[], DeployableGraph], a
         if job is not None:
             make_artifact(
                 load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
-                order.folder, order.command, Progress(silent=True),
+                order.folder, order.command, Progress(silent=True), order.calibration,
             )  # fmt: skip
         elif order.calibration is not None:
             prepare(graph(), order.checkpoint, order.calibration, order.folder)

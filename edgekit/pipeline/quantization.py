@@ -59,6 +59,10 @@ class Calibration:
 
         return start
 
+    def some(self, count: int) -> list[UInt8]:
+        """The first of the frames."""
+        return [self._frame(index) for index in range(min(count, len(self.frames)))]
+
     def sizes(self) -> dict[str, int]:
         """How many of the frames looked at so far had each size before they were resized, the most frequent first."""
         return {str(size): count for size, count in Counter(self._sizes.values()).most_common()}
