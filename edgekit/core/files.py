@@ -154,7 +154,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     document = read_json(path)
     seal = document.pop(SEAL, None) if isinstance(document, dict) else None
     if seal is None or seal != sha256_json(document):
-        raise EdgekitError(f"{path} is not as edgekit wrote it (its seal does not fit): delete it and run again")
+        raise EdgekitError(f"{path} was changed after it was written (its seal does not fit): delete it and run again")
     return dict(document)
 
 

@@ -75,10 +75,9 @@ def held(folder: Path, command: str, waiting: Callable[[str], None] | None = Non
     finally:
         del _held[place]
         _files.discard(file)
-        with suppress(OSError):
-            os.ftruncate(file, 0)
-            if made and os.listdir(folder) == [LOCK]:
-                os.unlink(folder / LOCK)
+        with suppress(OSError):  # while it is held: who waits sees that it is another file then
+            os.unlink(folder / LOCK)
+            if made and not os.listdir(folder):
                 os.rmdir(folder)
         os.close(file)
 

@@ -102,7 +102,9 @@ class _Watch:
         if event != "open" or self.thread != threading.get_ident():
             return
         path, mode, flags = arguments
-        if not isinstance(path, str | bytes | os.PathLike):  # a descriptor, opened before
+        if (
+            not isinstance(path, str | bytes | os.PathLike) or not _asked_by_own_code()
+        ):  # or a descriptor, opened before
             return
         writes = (isinstance(mode, str) and not set("wax+").isdisjoint(mode)) or (
             isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR) != 0
@@ -134,13 +136,31 @@ def files_read_by(reference: str) -> Iterator[list[tuple[str, str]]]:
     found += sorted((os.path.basename(path), sha256_path(Path(path))) for path in known if os.path.isfile(path))
 
 
+def _asked_by_own_code() -> bool:
+    """Whether the user's code asked for what is being opened, itself or through a library, and no import of a library did."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith("<frozen importlib"):
+            return False
+        if not name.startswith("<") and not _is_installed(name):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]  # None at the end, which the loop looks for
+    return False
+
+
+def _is_installed(path: str) -> bool:
+    """Whether a file is Python's, an installed package's or edgekit's own: of those versions are in every key."""
+    return path.startswith(_INSTALLED) or not {"site-packages", "dist-packages"}.isdisjoint(Path(path).parts)
+
+
+_INSTALLED = (
+    os.path.dirname(os.__file__), sys.prefix + os.sep, sys.base_prefix + os.sep,
+    str(Path(__file__).parent.parent) + os.sep,
+)  # fmt: skip
+
+
 def _is_data(path: str) -> bool:
-    if path.endswith(_SOURCE) or not os.path.isfile(path):
+    if path.endswith(_SOURCE) or "__pycache__" in path or path.startswith(("/proc/", "/sys/", "/dev/")):
         return False
-    parts = set(Path(path).parts)
-    if parts & {"site-packages", "dist-packages", "__pycache__"} or path.startswith(
-        ("/proc/", "/sys/", "/dev/", "/etc/")
-    ):
-        return False
-    standard = (os.path.dirname(os.__file__), os.path.join(sys.base_prefix, "lib"))
-    return not path.startswith(standard)
+    return os.path.isfile(path) and not _is_installed(path)

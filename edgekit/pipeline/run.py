@@ -641,7 +641,9 @@ def _measured_before(folder: Path, name: str, device: str, command: str) -> dict
     try:
         document = read_sealed(path)
     except EdgekitError as error:
-        raise EdgekitError(f"{error}, as it was: {command}") from error
+        raise EdgekitError(
+            f"{path} is not a measurement as edgekit wrote it; {error}, as it was: {command}"
+        ) from error
     if not {"target", "precision", "latency", "environment"} <= document.keys():
         raise EdgekitError(f"{path} is not a measurement of edgekit's: delete it and run again, as it was: {command}")
     manifest_path = folder / "artifacts" / name / MANIFEST
