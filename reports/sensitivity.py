@@ -67,7 +67,7 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
 
 
 def _others(document: Mapping[str, Any]) -> list[str]:
-    names = ", ".join(f"`{name}`" for name in document["others"])
+    names = ", ".join(escape(name) for name in document["others"])
     return (
         [f"Not ranked, since no simulation quantizes them; `--keep-float` takes them, too: {names}.", ""]
         if names

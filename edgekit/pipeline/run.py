@@ -179,7 +179,8 @@ def run(plan: Plan, progress: Progress) -> Path:
     check_devices(plan.devices)
     with ExitStack() as stack:
         # A device that is not there is told now, not after hours; connections are kept until it is their turn.
-        boards = connect([device for device in plan.devices if device != THIS_MACHINE], stack, folder, progress)
+        others = [device for device in plan.devices if device != THIS_MACHINE]
+        boards = connect(others, stack, folder, progress, plan.threads)
         check_targets(boards, plan.targets)
         made, failed = _convert(plan, progress)
         documents, errors = _measurements(plan, boards, made, failed, frames, progress)
