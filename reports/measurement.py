@@ -103,6 +103,10 @@ def _samples(value: Any, place: str) -> None:
         raise EdgekitError(f"{place} holds more than a day of samples")
 
 
+def _shows(value: Any) -> bool:
+    return not isinstance(value, (int, float)) or abs(value) < 1e15
+
+
 _ANYTHING: Check = lambda value, place: None  # noqa: E731
 _TEXT = _a(lambda value: isinstance(value, str), "a text")
 _NUMBER = _a(lambda value: is_number(value) and abs(value) < 1e15, "a number")
@@ -125,7 +129,13 @@ _PROVENANCE = _parts(
 _STATISTICS = _parts(
     {"mean": _TIME, "n": _RUNS}, {"p50": _TIME, "p90": _TIME, "p95": _TIME, "cv": _NUMBER, "first": _TIME_OR_NONE_TAKEN}
 )  # fmt: skip
-_CONDITIONS = {"clock_khz": _named(_ANYTHING), "temperature_c": _named(_ANYTHING)}
+_QUANTITY = _a(_shows, "a quantity of any device")
+"""A number that can be shown, or anything that is none and is passed over."""
+_BATTERY = _a(
+    lambda value: not isinstance(value, Mapping) or all(_shows(value.get(key)) for key in ("level", "celsius")),
+    "a battery",
+)
+_CONDITIONS = {"clock_khz": _named(_QUANTITY), "temperature_c": _named(_QUANTITY), "battery": _BATTERY}
 _UNIT = _parts({}, {"failed": _TEXT, "p50": _TIME, "mean": _TIME, "operations": _named(_ANYTHING)})
 _TEGRASTATS = _parts(
     {},
@@ -163,7 +173,7 @@ _SUSTAINED = _parts(
     },
     {"settings": _named(_ANYTHING)},
 )  # fmt: skip
-_ENVIRONMENT = _parts({}, {"packages": _named(_ANYTHING), "memory_bytes": _ANYTHING})
+_ENVIRONMENT = _parts({}, {"packages": _named(_ANYTHING), "memory_bytes": _QUANTITY})
 _CALIBRATION = _parts(
     {"frames": _COUNT, "dataset": _TEXT, "split": _TEXT},
     {

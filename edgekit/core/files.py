@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgekit.core.errors import EdgekitError
+from edgekit.core.text import parse_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -101,8 +102,8 @@ def read_json(path: Path) -> Any:
         EdgekitError: the file is not JSON (cut short by hand or by another tool).
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise EdgekitError(f"{path} is not valid JSON ({error}): delete it and run again") from error
 
 

@@ -481,6 +481,11 @@ class Phone:
             raise DeviceError(
                 f"device '{self.device.name}': there is no {path}: correct benchmark_model in devices.toml"
             )
+        with path.open("rb") as file:
+            if not file.read(4).startswith((b"\x7fELF", b"#!")):
+                raise DeviceError(
+                    f"device '{self.device.name}': {path} is no program, and nothing else is sent to a phone: correct benchmark_model in devices.toml"
+                )
         self._program = self._send(path)
         self._checked(("chmod", "755", self._program), "the tool cannot be made executable")
         done = self._transport.run((self._program, "--help"), seconds=60)

@@ -36,6 +36,7 @@ from edgekit.core.quantities import (
     is_share,
     is_whole,
 )
+from edgekit.core.text import parse_json
 from edgekit.core.values import Float64, Int64
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
@@ -419,16 +420,12 @@ def _object(device: Device, text: str) -> Event:
 
 
 def read_message(text: str) -> Event | None:
-    """A line of an agent's as an object; None for anything else, such as one that nests without end."""
+    """A line of an agent's as an object; None for anything else."""
     try:
-        value = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(text)
 
 
 def _nonsense(device: Device, what: str, said: Any = None) -> DeviceError:

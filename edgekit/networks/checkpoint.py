@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.core.errors import CheckpointError, UsageError
 from edgekit.core.files import sha256_json, sha256_path, write_bytes
+from edgekit.core.text import parse_json
 from edgekit.core.values import MANIFEST, Normalization
 
 if TYPE_CHECKING:
@@ -239,16 +240,16 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(100 << 20, path.stat().st_size):
                 raise ValueError("header longer than the file")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
         if 8 + length + end != path.stat().st_size:
             raise ValueError("its length is not what its header says")
         text = header.get("__metadata__", {}).get(METADATA_KEY)
-        description = None if text is None else json.loads(text)
+        description = None if text is None else parse_json(text)
         if description is not None and not isinstance(description, dict):
             raise ValueError("its description is not a JSON object")
         return description
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({error}): copy or train it again") from error
 
 

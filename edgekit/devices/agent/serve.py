@@ -15,6 +15,7 @@ from typing import Any
 
 from edgekit.core.errors import ArtifactError, EdgekitError, TargetError
 from edgekit.core.progress import Progress
+from edgekit.core.text import parse_json
 from edgekit.devices.agent import EXIT_LOST, MARK, SILENCE
 from edgekit.devices.agent.cache import NoSpace
 from edgekit.devices.agent.commands import COMMANDS, Agent
@@ -74,8 +75,8 @@ class Told(Progress):
 def read_command(line: str) -> dict[str, Any] | None:
     """A line of the host's; None for what is no command, on which this side of the talk must not end."""
     try:
-        command = json.loads(line)
-    except (ValueError, RecursionError):
+        command = parse_json(line)
+    except ValueError:
         return None
     return command if isinstance(command, dict) and isinstance(command.get("do"), str) else None
 

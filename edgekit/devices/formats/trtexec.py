@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekit.core.errors import DeviceError
 from edgekit.core.quantities import LONGEST_MS, MOST_MS, is_bytes, is_number, is_runs
-from edgekit.devices.formats.text import LISTED, NUMBER, last_said, lines, number, shortened
+from edgekit.devices.formats.text import LISTED, NUMBER, clean_text, last_said, lines, number, shortened
 
 Version = tuple[int, int, int]
 OLDEST: Version = (10, 0, 0)
@@ -297,7 +297,7 @@ def parse_profile(text: str | bytes) -> tuple[LayerTime, ...]:
         raise DeviceError("trtexec's --exportProfile holds no layer: the engine was not profiled, look at its log")
     return tuple(
         LayerTime(
-            shortened(str(row["name"]), 500), float(row["averageMs"]),
+            clean_text(str(row["name"]), 500), float(row["averageMs"]),
             float(row["medianMs"]) if _is_time(row.get("medianMs")) else None, float(row["percentage"]) / 100,
         )
         for row in rows
@@ -319,11 +319,11 @@ def parse_layers(text: str | bytes) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for layer in layers:
         if isinstance(layer, str):
-            found[shortened(layer, 500)] = ""
+            found[clean_text(layer, 500)] = ""
         elif isinstance(layer, dict) and "Name" in layer:
             outputs = layer.get("Outputs")
             first = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else {}
-            found[shortened(str(layer["Name"]), 500)] = _precision(str(first.get("Format/Datatype", "")))
+            found[clean_text(str(layer["Name"]), 500)] = _precision(str(first.get("Format/Datatype", "")))
     return found
 
 
@@ -336,7 +336,7 @@ _PRECISIONS = (
 def _precision(form: str) -> str:
     """``INT8`` of ``Thirty-two wide channel vectorized row major Int8 format`` (to 10.x) and of ``Int8 NC/32HW32`` alike."""
     words = re.findall(r"[a-z]+\d*", form.lower())
-    return next((name for word, name in _PRECISIONS if word in words), shortened(form, 60))
+    return next((name for word, name in _PRECISIONS if word in words), clean_text(form, 60))
 
 
 def _version(text: str | bytes) -> Version | None:
