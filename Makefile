@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # On Linux without a GPU, PyTorch's CPU build saves gigabytes: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test test-devices test-arm64 check bench bench-training clean
+.PHONY: demo test test-devices test-arm64 fuzz check bench bench-training clean
 
 # One pip call: in several, the converters' own pins contradict one another. torch is named, so that no other build comes.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch==2.13.0
@@ -43,6 +43,10 @@ test-devices: $(VENV)/.installed-dev
 test-arm64: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/arm64.py
 	$(BIN)/python benchmarks/results.py
+
+# 25,000 damaged inputs for each reader of what devices print and of files that people pass on; make test gives some hundred.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python tests/devices/fuzz.py
 
 # What CI holds the code to.
 check: $(VENV)/.installed-dev

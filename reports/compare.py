@@ -63,7 +63,7 @@ def render_comparison(document: Mapping[str, Any]) -> dict[str, bytes | str]:
     lines = [
         f"# {first} and {second}, layer by layer",
         "",
-        f"`{document['checkpoint']['name']}` at {height}x{width}, on {frames['frames']} {escape(frames['dataset'])} "
+        f"**{escape(document['checkpoint']['name'])}** at {height}x{width}, on {frames['frames']} {escape(frames['dataset'])} "
         f"{escape(frames['split'])} frames.",
         "",
         f"**{escape(sentence(document))}**"

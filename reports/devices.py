@@ -21,11 +21,17 @@ MIXED = "tegrastats did not always say that the GPU was under load: moments with
 
 
 def _sustained(results: Sequence[Result]) -> list[tuple[str, Result, Sustained]]:
-    held = [result for result in results if result.document.get("sustained")]
+    held = [result for result in results if result.document.get("sustained") and not _unheld(result)]
     return [
         (name, result, summarize_sustained(result.document["sustained"]))
         for name, result in zip(distinct_names(held), held, strict=True)
     ]
+
+
+def _unheld(result: Result) -> str | None:
+    """Why what was measured under load cannot be shown, None where it can."""
+    why = (result.document.get("sustained") or {}).get("failed")
+    return None if why is None else str(why)
 
 
 def sustained_chart(results: Sequence[Result], colours: Mapping[str, str], form: str = "svg") -> bytes | None:
@@ -43,9 +49,12 @@ def sustained_chart(results: Sequence[Result], colours: Mapping[str, str], form:
 def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) -> list[str]:
     """What heat left of the speed; empty where nothing was kept under load."""
     held = _sustained(results)
-    if not held:
+    unheld = [result for result in results if _unheld(result)]
+    if not held and not unheld:
         return []
     rows, notes = [], Notes()
+    for name, result in zip(distinct_names(unheld), unheld, strict=True):
+        rows.append([escape(name), *[notes.mark("not measured", str(_unheld(result)))] * 7])
     for name, result, found in held:
         heats = [entry.temperature for entry in found.intervals if entry.temperature is not None]
         clocks = [entry.clock for entry in found.intervals if entry.clock is not None]
@@ -80,7 +89,7 @@ def _whose_clock(held: Sequence[tuple[str, Result, Sustained]]) -> str:
         any("GPU" in _mapping(entry.get("clock_khz")) for entry in result.document["sustained"]["intervals"])
         for _, result, _ in held
     ]
-    if all(gpus):
+    if gpus and all(gpus):
         return "the GPU's under load (the median of each interval)"
     return "the fastest core's (the GPU's under load for TensorRT)" if any(gpus) else "the fastest core's"
 

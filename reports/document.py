@@ -11,8 +11,9 @@ from typing import Any, get_args
 import numpy as np
 
 from edgekit.core.errors import EdgekitError
-from edgekit.core.values import PRECISIONS, ClassSet, Provenance, ProvenanceKind, UInt8, filled_note
+from edgekit.core.values import PRECISIONS, ClassSet, Int64, Provenance, ProvenanceKind, UInt8, filled_note
 from edgekit.metrics.scores import Scores, add_counts, counts_from_json, score
+from reports.measurement import check, shown
 from reports.statistics import (
     Interval,
     LatencySummary,
@@ -167,18 +168,23 @@ def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> t
     The order is that of the documents; the float reference comes first.
 
     Raises:
-        EdgekitError: two documents' accuracies are not of the same frames, one is of another checkpoint than the run, or
-            lacks what its kind needs.
+        EdgekitError: one is no measurement document, two documents' accuracies are not of the same frames, or one is of
+            another checkpoint than the run. Numbers that cannot be shown are ``not measured`` instead, with the reason.
     """
+    for document in documents:
+        check(document)
     whole = context.checkpoint.get("sha256")
     for document in documents:
         own = (document.get("checkpoint") or {}).get("sha256")
         if whole is not None and own is not None and own != whole:
             raise EdgekitError(f"{_label(document)} is of another checkpoint than the run was: run it again to its end")
-    ordered = sorted(documents, key=lambda document: not is_float(document))
+    ordered: list[Mapping[str, Any]] = []
     confusions: dict[tuple[int, int], Any] = {}
     frames: Sequence[str] | None = None
-    for document in ordered:
+    truth: Int64 | None = None
+    for raw in sorted(documents, key=lambda document: not is_float(document)):
+        document = shown(raw, context.classes, truth)
+        ordered.append(document)
         accuracy = document.get("accuracy")
         if not accuracy:
             continue
@@ -189,6 +195,7 @@ def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> t
         frames = accuracy["frames"]
         if is_float(document):
             confusions[_size(document)] = _confusions(document, context)
+            truth = confusions[_size(document)].sum(2)
     connected = {(document.get("artifact"), document.get("device", LOCAL)) for document in ordered}
     there = {document.get("stands_for") for document in ordered}
     results: list[Result] = []
@@ -224,7 +231,7 @@ def latency_summary(latency: Mapping[str, Any]) -> LatencySummary | None:
     """Everything derived from a ``latency`` object; None where it says that nothing was measured."""
     if latency["provenance"]["kind"] == "not measured":
         return None
-    if "rounds_ms" in latency:
+    if latency.get("rounds_ms") is not None:
         summary = summarize_latency(
             latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
         )

@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from edgekit.core.text import printable
 from edgekit.core.values import IGNORE, ClassSet, UInt8
 from reports.document import Strip
 from reports.sustained import Interval, Sustained
@@ -82,7 +83,7 @@ def target_colours(targets: Sequence[str]) -> dict[str, str]:
 
 def _literal(text: str) -> str:
     """Text that matplotlib draws as it stands, on one line: no mathematics between dollar signs."""
-    return " ".join(text.split()).replace("$", r"\$")
+    return " ".join(printable(text).split()).replace("$", r"\$")
 
 
 def _bytes(figure: Figure, form: str) -> bytes:
@@ -451,7 +452,7 @@ def layer_distances(
             known = [(place, 100 * value) for place, value in zip(places, values, strict=True) if value]
             axes.plot(
                 [place for place, _ in known], [value for _, value in known], marker=marker, markersize=4, color=colour,
-                linewidth=1.2, label=title,
+                linewidth=1.2, label=_literal(title),
             )  # fmt: skip
         axes.set_yscale("log")
         axes.axhline(100 * tolerance, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)))
@@ -523,7 +524,9 @@ def strip(frame: Strip, classes: ClassSet, reference: str | None = None) -> byte
     gap, caption_height = 10, 24
     total = gap + columns * (_PANEL + gap)
     shown = np.unique(np.concatenate([frame.truth.ravel(), *(p.ravel() for p in frame.predictions.values())]))
-    entries = [(classes.names[index], classes.colours[index]) for index in shown.tolist() if index < len(classes)]
+    entries = [
+        (printable(classes.names[index]), classes.colours[index]) for index in shown.tolist() if index < len(classes)
+    ]
     notes = [("not labelled in the truth", (30, 30, 30))] if IGNORE in shown else []
     if floating is not None and len(titles) > 1:
         notes.append(("differs from float PyTorch", _DIFFERENT))
@@ -561,7 +564,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgekit.core.text import printable
 from reports.figures import layer_drops
 from reports.text import escape, table
 
@@ -67,7 +68,7 @@ def render_sensitivity(document: Mapping[str, Any]) -> dict[str, bytes | str]:
 
 
 def _others(document: Mapping[str, Any]) -> list[str]:
-    names = ", ".join(f"`{name}`" for name in document["others"])
+    names = ", ".join(f"`{printable(name)}`" for name in document["others"])
     return (
         [f"Not ranked, since no simulation quantizes them; `--keep-float` takes them, too: {names}.", ""]
         if names

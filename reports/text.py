@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from edgekit.core.errors import EdgekitError
+from edgekit.core.text import printable
 from reports.document import Result
 from reports.numbers import points
 from reports.statistics import Interval
@@ -17,7 +17,7 @@ def escape(text: str) -> str:
 
     Control characters are left out: pages are looked at in terminals too.
     """
-    plain = "".join(sign for sign in " ".join(str(text).split()) if unicodedata.category(sign) not in ("Cc", "Cs"))
+    plain = " ".join(printable(str(text)).split())
     text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", plain)
     text = re.sub(r"&(?=#?\w+;)", r"\\&", text)
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)  # inside a word an underscore is plain text
@@ -25,6 +25,7 @@ def escape(text: str) -> str:
 
 def code(text: str) -> str:
     """A fenced block; its fence is longer than any run of backticks inside."""
+    text = printable(text)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError, first_line
-from edgekit.core.files import parse_json
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
+from edgekit.core.text import parse_json
 from edgekit.core.values import (
     Artifact,
     Converted,

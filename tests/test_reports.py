@@ -201,6 +201,7 @@ def pages(documents: Sequence[Mapping[str, Any]], about: ReportContext) -> dict[
     with (
         mock.patch.object(figures, "scatter", return_value=b""),
         mock.patch.object(figures, "class_drops", return_value=b""),
+        mock.patch.object(figures, "sustained", return_value=b""),
     ):
         return render(documents, about)
 

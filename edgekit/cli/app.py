@@ -20,8 +20,8 @@ import typer
 from edgekit import __version__
 from edgekit.cli import devices
 from edgekit.cli.devices import DeviceOption, SustainedOption
-from edgekit.cli.options import listed
-from edgekit.cli.output import leave, print_json, print_text
+from edgekit.cli.options import check_threads_here, listed
+from edgekit.cli.output import leave, print_error, print_json, print_text
 from edgekit.core.errors import BudgetError, EdgekitError, TargetError, UsageError
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def run(
     from reports.summary import summary
 
     measured_on = chosen_devices(devices.names_of(device))
+    check_threads_here(threads, measured_on)
     seconds = devices.seconds_of(sustained)
     names = chosen_targets(listed(targets, "--targets"))
     chosen = _precisions(precisions, "--precisions")
@@ -366,6 +367,7 @@ def quantize(
     from edgekit.pipeline.int8 import quantize as do_quantize
     from edgekit.pipeline.run import default_size
 
+    check_threads_here(threads)
     if max_drop is not None and not 0 <= max_drop < 1:  # of a nan, both comparisons fail
         raise UsageError(
             f"--max-drop {max_drop:g} is no share of mIoU: 0.01 allows one point, 0 none; give 0 or more, and less than 1"
@@ -611,6 +613,7 @@ def evaluate(
 
     logs = out / "logs"
     (place,) = chosen_devices([device])
+    check_threads_here(threads, [place])
     if is_artifact(subject):
         artifact = open_artifact(subject, class_set(data).names if data else None)
         data = data or _dataset_of(artifact)
@@ -699,6 +702,7 @@ def bench(
     if data is None and (split or frames or data_root):
         raise UsageError("--split, --frames and --data-root say what to evaluate: add --data")
     measured_on = chosen_devices(devices.names_of(device))
+    check_threads_here(threads, measured_on)
     seconds = devices.seconds_of(sustained)
     loaded = [load_artifact(path) for path in artifacts]
     evaluation = None if data is None else open_evaluation(data, split, data_root, loaded[0].size, frames)
@@ -810,6 +814,7 @@ def predict(
     from edgekit.pipeline.commands import predict as do_predict
     from edgekit.pipeline.run import default_size
 
+    check_threads_here(threads)
     files = image_files(images)
     if is_artifact(subject):
         artifact = open_artifact(subject, class_set(classes).names if classes else None)
@@ -952,6 +957,7 @@ def train(
     from edgekit.training.distributed import leads
     from edgekit.training.recipe import TrainingRecipe, preset_settings
 
+    check_threads_here(threads)
     given: dict[str, Any] = {
         "network": network, "dataset": data, "split": split, "draw_size": draw_size, "frame_size": frame_size,
         "frames": frames, "epochs": epochs, "batch": batch, "crop": crop, "scale": scale, "flip": flip,
@@ -1236,16 +1242,14 @@ def main(call: Callable[..., Any] | None = None) -> None:
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except EdgekitError as error:
-        sys.stderr.write(f"edgekit: {error}\n")
+        print_error(f"edgekit: {error}")
         leave(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write(
-            "\nedgekit: interrupted; nothing half-written was kept, the same command goes on from what was\n"
-        )
+        print_error("\nedgekit: interrupted; nothing half-written was kept, the same command goes on from what was")
         leave(INTERRUPTED)
     except OSError as error:
-        sys.stderr.write(
-            f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left\n"
+        print_error(
+            f"edgekit: {error.strerror or error} ({error.filename or 'no file named'}): check the path and the space left"
         )
         leave(1)
     except Exception as error:
@@ -1253,8 +1257,8 @@ def main(call: Callable[..., Any] | None = None) -> None:
         if callable(show) and isinstance(exit_code, int):  # typer's usage errors, whose base class has no public name
             show()
             leave(exit_code)
-        traceback.print_exc()
-        sys.stderr.write(f"edgekit: this is a bug of edgekit's, please report it with {_log_bug(error)}\n")
+        print_error(traceback.format_exc().rstrip())
+        print_error(f"edgekit: this is a bug of edgekit's, please report it with {_log_bug(error)}")
         leave(3)
     leave(code if isinstance(code, int) else 0)
 

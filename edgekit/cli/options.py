@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from edgekit.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekit.devices.inventory import Device
 
 
 def listed(text: str | None, option: str) -> list[str] | None:
@@ -17,3 +23,16 @@ def listed(text: str | None, option: str) -> list[str] | None:
     if not parts:
         raise UsageError(f"{option} was given and names nothing: name what you want, with commas, or leave it out")
     return parts
+
+
+def check_threads_here(threads: int | None, places: Sequence[Device] = ()) -> None:
+    """Raise UsageError where this machine has fewer cores than threads were asked for.
+
+    Args:
+        places: where to measure, none of which may be this machine: other devices are asked when they are connected.
+    """
+    from edgekit.devices.inventory import THIS_MACHINE
+    from edgekit.runtimes.common import available_cores, check_threads
+
+    if not places or THIS_MACHINE in places:
+        check_threads(threads, available_cores(), "this machine")

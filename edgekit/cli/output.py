@@ -1,26 +1,40 @@
-"""What commands give on standard output, which may be closed, or whose reader may be gone (``| head``)."""
+"""What commands give on standard output, which may be closed, or whose reader may be gone (``| head``), and on standard error.
+
+Names, paths and what devices say are in it: nothing of it commands a terminal.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any, NoReturn
 
+from edgekit.core.text import json_text, printable
+
 
 def print_text(text: str, end: str = "\n") -> None:
     """Write a result. Where nobody reads it any more the command goes on, to its own end and exit code."""
-    if sys.stdout is None:  # closed from the start
-        return
-    try:
-        sys.stdout.write(text + end)
-    except BrokenPipeError:
-        _to_nobody()
+    _write(printable(text) + end)
 
 
 def print_json(document: Any) -> None:
-    """Write a result as JSON, as :func:`print_text` does."""
-    print_text(json.dumps(document, ensure_ascii=False, indent=1))
+    """Write a result as JSON, as :func:`print_text` does; signs that command a terminal stand in it as their codes."""
+    _write(json_text(document) + "\n")
+
+
+def print_error(text: str) -> None:
+    """Write what went wrong, where there is a standard error."""
+    if sys.stderr is not None:
+        sys.stderr.write(printable(text) + "\n")
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:  # closed from the start
+        return
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        _to_nobody()
 
 
 def leave(code: int) -> NoReturn:
@@ -31,7 +45,7 @@ def leave(code: int) -> NoReturn:
     except BrokenPipeError:
         _to_nobody()
     except OSError as error:
-        sys.stderr.write(f"edgekit: {error.strerror or error}: what was to be said could not be written\n")
+        print_error(f"edgekit: {error.strerror or error}: what was to be said could not be written")
         _to_nobody()
         code = code or 1
     sys.exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgekit.core.text import printable
+
 
 class EdgekitError(Exception):
     """A mistake or a circumstance that the user can mend; the message is one sentence that says how."""
@@ -55,5 +57,5 @@ class BudgetError(EdgekitError):
 
 def first_line(error: Exception) -> str:
     """What an error of somebody else's says, as far as it fits into a sentence."""
-    lines = str(error).strip().splitlines()
+    lines = printable(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgekit.core.errors import EdgekitError
+from edgekit.core.text import parse_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -109,31 +109,6 @@ def read_json(path: Path) -> Any:
         return parse_json(path.read_bytes())
     except ValueError as error:
         raise EdgekitError(f"{path} is not valid JSON ({error}): delete it and run again") from error
-
-
-def parse_json(text: str | bytes) -> Any:
-    """One JSON document of somebody else's: UTF-8, no NaN or infinity, which JSON has not.
-
-    Raises:
-        ValueError: it is none, or is nested deeper than Python's parser goes.
-    """
-    try:
-        return json.loads(
-            text.decode() if isinstance(text, bytes) else text, parse_constant=_no_number, parse_float=_finite
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON's")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:40]} is larger than a number can be")
-    return value
 
 
 SEAL = "seal"

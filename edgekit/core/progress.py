@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from edgekit.core.files import open_log
+from edgekit.core.text import printable
 
 
 def duration(seconds: float) -> str:
@@ -30,7 +31,8 @@ class Progress:
         self._stream: TextIO | None = None
         if not silent:
             try:
-                self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+                # A terminal that has no such letter gets its code.
+                self._stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1, errors="backslashreplace")
             except (OSError, ValueError, AttributeError):  # a test or a notebook without a real standard error
                 self._stream = sys.stderr
         self._terminal = self._stream is not None and self._stream.isatty()
@@ -43,7 +45,7 @@ class Progress:
         if self._stream is None:
             return
         self._clear()
-        self._stream.write(text + "\n")
+        self._stream.write(printable(text) + "\n")
         self._stream.flush()
 
     def update(self, text: str) -> None:
@@ -54,6 +56,7 @@ class Progress:
         if now - self._shown < (0.2 if self._terminal else 30.0):
             return
         self._shown = now
+        text = printable(text)
         if self._terminal:
             self._stream.write(f"\r\x1b[K{text[:100]}")
             self._stream.flush()

@@ -23,16 +23,17 @@ from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import open_log, sha256_bytes, sha256_path
 from edgekit.core.progress import Progress
+from edgekit.core.quantities import MOST_CORES, is_bytes
 from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
 from edgekit.devices import adb
 from edgekit.devices.agent.lock import Busy, DeviceLock
 from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
 from edgekit.devices.formats import battery, benchmark_model, thermalservice
-from edgekit.devices.formats.text import lines, shortened
+from edgekit.devices.formats.text import clean_text, lines, shortened
 from edgekit.devices.inventory import Device
 from edgekit.devices.local import Mode, Scope
 from edgekit.devices.worker import count_pack
-from edgekit.runtimes.common import label_map, refuse_nan
+from edgekit.runtimes.common import label_map
 
 CACHE = "/data/local/tmp/edgekit"
 TARGET = "tflite"
@@ -249,9 +250,11 @@ class Phone:
                 return done.out
 
             output = np.frombuffer(self._again(work), dtype).reshape(shape)
-            labels = label_map(
-                output, artifact, SessionOptions(threads or THREADS, look=refuse_nan), channels_last=True
-            )
+            if output.dtype.kind == "f" and not np.isfinite(output).all():
+                raise ArtifactError(
+                    f"device '{self.device.name}' computes logits that are no numbers for {artifact.title}"
+                )
+            labels = label_map(output, artifact, SessionOptions(threads or THREADS), channels_last=True)
             if int(labels.max()) >= len(artifact.class_names):
                 raise ArtifactError(
                     f"device '{self.device.name}' labelled a class {labels.max()}, which does not exist"
@@ -418,10 +421,7 @@ class Phone:
         text = done.out + b"\n" + done.err
         self._keep(command, text)
         try:
-            if done.code and b"Inference timings" not in text and b"BENCHMARK RESULTS" not in text:
-                benchmark_model.parse(text)  # says why
-                raise DeviceError(f"benchmark_model ended with {done.code}")
-            run = benchmark_model.parse(text)
+            run = benchmark_model.parse(text, done.code)
         except DeviceError as error:
             raise ArtifactError(f"device '{self.device.name}': {error} (its output is in {self._log})") from error
         return run, " ".join(list(lines(text))[-2:])
@@ -437,7 +437,7 @@ class Phone:
 
     def _probe(self) -> dict[str, Any]:
         properties = dict(re.findall(r"\[([\w.]+)\]: \[([^\]]*)\]", "\n".join(lines(self._read("getprop")))))
-        memory = re.search(r"MemTotal:\s*(\d+) kB", "\n".join(lines(self._read("cat", "/proc/meminfo"))))
+        memory = re.search(r"MemTotal:\s{0,40}([0-9]+) kB", "\n".join(lines(self._read("cat", "/proc/meminfo"))))
         cpuinfo = "\n".join(lines(self._read("cat", "/proc/cpuinfo")))
         clusters = [
             (shortened(row[1], 80), shortened(row[2], 40), row[3].strip())
@@ -454,14 +454,11 @@ class Phone:
                 filter(None, (of("ro.soc.model", "ro.board.platform", "ro.hardware"), shortened(arm_cores(cpuinfo))))
             ),
             "cpu_flags": cpu_flags(cpuinfo),
-            # cpuinfo lists those that are awake
-            "cores": max(
-                1, sum(len(cores.split()) for cores, _, _ in clusters), len(re.findall(r"(?m)^processor", cpuinfo))
-            ),
+            "cores": _cores([cores for cores, _, _ in clusters], cpuinfo),
             "clusters": [cluster(*row) for row in clusters] or UNAVAILABLE,
             "governor": ", ".join(dict.fromkeys(governor for _, governor, _ in clusters)) or UNAVAILABLE,
             "architecture": of("ro.product.cpu.abi"),
-            "memory_bytes": int(memory[1]) * 1024 if memory else None,
+            "memory_bytes": _kilobytes(memory[1]) if memory else None,
             "os": f"Android {of('ro.build.version.release')} (API {of('ro.build.version.sdk')})",
             "build": of("ro.build.fingerprint"),
         }
@@ -470,7 +467,7 @@ class Phone:
         return {
             "system": "android", "machine": environment["architecture"], "environment": environment,
             "benchmark_model": name, "conditions": self._conditions(),
-            "boot": self._read("cat", "/proc/sys/kernel/random/boot_id").decode(errors="replace").strip()[:64],
+            "boot": self._boot(),
             "free_bytes": self._free(), "backends": [backend.name for backend in self.backends()],
             "cache": {"folder": self._folder, "bytes": sum(size for size, _ in self._held()),
                       "limit": self.device.cache_megabytes << 20},
@@ -484,6 +481,11 @@ class Phone:
             raise DeviceError(
                 f"device '{self.device.name}': there is no {path}: correct benchmark_model in devices.toml"
             )
+        with path.open("rb") as file:
+            if not file.read(4).startswith((b"\x7fELF", b"#!")):
+                raise DeviceError(
+                    f"device '{self.device.name}': {path} is no program, and nothing else is sent to a phone: correct benchmark_model in devices.toml"
+                )
         self._program = self._send(path)
         self._checked(("chmod", "755", self._program), "the tool cannot be made executable")
         done = self._transport.run((self._program, "--help"), seconds=60)
@@ -515,10 +517,14 @@ class Phone:
         """What a command prints; nothing where the phone refuses it."""
         return self._transport.run(command, limit=4 << 20).out
 
+    def _boot(self) -> str:
+        """Changes with every start of the phone."""
+        return clean_text(self._read("cat", "/proc/sys/kernel/random/boot_id"), 64)
+
     def _free(self) -> int | None:
         rows = [line.split() for line in lines(self._read("df", "-k", self._folder))]
         last = rows[-1] if rows else []
-        return int(last[3]) * 1024 if len(last) >= 4 and _COUNT.fullmatch(last[3]) else None
+        return _kilobytes(last[3]) if len(last) >= 4 else None
 
     def _held(self) -> list[tuple[int, str]]:
         """Size and path of every file of edgekit's, what was used least recently last.
@@ -586,6 +592,8 @@ class Phone:
             self._lock.take(LOCK_SECONDS, lambda holder: self.progress.say(f"{self.device.name}: waiting for {holder}"))
         except Busy as busy:
             raise DeviceError(f"device '{self.device.name}' is in use ({busy}): run again when that is done") from None
+        if self._lock.remark:
+            self.progress.say(f"{self.device.name}: {self._lock.remark}")
         try:
             yield
         finally:
@@ -616,13 +624,22 @@ class Phone:
                 if self._closed or time.monotonic() > until:
                     raise DeviceLost(f"{lost} ({error})") from error
                 time.sleep(2)
-        before, now = (
-            self.found.get("boot", ""),
-            self._read("cat", "/proc/sys/kernel/random/boot_id").decode(errors="replace").strip()[:64],
-        )
+        before, now = self.found.get("boot", ""), self._boot()
         if before and now and before != now:
             self.found["boot"] = now
             self.notes.append(f"device '{self.device.name}' was started anew during the run")
+
+
+def _kilobytes(text: str) -> int | None:
+    """Bytes of so many kB; None for what is no number, or more than any device has."""
+    found = int(text) * 1024 if _COUNT.fullmatch(text) else None
+    return found if is_bytes(found) else None
+
+
+def _cores(clusters: Sequence[str], cpuinfo: str) -> int:
+    """Cores by their clusters, and by cpuinfo, which lists those that are awake."""
+    listed = sum(len(cores.split()) for cores in clusters)
+    return min(MOST_CORES, max(1, listed, len(re.findall(r"(?m)^processor", cpuinfo))))
 
 
 def _tensor(artifact: Artifact) -> tuple[np.dtype[Any], tuple[int, ...]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import sha256_json, sha256_path
 from edgekit.core.progress import Progress
+from edgekit.core.quantities import is_bytes
 from edgekit.core.values import Artifact, ClassSet
 from edgekit.devices import jetson
 from edgekit.devices.formats import trtexec
@@ -21,6 +23,7 @@ from edgekit.devices.local import Mode, Scope, interval_of
 from edgekit.devices.remote import (
     Agent,
     Event,
+    Truth,
     checked_conditions,
     checked_environment,
     checked_frame,
@@ -31,6 +34,7 @@ from edgekit.devices.remote import (
     failure_of,
     plain_values,
 )
+from edgekit.metrics.scores import count_frame
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.coreml import COMPUTE_UNITS
 
@@ -121,7 +125,8 @@ class Board:
         try:
             if self._closed:  # while it was being connected
                 raise self._ended()
-            agent.take(lambda holder: self._say(f"waiting for {holder}"))
+            if remark := agent.take(lambda holder: self._say(f"waiting for {holder}")):
+                self._say(remark)
         except BaseException:
             self._drop()
             raise
@@ -186,7 +191,7 @@ class Board:
     def clean(self) -> int:
         """Remove everything that edgekit left there, when nobody measures; the bytes that it held."""
         freed = self.step(lambda agent: agent.ask({"do": "clean"})).get("bytes")
-        return freed if isinstance(freed, int) else 0
+        return freed if isinstance(freed, int) and is_bytes(freed) else 0
 
     def _tensorrt_python(self) -> str | None:
         found = (self.found.get("tensorrt") or {}).get("python")
@@ -233,23 +238,23 @@ class Board:
             while done < len(packs):
                 self.progress.update(f"{self.device.name}: {artifact.title}, {len(frames)} frames evaluated")
                 path = packs[done]()
-                content, count = sha256_path(path), frames_in(path)
+                content, truths = sha256_path(path), truths_in(path, classes)
                 agent.send(packs={content: path})
                 taken: list[dict[str, Any]] = []
 
-                def take(event: Event, taken: list[dict[str, Any]] = taken, count: int = count) -> None:
+                def take(event: Event, taken: list[dict[str, Any]] = taken, truths: Sequence[Truth] = truths) -> None:
                     if "frame" in event:
-                        if len(taken) == count:
+                        if len(taken) == len(truths):
                             raise DeviceError(
                                 f"device '{self.device.name}' counts more frames than it was sent: run again"
                             )
-                        taken.append(
-                            checked_frame(self.device, event["frame"], len(classes), len(classes.category_names))
-                        )
+                        taken.append(checked_frame(self.device, event["frame"], truths[len(taken)]))
 
                 agent.ask({"do": "evaluate", "step": "pack", "pack": content, "classes": document}, take)
-                if len(taken) != count:
-                    raise DeviceError(f"device '{self.device.name}' counted {len(taken)} of {count} frames: run again")
+                if len(taken) != len(truths):
+                    raise DeviceError(
+                        f"device '{self.device.name}' counted {len(taken)} of {len(truths)} frames: run again"
+                    )
                 frames.extend(taken)
                 done += 1
             agent.ask({"do": "evaluate", "step": "close"})
@@ -397,7 +402,10 @@ class Board:
             if len(intervals) > 2 * seconds / interval_of(seconds) + 10:
                 raise DeviceError(f"device '{self.device.name}' does not end its sustained load: run again")
             if "interval" in event:
-                intervals.append(checked_interval(self.device, event["interval"]))
+                interval = checked_interval(self.device, event["interval"])
+                if intervals and interval["begin_s"] < intervals[-1]["begin_s"]:
+                    raise DeviceError(f"device '{self.device.name}' counts the time of its load backwards: run again")
+                intervals.append(interval)
                 self.progress.update(
                     f"{self.device.name}: {artifact.title}, sustained load for {intervals[-1]['end_s']:.0f} of {seconds:.0f} s"
                 )
@@ -443,10 +451,21 @@ def tensorrt_version(found: Mapping[str, Any]) -> str | None:
         return None
 
 
-def frames_in(pack: Path) -> int:
-    """How many frames a file of them holds; see :func:`edgekit.devices.worker.count_pack`."""
-    with zipfile.ZipFile(pack) as archive:
-        return sum(name.endswith(".image.npy") for name in archive.namelist())
+def truths_in(pack: Path, classes: ClassSet) -> list[Truth]:
+    """What each frame of a file decides of its counts; see :func:`edgekit.devices.worker.count_pack`."""
+    found = []
+    with np.load(pack, allow_pickle=False) as file:
+        for index in range(sum(name.endswith(".labels") for name in file.files)):
+            labels = file[f"{index}.labels"]
+            instances = file[f"{index}.instances"] if f"{index}.instances" in file.files else None
+            counts = count_frame(np.zeros_like(labels), labels, instances, classes)
+            found.append(
+                Truth(
+                    counts.confusion.sum(1), counts.class_hits + counts.class_misses,
+                    counts.category_hits + counts.category_misses, f"{index}.reference" in file.files,
+                )
+            )  # fmt: skip
+    return found
 
 
 def device_key(artifact: Artifact) -> str:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from edgekit.core.quantities import is_celsius, is_khz
 from edgekit.core.registry import versions
 from edgekit.runtimes.common import available_cores as available_cores
 
@@ -83,7 +84,7 @@ def temperatures() -> dict[str, float]:
     readings = {}
     for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
         value = _read(str(zone / "temp"))
-        if re.fullmatch(r"-?\d+", value):
+        if re.fullmatch(r"-?[0-9]{1,9}", value) and is_celsius(int(value) / 1000):
             name = _read(str(zone / "type"))
             readings[zone.name if name == UNAVAILABLE or name in readings else name] = int(value) / 1000
     return readings
@@ -97,7 +98,7 @@ def clocks() -> dict[str, int]:
     found: dict[str, int] = {}
     for policy in sorted(Path(PROCESSOR_FOLDERS, "cpufreq").glob("policy*")):
         value = _read(str(policy / "scaling_cur_freq"))
-        if value.isdigit():
+        if re.fullmatch(r"[0-9]{1,9}", value) and is_khz(int(value)):
             found[_read(str(policy / "related_cpus")).replace(" ", "-")] = int(value)
     return found
 

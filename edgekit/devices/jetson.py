@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +11,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
+from edgekit.core.quantities import are_milliseconds
 from edgekit.devices.formats import tegrastats, trtexec
 from edgekit.devices.formats.text import clean_text
 from edgekit.devices.local import Mode
-from edgekit.devices.remote import Agent, are_times, told
+from edgekit.devices.remote import Agent, told
 
 BUILD_SECONDS = 3600.0
 """An engine of a segmentation network takes minutes on a small board."""
@@ -117,7 +117,7 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
         )
         done = _run(agent, key, command[1:], BUILD_SECONDS, writes=(LAYERS,))
         if done["code"] != 0:
-            raise ArtifactError(f"device '{agent.device.name}' cannot build an engine: {_why(done['output'])}")
+            raise ArtifactError(f"device '{agent.device.name}' cannot build an engine: {trtexec.why(done['output'])}")
         seconds = trtexec.parse_output(done["output"]).seconds
     agent.ask({"do": "keep_engine", "artifact": artifact, "key": key, "good": True})
     return Engine(key, folder, version, gpu, seconds)
@@ -229,7 +229,7 @@ def _with_copies(agent: Agent, engine: Engine, timing: Timing) -> tuple[float | 
     try:
         done = _time(agent, engine, timing)
         if done["code"] != 0:
-            return None, _why(done["output"])
+            return None, trtexec.why(done["output"])
         times = sorted(_times(agent, engine, "latencyMs"))
     except DeviceLost:
         raise
@@ -241,7 +241,7 @@ def _with_copies(agent: Agent, engine: Engine, timing: Timing) -> tuple[float | 
 def _timed(agent: Agent, engine: Engine, done: Mapping[str, Any]) -> tuple[trtexec.TrtexecRun, Sequence[float]]:
     """What a timing printed, and milliseconds of the graph in each query."""
     if done["code"] != 0:
-        raise ArtifactError(f"device '{agent.device.name}' cannot run the engine: {_why(done['output'])}")
+        raise ArtifactError(f"device '{agent.device.name}' cannot run the engine: {trtexec.why(done['output'])}")
     return trtexec.parse_output(done["output"]), _times(agent, engine, "computeMs")
 
 
@@ -251,7 +251,7 @@ def _times(agent: Agent, engine: Engine, field: str) -> Sequence[float]:
     values = agent.ask(wanted).get("times")
     if values is None:
         raise ArtifactError(f"device '{agent.device.name}': trtexec exported no {TIMES}: look at its output by hand")
-    if not are_times(values) or not 0 < len(values) <= QUERIES:
+    if not are_milliseconds(values) or not 0 < len(values) <= QUERIES:
         raise ArtifactError(f"device '{agent.device.name}' answers times that are none: nothing of them was kept")
     times: Sequence[float] = values
     return times
@@ -317,9 +317,3 @@ def _watched(output: Any) -> dict[str, Any]:
 
 def _spread(ordered: Sequence[int]) -> dict[str, int]:
     return {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]}
-
-
-def _why(output: str) -> str:
-    """The first error that trtexec printed."""
-    found = re.search(r"\[E\] (?:\[TRT\] )?(.*)", output)
-    return clean_text(found[1] if found else output[-300:], 300)

@@ -164,6 +164,8 @@ def alone(progress: Progress) -> Iterator[None]:
         lock.take(LOCK_SECONDS, lambda holder: progress.say(f"waiting for {holder}"))
     except Busy as holder:
         raise DeviceError(f"this machine is in use by {holder}: wait until that measurement is done") from None
+    if lock.remark:
+        progress.say(lock.remark)
     try:
         yield
     finally:

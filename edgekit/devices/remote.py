@@ -15,12 +15,29 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import open_log
+from edgekit.core.quantities import (
+    MOST_CORES,
+    MOST_MS,
+    are_milliseconds,
+    is_bytes,
+    is_celsius,
+    is_khz,
+    is_milliseconds,
+    is_number,
+    is_share,
+    is_whole,
+)
+from edgekit.core.text import parse_json
+from edgekit.core.values import Float64, Int64
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
 from edgekit.devices.formats.text import clean_text
@@ -141,7 +158,7 @@ class Agent:
             )
         said_there = _object(device, found[found.index(mark) + len(mark) :])
         version, root = said_there.get("python"), said_there.get("root")
-        if not isinstance(version, list) or not all(isinstance(part, int) for part in version):
+        if not isinstance(version, list) or not 1 < len(version) < 9 or not all(is_whole(n, 0, 9999) for n in version):
             raise _nonsense(device, "its Python's version")
         if tuple(version) < OLDEST:
             raise DeviceError(
@@ -205,8 +222,8 @@ class Agent:
         hello = self.ask({"do": "hello"})
         if hello.get("protocol") != PROTOCOL or hello.get("edgekit") != __version__:
             raise DeviceError(
-                f"the agent on device '{self.device.name}' is of edgekit {hello.get('edgekit')!s:.40} (protocol "
-                f"{hello.get('protocol')!s:.10}), not {__version__} ({PROTOCOL}): run edgekit devices clean {self.device.name}"
+                f"the agent on device '{self.device.name}' is of edgekit {clean_text(str(hello.get('edgekit')), 40)} (protocol "
+                f"{clean_text(str(hello.get('protocol')), 10)}), not {__version__} ({PROTOCOL}): run edgekit devices clean {self.device.name}"
             )
         runtimes = hello.get("runtimes")
         if not isinstance(runtimes, dict) or not all(
@@ -381,33 +398,41 @@ class Agent:
         self.ask({"do": "keep", "artifacts": whole, "packs": lost_packs, "frames": lost_frames})
         return size
 
-    def take(self, waiting: Callable[[str], None], seconds: float = LOCK_SECONDS) -> None:
-        """Have the device alone; told once who has it."""
+    def take(self, waiting: Callable[[str], None], seconds: float = LOCK_SECONDS) -> str:
+        """Have the device alone; told once who has it.
+
+        Returns:
+            What a user must know of that, as a rule nothing.
+        """
 
         def told(event: Event) -> None:
             if "busy" in event:
                 waiting(clean_text(str(event["busy"]), 100))
 
-        self.ask({"do": "take", "seconds": seconds}, told)
+        return clean_text(str(self.ask({"do": "take", "seconds": seconds}, told).get("remark") or ""))
 
 
 def _object(device: Device, text: str) -> Event:
-    try:
-        value = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise _nonsense(device, "a line of the talk") from None
-    if not isinstance(value, dict):
+    value = read_message(text)
+    if value is None:
         raise _nonsense(device, "a line of the talk")
     return value
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(text)
+def read_message(text: str) -> Event | None:
+    """A line of an agent's as an object; None for anything else."""
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
-def _nonsense(device: Device, what: str) -> DeviceError:
+def _nonsense(device: Device, what: str, said: Any = None) -> DeviceError:
+    shown = "" if said is None else f" ({clean_text(said if isinstance(said, str) else repr(said), 80)})"
     return DeviceError(
-        f"device '{device.name}' answers nonsense for {what}: nothing of it was kept; run edgekit devices clean {device.name}"
+        f"device '{device.name}' answers nonsense for {what}{shown}: nothing of it was kept; "
+        f"run edgekit devices clean {device.name}"
     )
 
 
@@ -430,8 +455,10 @@ def checked_probe(device: Device, value: Any) -> dict[str, Any]:
         }
     checked["environment"] = checked_environment(found.get("environment"))
     checked["conditions"] = checked_conditions(found.get("conditions"))
+    if not is_bytes(checked.get("free_bytes")):
+        checked.pop("free_bytes", None)
     cache = checked.get("cache", {})
-    if not (isinstance(cache.get("folder"), str) and all(_number(cache.get(key)) for key in ("bytes", "limit"))):
+    if not (isinstance(cache.get("folder"), str) and all(is_bytes(cache.get(key)) for key in ("bytes", "limit"))):
         checked.pop("cache", None)
     return checked
 
@@ -439,17 +466,21 @@ def checked_probe(device: Device, value: Any) -> dict[str, Any]:
 def checked_environment(value: Any) -> dict[str, Any]:
     """A device's description of its machine; what is of another type than reports read is left out."""
     environment = plain_values(value)
-    for key, kind in (("memory_bytes", int), ("cores", int), ("cpu_flags", list), ("packages", dict)):
-        if not isinstance(environment.get(key), kind):
+    for key, good in (
+        ("memory_bytes", is_bytes), ("cores", lambda cores: is_whole(cores, 1, MOST_CORES)),
+        ("cpu_flags", lambda flags: isinstance(flags, list)), ("packages", lambda found: isinstance(found, dict)),
+    ):  # fmt: skip
+        if not good(environment.get(key)):
             environment.pop(key, None)
     return environment
 
 
 def checked_conditions(value: Any) -> dict[str, Any]:
-    """Clocks and temperatures at one moment: what is no number is left out."""
+    """Clocks and temperatures at one moment: what no device has is left out."""
     found = plain_values({key: _mapping(value).get(key) for key in ("clock_khz", "temperature_c")})
     return {
-        key: {name: number for name, number in _mapping(of).items() if _number(number)} for key, of in found.items()
+        key: {name: number for name, number in _mapping(found[key]).items() if good(number)}
+        for key, good in (("clock_khz", is_khz), ("temperature_c", is_celsius))
     }
 
 
@@ -459,12 +490,16 @@ def checked_placement(value: Any) -> dict[str, Any]:
     for units, plan in plain_values(value, 4).items():
         if isinstance(plan, dict):
             checked[units] = {
-                key: {name: number for name, number in _mapping(plan.get(key)).items() if _number(number)}
-                for key in ("operations", "cost", "elsewhere")
+                key: {name: number for name, number in _mapping(plan.get(key)).items() if good(number)}
+                for key, good in (("operations", _is_operations), ("cost", is_share), ("elsewhere", _is_operations))
             }
             if isinstance(plan.get("failed"), str):
                 checked[units]["failed"] = plan["failed"]
     return checked
+
+
+def _is_operations(value: Any) -> bool:
+    return is_whole(value, 0, 10**6)
 
 
 _PROBE: Mapping[str, type] = {
@@ -499,59 +534,108 @@ def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dic
     Raises:
         DeviceError: samples that are no times, or another shape.
     """
-    rounds = value.get("rounds_ms") if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        raise _nonsense(device, "a latency", value)
+    rounds = value.get("rounds_ms")
     if rounds is not None and (value.get("scope") != scope or value.get("mode") != mode):
-        raise _nonsense(device, "a latency's scope")
-    if not isinstance(rounds, list) or not rounds or not all(are_times(part) and part for part in rounds):
-        raise _nonsense(device, "latency samples")
-    if not are_times(value.get("warmup_ms")) or not are_times([value.get("first_ms"), value.get("load_ms")]):
-        raise _nonsense(device, "latency samples")
+        raise _nonsense(device, "a latency's scope", value.get("scope"))
+    if not isinstance(rounds, list) or not rounds or not all(isinstance(part, list) and part for part in rounds):
+        raise _nonsense(device, "latency samples", rounds)
+    for part in (*rounds, value.get("warmup_ms"), [value.get("first_ms"), value.get("load_ms")]):
+        _check_times(device, part)
+    if sum(map(sum, rounds)) > MOST_MS:
+        raise _nonsense(device, "latency samples, which are more than a day of them")
     peak = value.get("peak_rss_bytes")
-    if peak is not None and not (isinstance(peak, int) and _number(peak) and peak >= 0):
-        raise _nonsense(device, "its memory")
+    if peak is not None and not is_bytes(peak):
+        raise _nonsense(device, "its memory", peak)
     latency = {
         key: value.get(key)
         for key in ("scope", "mode", "rounds_ms", "warmup_ms", "first_ms", "load_ms", "peak_rss_bytes")
     }
     latency["settings"] = plain_values(value.get("settings"))
     latency["conditions"] = [checked_conditions(entry) for entry in _list(value.get("conditions"))]
-    if (jump := value.get("clock_set_seconds")) is not None and _number(jump):
+    if (jump := value.get("clock_set_seconds")) is not None and is_number(jump) and abs(jump) < 1e10:
         latency["clock_set_seconds"] = jump
     return latency
 
 
+def _check_times(device: Device, value: Any) -> None:
+    """Raise DeviceError for what is no list of times, with the first that is none."""
+    if not isinstance(value, list):
+        raise _nonsense(device, "latency samples", value)
+    if not are_milliseconds(value):
+        wrong = next(item for item in value if not is_milliseconds(item))
+        raise _nonsense(device, "latency samples", wrong)
+
+
 def checked_interval(device: Device, value: Any) -> dict[str, Any]:
     """One interval of a sustained load; see :func:`checked_latency`."""
-    if not isinstance(value, dict) or not are_times(value.get("samples_ms")) or not value["samples_ms"]:
+    if not isinstance(value, dict) or not isinstance(value.get("samples_ms"), list) or not value["samples_ms"]:
         raise _nonsense(device, "latency samples")
-    if not all(_number(value.get(key)) and value[key] >= 0 for key in ("begin_s", "end_s")):
-        raise _nonsense(device, "a time")
+    _check_times(device, value["samples_ms"])
+    times: list[Any] = [value.get("begin_s"), value.get("end_s")]
+    if not all(map(is_number, times)) or not 0 <= times[0] < times[1] <= MOST_MS / 1e3:
+        raise _nonsense(device, "the times of an interval", times)
     return {**{key: value[key] for key in ("begin_s", "end_s", "samples_ms")}, **checked_conditions(value)}
 
 
-def checked_frame(device: Device, value: Any, classes: int, categories: int) -> dict[str, Any]:
-    """One frame's counts; see :func:`checked_latency`."""
+@dataclass(frozen=True)
+class Truth:
+    """What of a frame's counts its labels alone decide, whatever is predicted.
+
+    Attributes:
+        pixels: int64 [C], of each class.
+        class_weight, category_weight: float64 [C] and [K], the instances', hits and misses together.
+        compared: whether the frame is also compared with float PyTorch's labels.
+    """
+
+    pixels: Int64
+    class_weight: Float64
+    category_weight: Float64
+    compared: bool
+
+
+def checked_frame(device: Device, value: Any, truth: Truth) -> dict[str, Any]:
+    """One frame's counts; see :func:`checked_latency`.
+
+    Raises:
+        DeviceError: another shape, or counts of other pixels than the frame's: too few, too many, or of other classes.
+    """
     counts = value.get("counts") if isinstance(value, dict) else None
     if not isinstance(counts, dict):
         raise _nonsense(device, "a frame's counts")
-    confusion = counts.get("confusion")
-    if not isinstance(confusion, list) or len(confusion) > classes * classes:
+    classes = len(truth.pixels)
+    confusion, listed = np.zeros((classes, classes), np.int64), counts.get("confusion")
+    if not isinstance(listed, list) or len(listed) > classes * classes:
         raise _nonsense(device, "a frame's counts")
-    for entry in confusion:
-        good = isinstance(entry, list) and len(entry) == 3 and all(type(number) is int for number in entry)
-        if not good or not (0 <= entry[0] < classes and 0 <= entry[1] < classes and 0 < entry[2] < 1 << 40):
-            raise _nonsense(device, "a frame's counts")
-    checked: dict[str, Any] = {"confusion": confusion}
-    for key, length in (
-        ("class_hits", classes), ("class_misses", classes), ("category_hits", categories), ("category_misses", categories),
-    ):  # fmt: skip
-        numbers = counts.get(key)
-        if not isinstance(numbers, list) or len(numbers) != length or not all(_number(n) and n >= 0 for n in numbers):
-            raise _nonsense(device, "a frame's counts")
-        checked[key] = numbers
+    for entry in listed:
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise _nonsense(device, "a frame's counts", entry)
+        row, column, pixels = entry
+        if not (is_whole(row, 0, classes - 1) and is_whole(column, 0, classes - 1) and is_whole(pixels, 1, 1 << 40)):
+            raise _nonsense(device, "a frame's counts", entry)
+        if confusion[row, column]:
+            raise _nonsense(device, "a frame's counts, which has a pair of classes twice", entry)
+        confusion[row, column] = pixels
+    if not np.array_equal(confusion.sum(1), truth.pixels):
+        said = f"{confusion.sum()} pixels where {truth.pixels.sum()} are labelled"
+        raise _nonsense(device, "a frame's counts, which are not of the frame's pixels", said)
+    checked: dict[str, Any] = {"confusion": listed}
+    for kind, weight in (("class", truth.class_weight), ("category", truth.category_weight)):
+        found = []
+        for key in (f"{kind}_hits", f"{kind}_misses"):
+            numbers = counts.get(key)
+            if not isinstance(numbers, list) or len(numbers) != len(weight):
+                raise _nonsense(device, "a frame's counts")
+            if not all(is_number(number) and number >= 0 for number in numbers):
+                raise _nonsense(device, "a frame's counts", numbers)
+            checked[key] = numbers
+            found.append(np.asarray(numbers, np.float64))
+        if not np.allclose(sum(found), weight, rtol=1e-6, atol=1e-6):
+            raise _nonsense(device, "a frame's counts, which are not of the frame's instances")
     agreement = value.get("agreement")
-    if agreement is not None and not (_number(agreement) and 0 <= agreement <= 1):
-        raise _nonsense(device, "a frame's agreement")
+    if not (is_share(agreement) if truth.compared else agreement is None):
+        raise _nonsense(device, "a frame's agreement", agreement)
     return {"counts": checked, "agreement": agreement}
 
 
@@ -563,8 +647,8 @@ def plain_values(value: Any, depth: int = 3) -> dict[str, Any]:
 
 
 def _plain(value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, bool) or _number(value):
-        return value
+    if value is None or isinstance(value, bool) or (is_number(value) and abs(value) < 1e15):
+        return value  # no device has a quantity beyond it, and any text and any picture can show it
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict) and depth:
@@ -572,16 +656,6 @@ def _plain(value: Any, depth: int) -> Any:
     if isinstance(value, list) and depth:
         return [_plain(item, depth - 1) for item in value[:200]]
     return "unavailable"
-
-
-def _number(value: Any) -> bool:
-    """Whether it is a number that any text and any picture can show; no device has a quantity beyond it."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-def are_times(value: Any) -> bool:
-    """Whether it is a list of durations, in any unit that a measurement has."""
-    return isinstance(value, list) and all(_number(item) and 0 < item < 1e9 for item in value)
 
 
 def _list(value: Any) -> Sequence[Any]:

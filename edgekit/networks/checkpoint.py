@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from edgekit.core.errors import CheckpointError, UsageError
-from edgekit.core.files import parse_json, sha256_bytes, sha256_json, sha256_stream, write_bytes
+from edgekit.core.files import sha256_bytes, sha256_json, sha256_stream, write_bytes
+from edgekit.core.text import parse_json
 from edgekit.core.values import MANIFEST, Normalization
 from edgekit.networks.source import code_of, files_read_by
 

@@ -25,10 +25,11 @@ from edgekit.core.progress import Progress
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, Size, UInt8
-from edgekit.devices.environment import available_cores, processor
+from edgekit.devices.environment import processor
 from edgekit.devices.local import Worker
 from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
 from edgekit.networks.checkpoint import Checkpoint
+from edgekit.runtimes.common import bounded_threads
 
 MEMORY_FOR_FRAMES = 1 << 30
 FRAMES_AT_ONCE = 8
@@ -90,7 +91,7 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
 
     flush_subnormals()
     # Whole frames side by side, decoding and counting included, keep cores busier than layers split over them.
-    cores = threads or available_cores()
+    cores = bounded_threads(threads)
     at_once = min(cores, FRAMES_AT_ONCE)
 
     def prepare() -> None:

@@ -108,7 +108,7 @@ def evaluate(
             taken = _accuracy_here(artifact, frames, threads, logs, progress)
         else:
             with ExitStack() as stack:
-                (connected,) = connect([device], stack, logs.parent, progress)
+                (connected,) = connect([device], stack, logs.parent, progress, threads)
                 if (reason := connected.lacks(artifact.target)) is not None:
                     raise DeviceError(reason)
                 taken = accuracy_there(connected, artifact, frames, None, logs.parent, threads)
@@ -200,7 +200,8 @@ def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
     frames = bench_frames_of(plan.artifacts[0])
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        boards = connect([device for device in plan.devices if device != THIS_MACHINE], stack, plan.folder, progress)
+        others = [device for device in plan.devices if device != THIS_MACHINE]
+        boards = connect(others, stack, plan.folder, progress, plan.threads)
         if THIS_MACHINE in plan.devices:
             rows += _bench_here(plan, frames, evaluated, progress)
         samples = bench_frames(frames, plan.artifacts[0].size, plan.folder)

@@ -18,6 +18,7 @@ from edgekit import __version__
 from edgekit.core.errors import DeviceError, EdgekitError, UsageError
 from edgekit.core.files import sha256_json, write_bytes, write_sealed
 from edgekit.core.progress import Progress
+from edgekit.core.quantities import MOST_CORES
 from edgekit.core.registry import target_names
 from edgekit.core.seam import Target
 from edgekit.core.values import Artifact, Int32, Provenance, ProvenanceKind, Size
@@ -26,6 +27,7 @@ from edgekit.devices.inventory import Device
 from edgekit.devices.local import Mode
 from edgekit.pipeline.accuracy import Frames, read_reference
 from edgekit.pipeline.stored import bench_frames, model_key, stored_part
+from edgekit.runtimes.common import check_threads
 
 PACK_FRAMES = 16
 PACK_BYTES = 64 << 20
@@ -67,11 +69,17 @@ class Result:
     error: EdgekitError | None
 
 
-def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress: Progress) -> list[Connected]:
+def connect(
+    devices: Sequence[Device], stack: ExitStack, folder: Path, progress: Progress, threads: int | None = None
+) -> list[Connected]:
     """All devices, connected side by side, before anything else is done.
+
+    Args:
+        threads: that are asked for there.
 
     Raises:
         DeviceError: one cannot be reached or used; the others are let go.
+        UsageError: one has fewer cores than threads are asked for.
     """
 
     def one(device: Device) -> Connected | DeviceError:
@@ -89,6 +97,8 @@ def connect(devices: Sequence[Device], stack: ExitStack, folder: Path, progress:
         stack.callback(board.close)
     if failed := [board for board in boards if isinstance(board, DeviceError)]:
         raise failed[0]
+    for board in connected:
+        check_threads(threads, board.environment.get("cores", MOST_CORES), f"device '{board.device.name}'")
     return connected
 
 

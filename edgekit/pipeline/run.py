@@ -191,7 +191,8 @@ def run(plan: Plan, progress: Progress) -> Path:
     check_devices(plan.devices)
     with ExitStack() as stack:
         # A device that is not there is told now, not after hours; connections are kept until it is their turn.
-        boards = connect([device for device in plan.devices if device != THIS_MACHINE], stack, folder, progress)
+        others = [device for device in plan.devices if device != THIS_MACHINE]
+        boards = connect(others, stack, folder, progress, plan.threads)
         check_targets(boards, plan.targets)
         made, failed = _convert(plan, progress)
         documents, errors = _measurements(plan, boards, made, failed, frames, progress)
@@ -641,9 +642,7 @@ def _measured_before(folder: Path, name: str, device: str, command: str) -> dict
     try:
         document = read_sealed(path)
     except EdgekitError as error:
-        raise EdgekitError(
-            f"{path} is not a measurement as edgekit wrote it; {error}, as it was: {command}"
-        ) from error
+        raise EdgekitError(f"{path} is not a measurement as edgekit wrote it; {error}, as it was: {command}") from error
     if not {"target", "precision", "latency", "environment"} <= document.keys():
         raise EdgekitError(f"{path} is not a measurement of edgekit's: delete it and run again, as it was: {command}")
     manifest_path = folder / "artifacts" / name / MANIFEST

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.core.errors import ArtifactError, TargetError
+from edgekit.core.errors import ArtifactError, TargetError, UsageError
+from edgekit.core.quantities import MOST_CORES
 from edgekit.core.values import Artifact, SessionOptions, UInt8
 from edgekit.decoder import decode, path
 
@@ -18,9 +19,29 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def bounded_threads(asked: int | None) -> int:
+    """The asked number of threads, at most as many as cores that this process may run on; all of them where none is asked for.
+
+    More would only wait for one another, and thousands of them are a load of their own.
+    """
+    return min(asked or MOST_CORES, available_cores())
+
+
 def threads(options: SessionOptions) -> int:
-    """The asked number of threads, or as many cores as this process may use."""
-    return available_cores() if options.threads is None else options.threads
+    """How many threads a session uses; see :func:`bounded_threads`."""
+    return bounded_threads(options.threads)
+
+
+def check_threads(asked: int | None, cores: int, whose: str) -> None:
+    """Raise UsageError where more threads are asked for than there are cores.
+
+    Args:
+        whose: ``this machine`` or a device, as the sentence begins.
+    """
+    if asked is not None and asked > cores:
+        raise UsageError(
+            f"{whose} has {cores} core{'s' if cores > 1 else ''} to offer, not {asked}: give --threads {cores} or fewer, or leave it out"
+        )
 
 
 def check_frame(frame: UInt8, artifact: Artifact) -> None:

@@ -33,7 +33,7 @@ from edgekit.networks.checkpoint import (
     save_checkpoint,
 )
 from edgekit.networks.subnormals import flush_subnormals
-from edgekit.runtimes.common import available_cores
+from edgekit.runtimes.common import available_cores, bounded_threads
 from edgekit.training import mixed
 from edgekit.training.capture import capture
 from edgekit.training.data import BatchOrder, Crops, decoded_frames
@@ -115,7 +115,7 @@ def train(
     recipe.check()
     flush_subnormals()
     if threads:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(bounded_threads(threads))
     with join_group(device) as group:
         if recipe.batch % group.size:
             raise TrainingError(f"--batch {recipe.batch} cannot be shared by {group.size} processes: use a multiple")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 MODE, ARGUMENTS = sys.argv[1], sys.argv[2:]
@@ -36,14 +37,35 @@ def say(number: Any, **content: Any) -> None:
     OUT.flush()
 
 
-def frame() -> dict[str, Any]:
-    counts = {"confusion": [[0, 0, 8192]], "class_hits": [0] * 19, "class_misses": [0] * 19,
-              "category_hits": [0] * 7, "category_misses": [0] * 7}  # fmt: skip
-    if MODE == "counts":
-        counts["confusion"] = [[0, 99, 8192]]
-    if MODE == "hits":
-        counts["class_hits"] = [0] * 18 + ["x"]
-    return {"counts": counts, "agreement": 2.0 if MODE == "agreement" else 0.5}
+def frames(pack: str, classes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Counts of every frame as if all were labelled 0, which is right, except for one thing."""
+    import numpy as np
+
+    from edgekit.devices.worker import count_pack, read_classes
+
+    found: list[dict[str, Any]] = count_pack(
+        lambda image: np.zeros(image.shape[:3], np.uint8), Path(root, "incoming", pack), read_classes(classes)
+    )
+    for one in found:
+        counts = one["counts"]
+        one["agreement"] = 2.0 if MODE == "agreement" else one["agreement"]
+        if MODE == "counts":
+            counts["confusion"][0] = [0, 99, 8192]
+        elif MODE == "hits":
+            counts["class_hits"][-1] = "x"
+        elif MODE == "nothing":
+            counts["confusion"] = []
+        elif MODE == "twice":
+            counts["confusion"].append(counts["confusion"][0])
+        elif MODE == "absurd":
+            counts["confusion"][0][2] = 1 << 39
+        elif MODE == "minus":
+            counts["confusion"][0][2] *= -1
+        elif MODE == "shape":
+            counts["class_misses"] = counts["class_misses"][1:]
+        elif MODE == "instances":
+            counts["class_hits"] = [1e9] * len(counts["class_hits"])
+    return found
 
 
 LATENCY: dict[str, Any] = {
@@ -52,6 +74,8 @@ LATENCY: dict[str, Any] = {
     "conditions": [{"clock_khz": "fast", "temperature_c": {NASTY: "hot", "cpu": 10**400}}, "warm"],
 }  # fmt: skip
 WRONG = {"negative": {"rounds_ms": [[-1.0]]}, "empty": {"rounds_ms": []}, "words": {"rounds_ms": [["fast"]]},
+         "short": {"rounds_ms": [[1e-300] * 64]}, "long": {"rounds_ms": [[9.9e8] * 64]}, "flat": {"rounds_ms": [1.0]},
+         "days": {"rounds_ms": [[3e6] * 64]}, "null": {"rounds_ms": [[None]]},
          "scope": {"scope": ["graph"]}, "memory": {"peak_rss_bytes": "a lot"}, "first": {"first_ms": True},
          "huge": {"peak_rss_bytes": 10**400}, "mode": {"mode": "full"}}  # fmt: skip
 
@@ -101,8 +125,9 @@ for line in sys.stdin:
     elif do == "evaluate" and command["step"] == "open":
         say(number, done={"environment": {}})
     elif do == "evaluate" and command["step"] == "pack":
-        for _ in range(1000 if MODE == "more" else 5):
-            say(number, event={"frame": frame()})
+        answers = frames(command["pack"], command["classes"])
+        for answer in answers * (200 if MODE == "more" else 1):
+            say(number, event={"frame": answer})
         say(number, done={})
     elif do == "bench":
         if MODE == "nan":

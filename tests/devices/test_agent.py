@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -174,7 +175,7 @@ def test_the_oldest_python(talk: Callable[..., Talk], old_python: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ({"do": "nothing"}, "KeyError"),
+        ({"do": "nothing"}, "does not know 'nothing'"),
         ({"do": "have", "artifacts": ["../../etc"], "packs": [], "frames": []}, "is no hash"),
         ({"do": "have", "artifacts": [], "packs": ["/etc/passwd"], "frames": []}, "is no hash"),
         ({"do": "read", "key": "a" * 32, "name": "../../secret", "limit": 10}, "is no file's name"),
@@ -341,10 +342,60 @@ def test_another_users_lock_file_serves_too(tmp_path: Path) -> None:
     lock = DeviceLock("me", path)
     lock.take(0)
     lock.release()
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="link"):
-        DeviceLock("me", tmp_path / "link").take(0)
-    assert not (tmp_path / "elsewhere").exists(), "a link that somebody laid out is not followed"
+    assert lock.remark == ""
+
+
+def closed(path: Path) -> None:
+    path.write_text("another\x1b[2J's")
+    path.chmod(0)
+
+
+def to_read(path: Path) -> None:
+    path.write_text("another's")
+    path.chmod(0o444)
+
+
+def linked(path: Path) -> None:
+    (path.parent / "work").write_text("a thesis")
+    os.link(path.parent / "work", path)
+
+
+@pytest.mark.parametrize(
+    "lay", [closed, to_read, linked, Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.parent / "elsewhere")],
+    ids=["closed", "to be read", "linked", "a folder", "a pipe", "a link"],
+)  # fmt: skip
+def test_nobodys_file_in_a_shared_folder_blocks_a_measurement(lay: Callable[[Path], None]) -> None:
+    """Whatever another user lays out under the lock's name: it is taken all the same, by file or beside it, and said."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as given:
+        folder, path = Path(given), Path(given, "lock")
+        folder.chmod(0o777)
+        lay(path)
+        home = folder / "home"
+        home.mkdir(mode=0o777)
+        home.chmod(0o777)
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.getuid() == 0:
+                    os.setuid(65534)  # root may open everything
+                os.environ["XDG_CACHE_HOME"] = str(home)
+                first, second = DeviceLock("first", path), DeviceLock("second", path)
+                first.take(0)
+                remarked = "are not waited for" in first.remark
+                try:
+                    second.take(0)
+                except Busy as busy:
+                    held = "\x1b" not in str(busy)
+                else:
+                    held = False
+                first.release()
+                second.take(0)
+                os._exit(0 if held and remarked == (lay is not to_read) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert not (folder / "elsewhere").exists(), "a link that somebody laid out is not followed"
+        assert lay is not linked or (folder / "work").read_text() == "a thesis"
 
 
 # Its cache

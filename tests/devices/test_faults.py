@@ -509,8 +509,16 @@ HOSTILE = {
     "probe": "has no ONNX Runtime", "have": "what it has", "nan": "answers nonsense", "scope": "a latency's scope",
     "negative": "latency samples", "empty": "latency samples", "words": "latency samples", "memory": "its memory",
     "first": "latency samples", "counts": "a frame's counts", "hits": "a frame's counts",
+    "short": "latency samples (1e-300)", "long": "latency samples (990000000.0)", "flat": "latency samples",
+    "days": "more than a day", "null": "latency samples",
+    "nothing": "not of the frame's pixels (0 pixels where", "twice": "a pair of classes twice", "absurd": "not of the frame's pixels",
+    "minus": "a frame's counts", "shape": "a frame's counts", "instances": "not of the frame's instances",
     "agreement": "a frame's agreement", "more": "counts more frames than it was sent", "huge": "its memory", "mode": "a latency's scope",
 }  # fmt: skip
+
+
+COUNTED = ("counts", "hits", "agreement", "more", "nothing", "twice", "absurd", "minus", "shape", "instances")
+"""What comes after the latencies."""
 
 
 def hostile_python(project: Project, mode: str) -> Path:
@@ -536,7 +544,7 @@ def test_a_hostile_device(mode: str, project: Project, monkeypatch: pytest.Monke
     assert all(re.match(r"(runs/bench/|cache-board/)", name) for name in new), new
     assert sum((project.folder / name).stat().st_size for name in new if name.startswith("runs/")) < 4 << 20
     page = project.folder / "runs" / "bench" / "report" / "board.md"
-    if mode in ("counts", "hits", "agreement", "more"):  # its latency was one
+    if mode in COUNTED:  # its latency was one
         assert HOSTILE[mode] in page.read_text() and " 1.00 |" in page.read_text()
     else:
         assert not page.parent.exists(), "no page is made of it"

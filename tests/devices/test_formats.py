@@ -272,6 +272,105 @@ def test_a_summary_and_statistics_that_differ_are_not_believed() -> None:
         benchmark_model.parse(TFLITE_24.replace("Inference (avg): 2.95034e+06", "Inference (avg): 1"))
 
 
+RUNS_24 = next(line for line in TFLITE_24.splitlines() if line.startswith("count=50"))
+FULL = "count=50 first=2990275 curr=2913402 min=2727568 max=3189954 avg=2.95034e+06 std=109798 p5=2727600 median=2950000 p95=3189900"
+
+
+@pytest.mark.timeout(20)
+def test_a_field_that_nobody_knows_costs_neither_time_nor_the_result() -> None:
+    """A newer version may print more: its line is read by its words, in time that grows with its length."""
+    for more in (" unit=us", " p99=3189952", " p99.9=-", " unit=us" * 8000):
+        assert benchmark_model.parse(TFLITE_24.replace(RUNS_24, RUNS_24 + more)) == benchmark_model.parse(TFLITE_24)
+        run = benchmark_model.parse(TFLITE_24.replace(RUNS_24, FULL + more))
+        assert (run.inference.median_ms, run.inference.p95_ms) == (2950.0, 3189.9)
+
+
+@pytest.mark.parametrize(
+    ("said", "instead", "why"),
+    [
+        (" avg=2.95034e+06", "", "no mean"), (" avg=2.95034e+06", " avg=nan", "avg=nan is no number"),
+        ("median=2950000", "median=-5000", "median is -5 ms"), ("std=109798", "std=1e99", "std is 1e[+]96 ms"),
+        ("count=50", "count=100000000000000000", "more than a day"), ("min=2727568", "min=3100000", "p5|between"),
+        ("p5=2727600", "p5=3000000", "p5 is above median"), ("max=3189954", "max=3189800", "p95 is above max"),
+        ("first=2990275", "first=990275", "first is not between"), ("min=2727568", "min=0", "min is 0 ms"),
+        ("avg=2.95034e+06", "avg=3.95034e+06", "avg is not between"), ("median=2950000", "median=slow", "no number"),
+        ("first=2990275", "first=5e-324", "first is"), ("max=3189954", "max=9.9e14", "max is 9.9e[+]11 ms"),
+    ],
+)  # fmt: skip
+def test_statistics_that_no_runs_have_are_refused(said: str, instead: str, why: str) -> None:
+    assert said in FULL
+    with pytest.raises(DeviceError, match=rf"benchmark_model prints statistics that no runs have .*({why}).*count="):
+        benchmark_model.parse(TFLITE_24.replace(RUNS_24, FULL.replace(said, instead)))
+
+
+@pytest.mark.parametrize("name", ["first", "curr", "min", "max", "std", "p5", "median", "p95"])
+def test_a_version_that_prints_less_is_read_all_the_same(name: str) -> None:
+    run = benchmark_model.parse(TFLITE_24.replace(RUNS_24, re.sub(rf" {name}=\S+", "", FULL)))
+    assert run.inference.mean_ms == 2950.34
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ("Init: 17187", "Init: 1e60"), ("First inference: 3512391", "First inference: -3512391"),
+        ("Warmup (avg): 3.51239e+06", "Warmup (avg): 9.9e14"),
+    ],
+)  # fmt: skip
+def test_a_summary_that_no_run_has_is_refused(said: str, instead: str) -> None:
+    assert said in TFLITE_24
+    with pytest.raises(DeviceError, match=r"benchmark_model prints times that no run has: 'Inference timings"):
+        benchmark_model.parse(TFLITE_24.replace(said, instead))
+
+
+def test_the_warm_up_is_never_taken_for_the_inference() -> None:
+    """Old tools print the root of a rounded zero, which may be -nan, and a series may have been cut off."""
+    warm = "count=29 first=17100 curr=17300 min=17000 max=17400 avg=17210 std=80"
+    runs = "count=50 first=17200 curr=17300 min=17100 max=17400 avg=17220 std=-nan"
+    text = (
+        "STARTING!\nRunning benchmark for at least 1 iterations and at least 0.5 seconds\n{warm}\n\n"
+        "Running benchmark for at least 50 iterations and at least 1 seconds\n{runs}\n\n{summary}\n"
+    )
+    new = "Inference timings in us: Init: 3000, First inference: 17100, Warmup (avg): 17210, Inference (avg): 17220"
+    run = benchmark_model.parse(text.format(warm=warm, runs=runs, summary=new))
+    assert (run.inference.count, run.inference.std_ms, run.inference.mean_ms) == (50, None, 17.22)
+    assert run.warmup is not None and run.warmup.count == 29
+    for old in ("no stats", "Inference"):
+        summary = f"Average inference timings in us: Warmup: 17210, Init: 3000, {old}: 17220"
+        run = benchmark_model.parse(text.format(warm=warm, runs=runs, summary=summary))
+        assert (run.inference.count, run.init_ms, run.first_ms) == (50, 3.0, None)
+    for cut in ("", "count=0", runs[:30]):
+        with pytest.raises(DeviceError, match=r"without a result|no runs have"):
+            benchmark_model.parse(text.format(warm=warm, runs=cut, summary=new))
+
+
+UNSUPPORTED = """INFO: Created TensorFlow Lite delegate for GPU.
+ERROR: Following operations are not supported by GPU delegate:
+ARG_MAX: Operation is not supported.
+RESIZE_BILINEAR: Half pixel centers are not supported.
+63 operations will run on the GPU, and the remaining 5 operations will run on the CPU.
+INFO: Initialized OpenCL-based API.
+"""
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "E tflite  : ", "05-31 10:38:42.607 22206 22206 E tflite  : ", "E/tflite ( 2220): "]
+)
+def test_operations_that_a_delegate_lacks_and_a_crash_are_told(prefix: str) -> None:
+    text = UNSUPPORTED if not prefix else "".join(
+        f"{prefix if not line.startswith('INFO') else prefix.replace('E', 'I')}{line.removeprefix('ERROR: ')}\n"
+        for line in UNSUPPORTED.splitlines()
+    )  # fmt: skip
+    with pytest.raises(DeviceError) as error:
+        benchmark_model.parse(f"{text}Segmentation fault\n", 139)
+    said = str(error.value)
+    assert "ended without a result (ended by SIGSEGV, exit code 139)" in said
+    assert "GPU delegate: ARG_MAX: Operation is not supported.; RESIZE_BILINEAR: Half pixel centers" in said
+    assert "63 operations will run on the GPU" in said and said.endswith("the last it said: Segmentation fault")
+    # Where it goes on without the GPU, the reason is the same.
+    run = benchmark_model.parse(text + TFLITE_24)
+    assert "ARG_MAX: Operation is not supported." in str(benchmark_model.fallback(run, "GPU"))
+
+
 # trtexec.
 
 TRT_10 = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # /usr/src/tensorrt/bin/trtexec --loadEngine=m.engine --useCudaGraph
@@ -392,6 +491,58 @@ def test_failures_say_what_failed_first() -> None:
         trtexec.parse_output("sh: 1: trtexec: not found\n")
     with pytest.raises(DeviceError, match="trtexec failed"):  # killed before its last line
         trtexec.parse_output(TRT_10.partition("&&&& PASSED")[0])
+
+
+PARSING = """&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --onnx=m.onnx
+[06/13/2025-19:41:36] [I] [TRT] ----------------------------------------------------------------
+[06/13/2025-19:41:36] [E] [TRT] parsers/onnx/ModelImporter.cpp:961: While parsing node number 267 [Conv -> "/layers.0/Conv_output_0"]:
+[06/13/2025-19:41:36] [E] [TRT] parsers/onnx/ModelImporter.cpp:964: --- Begin node ---
+input: "/Reshape_output_0"
+name: "/layers.0/Conv"
+attribute {
+  name: "strides"
+}
+[06/13/2025-19:41:36] [E] [TRT] parsers/onnx/ModelImporter.cpp:965: --- End node ---
+[06/13/2025-19:41:36] [E] [TRT] parsers/onnx/ModelImporter.cpp:967: ERROR: parsers/onnx/ModelImporter.cpp:202 In function parseNode:
+[6] Invalid Node - /layers.0/Conv
+[graphShapeAnalyzer.cpp::processCheck::581] Error Code 4: Internal Error (two inputs of /layers.0/Conv do not fit.)
+[06/13/2025-19:41:36] [E] Failed to parse onnx file
+[06/13/2025-19:41:36] [I] Finished parsing network model. Parse time: 0.1
+[06/13/2025-19:41:36] [E] Engine set up failed
+&&&& FAILED TensorRT.trtexec [TensorRT v100300] # trtexec --onnx=m.onnx
+"""
+
+
+def test_a_parsers_error_is_told_with_its_reason() -> None:
+    """Of TensorRT 10.3 on an Orin (NVIDIA/TensorRT#4488); older versions print the node behind their prefix."""
+    older = PARSING.replace(
+        'input: "/Reshape', '[06/13/2025-19:41:36] [E] [TRT] parsers/onnx/ModelImporter.cpp:742: input: "/Reshape'
+    )
+    for text in (PARSING, older):
+        with pytest.raises(DeviceError) as error:
+            trtexec.parse_output(text)
+        said = str(error.value)
+        assert 'While parsing node number 267 [Conv -> "/layers.0/Conv_output_0"]: ' in said
+        assert "[6] Invalid Node - /layers.0/Conv [graph" in said and "two inputs of /layers.0/Conv do not fit" in said
+        assert "strides" not in said and "Begin node" not in said and len(said) < 700
+        assert trtexec.why(text) in said
+
+
+@pytest.mark.parametrize(
+    ("said", "instead", "why"),
+    [
+        ("max = 3.15479", "max = 3.0", "between min and max"), ("mean = 3.14068", "mean = -3.14068", "mean is no time"),
+        ("median = 3.14062", "median = inf", "median is no time"), ("mean = 3.14068", "mean = 9.9e8", "mean is no time"),
+        ("percentile(99%) = 3.15039", "percentile(99%) = 3.13", "percentiles do not rise"),
+        ("median = 3.14062 ms, ", "", "there is no median"), ("Throughput: 318.007", "Throughput: -1", "throughput"),
+        ("has 956 queries", "has 999999999999999999 queries", "number of queries"),
+        ("deserialized in 0.0155", "deserialized in 1e30", "a time"),
+    ],
+)  # fmt: skip
+def test_what_no_run_of_trtexec_has_is_refused(said: str, instead: str, why: str) -> None:
+    assert said in TRT_10
+    with pytest.raises(DeviceError, match=rf"trtexec prints what no run has, .*{why}"):
+        trtexec.parse_output(TRT_10.replace(said, instead))
 
 
 @pytest.mark.parametrize(
@@ -591,6 +742,39 @@ def test_battery() -> None:
     assert battery.parse(BATTERY.replace("temperature: 285", "temperature: 0")).celsius is None
     with pytest.raises(DeviceError, match="Can't find service"):
         battery.parse("Can't find service: battery\n")
+
+
+@pytest.mark.parametrize(
+    ("said", "instead", "why"),
+    [
+        ("level: 85", "level: 850", "a level of 850 in 100"), ("level: 85", "level: -1", "a level of -1"),
+        ("scale: 100", "scale: 0", "85 in 0"),
+    ],
+)  # fmt: skip
+def test_a_charge_that_no_battery_has_is_refused(said: str, instead: str, why: str) -> None:
+    with pytest.raises(DeviceError, match=why):
+        battery.parse(BATTERY.replace(said, instead))
+
+
+def test_temperatures_loads_and_powers_that_nothing_has_are_left_out() -> None:
+    assert battery.parse(BATTERY.replace("temperature: 285", "temperature: 99999")).celsius is None
+    heat = thermalservice.parse(THERMAL_PIXEL.replace("mValue=61.25", "mValue=6.1E30"))
+    assert heat.celsius == {"VIRTUAL-SKIN": 41.5, "battery": 32.2}
+    with pytest.raises(DeviceError, match="thermal status 9"):
+        thermalservice.parse(THERMAL_PIXEL.replace("Thermal Status: 2", "Thermal Status: 9"))
+    (sample,) = tegrastats.parse(
+        ORIN_NANO_JP6.replace("26%@[306]", "260%@[999999999]").replace("tj@46.41C", "tj@999999C")
+        .replace("VDD_SOC 1500mW", "VDD_SOC 999999999999mW").replace("6%@1510,6%", "600%@1510,6%")
+    )  # fmt: skip
+    assert (sample.gpu_load, sample.gpu_clock, sample.cores[0]) == (None, None, None)
+    assert "tj" not in sample.celsius and "VDD_SOC" not in sample.rails and sample.watts == 4.9
+    with pytest.raises(DeviceError, match="no sample"):
+        tegrastats.parse(ORIN_NANO_JP6.replace("3172/6284MB", "6285/6284MB"))
+
+
+@pytest.mark.timeout(20)
+def test_a_line_of_blanks_costs_a_battery_no_time() -> None:
+    assert battery.parse(f"{BATTERY}  note: a{' ' * 65000}b\n") == battery.parse(BATTERY)
 
 
 # What devices add.

@@ -107,6 +107,55 @@ def test_what_it_refuses(text: str, said: str, tmp_path: Path) -> None:
     assert "\x1b" not in str(caught.value)
 
 
+COMMANDS = [
+    "ProxyCommand touch pwned", "proxycommand=touch pwned", '  "ProxyCommand" touch pwned', "Match exec 'touch pwned'", "Include other",
+    "KnownHostsCommand /bin/touch pwned", "PKCS11Provider ./pwned.so", "SecurityKeyProvider ./pwned.so", "LocalCommand touch pwned",
+    "ForwardAgent yes", "SendEnv *", "ProxyJump $(touch pwned)", "HostName a`touch pwned`", "User -oProxyCommand=touch", "\u202e", "=",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_projects_ssh_configuration_runs_nothing(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that somebody passes on holds both files: not even looking at a device there runs a program here."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    text = '[a]\nkind = "ssh"\naddress = "board"\nconfig = "ssh_config"\n'
+    Path("ssh_config").write_text(f"Host board\n  HostName 127.0.0.1\n  Port 1\n  {line}\n")
+    written(Path(), text)
+    done = call(monkeypatch, capfd, "devices", "probe", "a")
+    assert done.code == 2 and "such a line can run a program" in done.sentence and "\u202e" not in done.err
+    assert not Path("pwned").exists()
+    # In the user's own folder it is the user's.
+    own = tmp_path / "config" / "edgekit"
+    own.mkdir(parents=True)
+    assert read_inventory(written(own, text))["a"].config == str(own / "ssh_config")
+
+
+def test_a_projects_ssh_configuration_says_where(tmp_path: Path) -> None:
+    """Hosts, ports, users, keys and jump hosts: all that finds a device."""
+    (tmp_path / "ssh").mkdir()
+    (tmp_path / "ssh" / "config").write_text(
+        '# mine\n\nHost orin *.lab !x\n\tHostName=10.0.0.7\n User me\nPort 2222\nIdentityFile "~/my keys/id"\nProxyJump me@gate:22\n'
+        "StrictHostKeyChecking yes\nUserKnownHostsFile ./known\nHostKeyAlias orin-1\nServerAliveInterval 5\n"
+    )
+    assert read_inventory(written(tmp_path, WHOLE))["orin"].config == str(tmp_path / "ssh/config")
+
+
+def test_paths_of_an_inventory_are_no_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(
+        Path(),
+        '[a]\nkind = "ssh"\naddress = "x"\nconfig = "-oProxyCommand=sh"\n[b]\nkind = "adb"\naddress = "y"\nbenchmark_model = "-x"\n',
+    )
+    devices = load_inventory()
+    assert devices["a"].config == str(tmp_path / "-oProxyCommand=sh") and devices["b"].benchmark_model == str(
+        tmp_path / "-x"
+    )
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(name=st.text(min_size=1, max_size=12), address=st.text(max_size=12))
 def test_nothing_hostile_gets_through(name: str, address: str, tmp_path: Path) -> None:

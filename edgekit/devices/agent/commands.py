@@ -110,7 +110,7 @@ def describe(folder: Path) -> dict[str, Any]:
 def take(agent: Agent, command: Answer) -> Answer:
     """The device for this host alone, until the talk ends."""
     agent.lock.take(float(command["seconds"]), lambda holder: agent.talk.event(busy=holder))
-    return {}
+    return {"remark": agent.lock.remark} if agent.lock.remark else {}
 
 
 def have(agent: Agent, command: Answer) -> Answer:

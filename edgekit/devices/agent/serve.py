@@ -15,6 +15,7 @@ from typing import Any
 
 from edgekit.core.errors import ArtifactError, EdgekitError, TargetError
 from edgekit.core.progress import Progress
+from edgekit.core.text import parse_json
 from edgekit.devices.agent import EXIT_LOST, MARK, SILENCE
 from edgekit.devices.agent.cache import NoSpace
 from edgekit.devices.agent.commands import COMMANDS, Agent
@@ -71,6 +72,15 @@ class Told(Progress):
             self._talk.event(progress=text)
 
 
+def read_command(line: str) -> dict[str, Any] | None:
+    """A line of the host's; None for what is no command, on which this side of the talk must not end."""
+    try:
+        command = parse_json(line)
+    except ValueError:
+        return None
+    return command if isinstance(command, dict) and isinstance(command.get("do"), str) else None
+
+
 def _listen(talk: Talk, commands: queue.Queue[Any], silence: float) -> None:
     """Lines in; the process ends with the host, also when only the network went."""
     heard = [time.monotonic()]
@@ -83,9 +93,8 @@ def _listen(talk: Talk, commands: queue.Queue[Any], silence: float) -> None:
     threading.Thread(target=watch, daemon=True).start()
     for line in sys.stdin:
         heard[0] = time.monotonic()
-        try:
-            command = json.loads(line)
-        except ValueError:
+        command = read_command(line)
+        if command is None:
             continue
         if command.get("do") == "alive":
             talk.event(alive=True)
@@ -112,6 +121,8 @@ def serve(token: str, root: str, limit: int, version: str, silence: float = SILE
         command = commands.get()
         talk.number = command.get("id")
         try:
+            if command["do"] not in COMMANDS:
+                raise EdgekitError(f"this agent does not know {command['do']!r:.60}")
             answer: dict[str, Any] = {"done": COMMANDS[command["do"]](agent, command)}
         except Exception as error:
             kind, text = _described(error)

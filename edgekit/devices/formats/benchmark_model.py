@@ -8,48 +8,64 @@ neither input files nor an output file, so that no accuracy can be had from it.
 from __future__ import annotations
 
 import re
+import signal
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from edgekit.core.errors import DeviceError
-from edgekit.devices.formats.text import lines, shortened
+from edgekit.core.quantities import LONGEST_MS, MOST_BYTES, MOST_MS, MOST_RUNS, is_milliseconds, is_runs, is_share
+from edgekit.devices.formats.text import LISTED, NUMBER, last_said, lines, number, shortened
 
 Tool = Literal["tflite", "litert"]
 Share = Literal["all", "part", "none"]
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,2})?"
-_FLAG = re.compile(r"^\s*--([A-Za-z0-9_]+)=")
-_COUNT = re.compile(rf"\bcount=(\d+)((?: \w+={_NUMBER}(?:\(all same\))?)*)\s*$")
-_FIELD = re.compile(rf"(\w+)=({_NUMBER})")
+_FLAG = re.compile(r"\s*--([A-Za-z0-9_]+)=")
+_COUNT = re.compile(r"\bcount=([0-9]+)(?=\s|$)")
+_STATISTICS = ("first", "curr", "min", "max", "avg", "std", "p5", "median", "p95")
+_ROUNDED = 1e-4
+"""Share by which a printed mean may be off: the tool prints six digits of it."""
+_SERIES = "Running benchmark for "
+"""Said before each series: the warm-up, then the inference."""
 _SUMMARY = re.compile(
-    rf"Inference timings in us: Init: ({_NUMBER}), First inference: ({_NUMBER}), Warmup \(avg\): ({_NUMBER}), "
-    rf"Inference \(avg\): ({_NUMBER})"
+    rf"Inference timings in us: Init: ({NUMBER}), First inference: ({NUMBER}), Warmup \(avg\): ({NUMBER}), "
+    rf"Inference \(avg\): ({NUMBER})"
 )
-_FOOTPRINT = re.compile(rf"[Mm]emory footprint[^:]{{0,60}}\(MB\): init={_NUMBER} overall=({_NUMBER})")
-_PEAK = re.compile(rf"Overall peak memory footprint \(MB\) via periodic monitoring: ({_NUMBER})")
+# To TensorFlow 2.1, in two forms.
+_OLD_SUMMARY = re.compile(
+    rf"Average inference timings in us: Warmup: ({NUMBER}), Init: ({NUMBER}), (?:no stats|Inference): ({NUMBER})"
+)
+_FOOTPRINT = re.compile(rf"[Mm]emory footprint[^:]{{0,60}}\(MB\): init={NUMBER} overall=({NUMBER})")
+_PEAK = re.compile(rf"Overall peak memory footprint \(MB\) via periodic monitoring: ({NUMBER})")
 _APPLIED = re.compile(
-    r"(?:Explicitly a|A)pplied (\S+) delegate, and the model graph will be (completely|partially) executed (?:by|w/) the delegate"
+    r"(?:Explicitly a|A)pplied (\S{1,100}) delegate, and the model graph will be (completely|partially) executed (?:by|w/) the delegate"
 )
 _IGNORED = re.compile(
-    r"Though (\S+) delegate is explicitly applied, the model graph will not be executed by the delegate"
+    r"Though (\S{1,100}) delegate is explicitly applied, the model graph will not be executed by the delegate"
 )
-_REPLACED = re.compile(r"Replacing (\d+)(?: out of (\d+))? node\(s\) with delegate \(([^)\s]{1,100})\) node")
+_REPLACED = re.compile(r"Replacing ([0-9]+)(?: out of ([0-9]+))? node\(s\) with delegate \(([^)\s]{1,100})\) node")
 _UNSUPPORTED = re.compile(r"(GPU|NNAPI) acceleration is unsupported on this platform")
-_FAILED = re.compile(r"Failed to apply (\S+) delegate")
+_FAILED = re.compile(r"Failed to apply (\S{1,100}) delegate")
 _UNKNOWN = re.compile(r"Unconsumed cmdline flags: (.*)")
-_ERROR = re.compile(r"(?:^|\s)(?:(?:ERROR|FATAL):|E[/ ]tflite\s*:)\s*(.*)")
+_ERROR = re.compile(r"(?:^|\s)(?:(?:ERROR|FATAL):|E[/ ]tflite\s{0,20}(?:\(\s{0,20}[0-9]+\))?:)\s*(.*)")
+_OTHER_LEVEL = re.compile(
+    r"(?:^|\s)(?:(?:VERBOSE|DEBUG|INFO|WARN|WARNING):|[VDIW][/ ]tflite\s{0,20}(?:\(\s{0,20}[0-9]+\))?:)"
+)
+_OPERATIONS = re.compile(r"(?:Following|Next) operations are not supported by (\S{1,40}) delegate:")
+"""Begins a list, a line an operation and why, which ends with how many operations run where."""
+_WHY = re.compile(r"[A-Z][A-Z0-9_]{0,60}\b[^:]{0,60}:|(?:First )?[0-9]+ operations? will run on the ")
 _LITERT = re.compile(
     r"(Model initialization|Warmup \(first\)|Warmup \(avg\)|Inference \(avg\)|Overall footprint|Peak memory)"
-    rf":\s+({_NUMBER})(?: ms| MB)?(?: \(\d+ runs\))?\s*$"
-)
-_OPERATION = re.compile(
-    rf"^\s*(\S+)\s+((?:{_NUMBER}\s+){{2,3}})({_NUMBER})%\s+{_NUMBER}%\s+{_NUMBER}\s+(\d+)\s+(\S.*)$"
+    rf":\s{{1,40}}({NUMBER})(?: ms| MB)?(?: \([0-9]+ runs\))?$"
 )
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of one series of runs. What a version of the tool does not print is None."""
+    """Milliseconds of one series of runs. What a version of the tool does not print is None.
+
+    The values are those that runs can have: times of a clock, in their order, and a spread that they allow.
+    """
 
     count: int
     mean_ms: float
@@ -134,7 +150,7 @@ def flags_of(help_text: str | bytes) -> frozenset[str]:
     if not {"graph", "num_runs"} <= found:
         raise DeviceError(
             "benchmark_model --help lists neither --graph nor --num_runs: give LiteRT's benchmark_model for this device "
-            f"(it said: {_said(help_text)})"
+            f"(it said: {last_said(help_text)})"
         )
     return found
 
@@ -144,46 +160,68 @@ def tool_of(flags: frozenset[str]) -> Tool:
     return "litert" if "use_npu" in flags or "dispatch_library_path" in flags else "tflite"
 
 
-def parse(text: str | bytes) -> BenchmarkRun:
+def parse(text: str | bytes, code: int | None = None) -> BenchmarkRun:
     """Read a run of either tool, standard output and error together.
 
+    Args:
+        code: the exit code, which tells a crash.
+
     Raises:
-        DeviceError: it ended before it had a result, and why it says it did.
+        DeviceError: it ended before it had a result, and why it says it did; or it prints what no run can have.
     """
     reading = _Reading()
     for line in lines(text):
         reading.take(line)
-    if not reading.series or not (reading.summary or reading.named):
-        raise DeviceError(f"benchmark_model ended without a result: {reading.why() or _said(text)}")
-    inference = reading.series[-1]
+    if reading.nonsense:
+        raise DeviceError(f"benchmark_model prints {reading.nonsense[0]}: run it there by hand and look")
+    inference = reading.series[-1] if reading.series else None
+    if inference is None or not (reading.summary or reading.named):
+        raise DeviceError(f"benchmark_model ended without a result{_crash(code)}: {_why(reading, text, code)}")
     init, first, warmup, mean = reading.summary or (
         reading.named.get("Model initialization"), reading.named.get("Warmup (first)"),
         reading.named.get("Warmup (avg)", 0.0), reading.named.get("Inference (avg)", 0.0),
     )  # fmt: skip
-    if inference.mean_ms <= 0:
-        raise DeviceError(
-            f"benchmark_model says {inference.mean_ms:g} ms, which is no time: run it there by hand and look"
-        )
     if abs(inference.mean_ms - mean) > max(0.02 * mean, 0.02):  # the one prints two decimals of a millisecond
         raise DeviceError(
             f"benchmark_model contradicts itself: {inference.mean_ms:g} ms in its statistics, {mean:g} ms in its summary"
         )
-    before = next((one for one in reading.series[:-1] if abs(one.mean_ms - warmup) <= max(0.02 * warmup, 0.02)), None)
+    before = [one for one in reading.series[:-1] if one is not None]
+    matching = next((one for one in before if abs(one.mean_ms - warmup) <= max(0.02 * warmup, 0.02)), None)
     footprint = reading.named.get("Overall footprint", reading.footprint)
     return BenchmarkRun(
-        "litert" if reading.named else "tflite", inference, before, init, first,
+        "litert" if reading.named else "tflite", inference, matching, _time(init), _time(first),
         _megabytes(footprint), _megabytes(reading.named.get("Peak memory", reading.peak)),
         tuple(reading.delegates.values()), tuple(reading.operations), tuple(reading.ignored),
         (*reading.remarks, *reading.errors),
     )  # fmt: skip
 
 
+def _crash(code: int | None) -> str:
+    """In what way the process ended, in parentheses; nothing where it was its own way."""
+    if code is None or code < 128:
+        return "" if not code else f" (exit code {code})"
+    try:
+        return f" (ended by {signal.Signals(code - 128).name}, exit code {code})"
+    except ValueError:
+        return f" (exit code {code})"
+
+
+def _why(reading: _Reading, text: str | bytes, code: int | None) -> str:
+    """What the tool complained of, and of one that crashed the last that it said."""
+    told = [*reading.errors[:2], *reading.remarks[:1]]
+    last = last_said(text)
+    if not told or (code is not None and code >= 128 and not any(last in part for part in told)):
+        told.append(last if not told else f"the last it said: {last}")
+    return "; ".join(told)
+
+
 class _Reading:
     """What was read so far, line after line."""
 
     def __init__(self) -> None:
-        self.series: list[Timings] = []
-        self.summary: tuple[float, float, float, float] | None = None
+        self.series: list[Timings | None] = []
+        """One for each that was begun; None while its statistics have not come, or when it had no runs."""
+        self.summary: tuple[float | None, float | None, float, float] | None = None
         self.named: dict[str, float] = {}
         self.footprint: float | None = None
         self.peak: float | None = None
@@ -192,7 +230,11 @@ class _Reading:
         self.ignored: list[str] = []
         self.remarks: list[str] = []
         self.errors: list[str] = []
+        self.nonsense: list[str] = []
+        """What cannot be, in the words of a sentence."""
         self._section = ""
+        self._announced = False
+        self._listing = False
 
     def take(self, line: str) -> None:
         if "Profiling Info" in line:
@@ -200,46 +242,98 @@ class _Reading:
         elif "==========" in line and self._section:
             self._section = "run order" if self._section == "operations" and "Run Order" in line else "others"
         elif self._section == "run order":
-            if match := _OPERATION.match(line):
-                mean = float(match[2].split()[-1])
-                self.operations.append(Operation(match[1], match[5].strip(), mean, float(match[3]) / 100))
+            if (operation := _operation(line)) is not None and len(self.operations) < LISTED:
+                self.operations.append(operation)
         elif not self._section:  # profiles have count= lines of their own
             self._result(line)
         self._message(line)
 
     def _result(self, line: str) -> None:
-        if match := _COUNT.search(line):
-            if (timings := _timings(match)) is not None:
-                self.series.append(timings)
+        if _SERIES in line:
+            self.series.append(None)
+            self._announced = True
+        elif match := _COUNT.search(line):
+            self._statistics(line, int(match[1]), line[match.end() :])
         elif match := _SUMMARY.search(line):
-            init, first, warmup, mean = (float(number) / 1e3 for number in match.groups())
-            self.summary = init, first, warmup, mean
+            init, first, warmup, mean = (float(part) / 1e3 for part in match.groups())
+            self._sum_up(line, init, first, warmup, mean)
+        elif match := _OLD_SUMMARY.search(line):
+            warmup, init, mean = (float(part) / 1e3 for part in match.groups())
+            self._sum_up(line, init, None, warmup, mean)
         elif match := _LITERT.search(line):
-            self.named[match[1]] = float(match[2])
+            self.named[match[1]] = self._bounded(line, float(match[2]), MOST_BYTES / (1 << 20))
         elif match := _PEAK.search(line):
-            self.peak = float(match[1])
+            self.peak = self._bounded(line, float(match[1]), MOST_BYTES / (1 << 20))
         elif match := _FOOTPRINT.search(line):
-            self.footprint = float(match[1])
+            self.footprint = float(match[1])  # of a whole process, from its start: it may shrink
+
+    def _statistics(self, line: str, count: int, rest: str) -> None:
+        """``count=0``, ``count=1 curr=9``, ``count=3 curr=9(all same)`` and the full line of any version."""
+        said: dict[str, str] = {}
+        for part in rest.replace("(all same)", "").split():
+            name, equals, value = part.partition("=")
+            if not equals:  # words of another line that happens to count something
+                return
+            said.setdefault(name, value)
+        if not count or not said.keys() & set(_STATISTICS):
+            return
+        try:
+            timings = _timings(count, said)
+        except ValueError as error:
+            self.nonsense.append(f"statistics that no runs have ({error}, in '{shortened(line, 200)}')")
+            return
+        if self._announced and self.series[-1] is None:
+            self.series[-1] = timings
+        elif len(self.series) < LISTED:  # a version that does not say when one begins
+            self.series.append(timings)
+
+    def _sum_up(self, line: str, init: float, first: float | None, warmup: float, mean: float) -> None:
+        times = init, first or 0.0, warmup, mean
+        if not all(0 <= value <= LONGEST_MS for value in times):
+            self.nonsense.append(f"times that no run has: '{shortened(line, 200)}'")
+        self.summary = init, first, warmup, mean
+
+    def _bounded(self, line: str, value: float, most: float) -> float:
+        if not 0 <= value <= most:
+            self.nonsense.append(f"a quantity that no device has: '{shortened(line, 200)}'")
+        return value
 
     def _message(self, line: str) -> None:
+        if self._listed(line):
+            return
         if match := _REPLACED.search(line):
             nodes, of = int(match[1]), int(match[2]) if match[2] else None
+            if nodes > (MOST_RUNS if of is None else of):
+                return
             share: Share = "none" if not nodes else "all" if nodes == of else "part"
-            self.delegates[_short_name(match[3])] = Delegated(_short_name(match[3]), share, nodes, of)
+            self._delegate(Delegated(_short_name(match[3]), share, nodes, of))
         elif match := _APPLIED.search(line):
             share = "all" if match[2] == "completely" else "part"
-            before = self.delegates.get(match[1], Delegated(match[1], share))
-            self.delegates[match[1]] = replace(before, share=share)
+            self._delegate(replace(self.delegates.get(match[1], Delegated(match[1], share)), share=share))
         elif match := _IGNORED.search(line) or _UNSUPPORTED.search(line) or _FAILED.search(line):
-            self.delegates[match[1]] = Delegated(match[1], "none")
-            self.remarks.append(shortened(match[0]))
+            self._delegate(Delegated(match[1], "none"))
+            self.remarks += [shortened(match[0])][: LISTED - len(self.remarks)]
         elif match := _UNKNOWN.search(line):
-            self.ignored += re.findall(r"--([A-Za-z0-9_]{1,100})", match[1])
+            self.ignored += re.findall(r"--([A-Za-z0-9_]{1,100})", match[1])[: LISTED - len(self.ignored)]
         elif (match := _ERROR.search(line)) and len(self.errors) < 10:
             self.errors.append(shortened(match[1]))
+            self._listing = bool(_OPERATIONS.search(line))
 
-    def why(self) -> str:
-        return "; ".join([*self.errors[:2], *self.remarks[:1]])
+    def _listed(self, line: str) -> bool:
+        """Whether it is a line of the list of what a delegate lacks, which belongs to the error that it begins."""
+        if not self._listing:
+            return False
+        error = _ERROR.search(line)
+        said = error[1] if error else line.strip()
+        if _OTHER_LEVEL.search(line) or not _WHY.match(said) or len(self.errors[-1]) > 500:
+            self._listing = False
+            return False
+        self.errors[-1] += f"{'' if self.errors[-1].endswith(':') else ';'} {shortened(said, 120)}"
+        return True
+
+    def _delegate(self, found: Delegated) -> None:
+        if found.name in self.delegates or len(self.delegates) < LISTED:
+            self.delegates[found.name] = found
 
 
 def fallback(run: BenchmarkRun, name: str) -> str | None:
@@ -265,25 +359,80 @@ def _short_name(delegate: str) -> str:
     return next((name for part, name in _NAMES if part in delegate.lower()), delegate)
 
 
-def _timings(match: re.Match[str]) -> Timings | None:
-    """``count=0``, ``count=1 curr=9``, ``count=3 curr=9(all same)`` and the full line of any version; None for no runs."""
-    values = {name: float(number) / 1e3 for name, number in _FIELD.findall(match[2])}
-    count = int(match[1])
-    if not count or not values:
+def _timings(count: int, said: dict[str, str]) -> Timings:
+    """The series of a line's fields, microseconds there.
+
+    Raises:
+        ValueError: it cannot be, and why.
+    """
+    values: dict[str, float] = {}
+    for name in _STATISTICS:
+        value = number(said[name]) if name in said else None
+        if value is not None:
+            values[name] = value / 1e3
+        elif name in said and name != "std":  # old tools print the root of a rounded zero, which may be "-nan"
+            raise ValueError(f"{name}={said[name]:.40} is no number")
+    same = values.get("curr")
+    if "avg" in values:
+        found = Timings(
+            count, values["avg"], values.get("first"), values.get("min"), values.get("max"), values.get("std"),
+            values.get("p5"), values.get("median"), values.get("p95"),
+        )  # fmt: skip
+    elif same is not None and values.keys() == {"curr"}:
+        found = Timings(count, same, same, same, same, 0.0)
+    else:
+        raise ValueError("they have no mean")
+    _check(found)
+    return found
+
+
+def _check(found: Timings) -> None:
+    """Raise ValueError for what no series of runs has."""
+    if not is_runs(found.count) or found.count * found.mean_ms > MOST_MS:
+        raise ValueError(f"{found.count} runs of {found.mean_ms:g} ms are more than a day has")
+    ordered = [
+        (name, value)
+        for name, value in (
+            ("min", found.minimum_ms), ("p5", found.p5_ms), ("median", found.median_ms), ("p95", found.p95_ms),
+            ("max", found.maximum_ms),
+        )
+        if value is not None
+    ]  # fmt: skip
+    inside = [(name, value) for name, value in (("first", found.first_ms), ("avg", found.mean_ms)) if value is not None]
+    for name, value in (*ordered, *inside):
+        if not is_milliseconds(value):
+            raise ValueError(f"{name} is {value:g} ms, which is no time of a run")
+    for (low, smaller), (high, larger) in pairwise(ordered):
+        if smaller > larger:
+            raise ValueError(f"{low} is above {high}")
+    slack = _ROUNDED * found.mean_ms
+    for name, value in inside:
+        if (found.minimum_ms or 0.0) - slack > value or value > (found.maximum_ms or LONGEST_MS) + slack:
+            raise ValueError(f"{name} is not between min and max")
+    # Of n positive values the standard deviation is at most the mean times the root of n - 1 (n, where it is a sample's).
+    if found.std_ms is not None and not 0 <= found.std_ms <= (1 + _ROUNDED) * found.mean_ms * found.count**0.5:
+        raise ValueError(f"std is {found.std_ms:g} ms where the mean is {found.mean_ms:g}")
+
+
+def _operation(line: str) -> Operation | None:
+    """One row of the profile: kind, two or three times (of which the last is the mean), its %, the sum's %, KB, calls, name."""
+    kind, _, rest = line.strip().partition(" " if "\t" not in line.strip() else "\t")
+    before, percent, after = rest.partition("%")
+    times = [number(part) for part in before.split()]
+    rows = after.split(None, 3)
+    if len(times) not in (3, 4) or None in times or not percent or len(rows) < 4 or not rows[0].endswith("%"):
         return None
-    if "avg" not in values:
-        same = values["curr"]
-        return Timings(count, same, same, same, same, 0.0)
-    return Timings(
-        count, values["avg"], values.get("first"), values.get("min"), values.get("max"), values.get("std"),
-        values.get("p5"), values.get("median"), values.get("p95"),
-    )  # fmt: skip
+    mean, share = (times[-2] or 0.0), (times[-1] or 0.0) / 100
+    if not kind.strip() or not (0 <= mean <= LONGEST_MS and is_share(share)):
+        return None
+    return Operation(shortened(kind, 100), shortened(rows[3], 300), mean, share)
+
+
+def _time(value: float | None) -> float | None:
+    """Milliseconds of loading or of a first run; old versions print 0 where there was none."""
+    return value if is_milliseconds(value) else None
 
 
 def _megabytes(value: float | None) -> int | None:
-    return None if value is None else int(value * (1 << 20))
-
-
-def _said(text: str | bytes) -> str:
-    last = [line for line in lines(text) if line.strip()][-1:]
-    return shortened(last[0], 200) if last else "nothing"
+    """Bytes; None where there are none, as of a process that shrank."""
+    return None if value is None or not 0 <= value <= MOST_BYTES / (1 << 20) else int(value * (1 << 20))

@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgekit.core.errors import DeviceError
-from edgekit.devices.formats.text import lines, shortened
+from edgekit.core.quantities import MOST_CORES, MOST_KHZ, is_bytes, is_celsius, is_watts
+from edgekit.devices.formats.text import LISTED, lines, shortened
 
-OFF_CELSIUS = -256.0
-"""What a sensor reads whose part of the chip has no power."""
-
-_TIME = re.compile(r"^\s*(\d\d-\d\d-\d{4} \d\d:\d\d:\d\d) ")
-_RAM = re.compile(r"\bRAM (\d+)/(\d+)(MB|kB|GB)\b")
-_CPU = re.compile(r"\bCPU \[([^\]]{1,2000})\]")
-_CORE = re.compile(r"^(\d+)%(?:@(\d+))?$")
-_GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@\[?([\d,]+)\]?)?")
-_TEMPERATURE = re.compile(r"\b([A-Za-z][\w.-]{0,30})@(-?\d+(?:\.\d+)?)C\b")
-_POWER = re.compile(r"\b([A-Z][A-Z0-9_]{1,40}) (-?\d+)mW(?:/(-?\d+)mW)?")
-_OLD_POWER = re.compile(r"\b((?:POM|VDD|VIN)_[A-Z0-9_]{1,40}|GPU|CPU|SOC|CV|VDDRQ|SYS5V) (\d+)/(\d+)(?=\s|$)")
+_TIME = re.compile(r"^\s*([0-9]{2}-[0-9]{2}-[0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2}) ")
+_RAM = re.compile(r"\bRAM ([0-9]+)/([0-9]+)(MB|kB|GB)\b")
+_CPU = re.compile(r"\bCPU \[([^\[\]]{1,20000})\]")
+_CORE = re.compile(r"([0-9]{1,3})%(?:@([0-9]+))?")
+_GPU = re.compile(r"\bGR3D_FREQ (?:([0-9]+)%)?(?:@\[?([0-9,]+)\]?)?")
+_TEMPERATURE = re.compile(r"\b([A-Za-z][A-Za-z0-9_.-]{0,30})@(-?[0-9]+(?:\.[0-9]+)?)C\b")
+_POWER = re.compile(r"\b([A-Z][A-Z0-9_]{1,40}) (-?[0-9]+)mW(?:/(-?[0-9]+)mW)?")
+_OLD_POWER = re.compile(r"\b((?:POM|VDD|VIN)_[A-Z0-9_]{1,40}|GPU|CPU|SOC|CV|VDDRQ|SYS5V) ([0-9]+)/([0-9]+)(?=\s|$)")
 _UNITS = {"kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 
 
@@ -45,7 +43,7 @@ class Core:
 
 @dataclass(frozen=True)
 class TegraSample:
-    """One line. What a board does not print is None or empty.
+    """One line. What a board does not print, or prints as no board has it, is None or empty.
 
     Attributes:
         time: the line's own, as printed; not every version has it.
@@ -53,7 +51,7 @@ class TegraSample:
         cores: one for each core, None for one that is off.
         gpu_load: percent.
         gpu_clock: MHz, the highest of its clusters.
-        celsius: temperatures by sensor; sensors without power are left out.
+        celsius: temperatures by sensor; those whose part of the chip has no power read -256 and are left out.
         rails: power by rail.
     """
 
@@ -103,26 +101,44 @@ def _sample(line: str) -> TegraSample | None:
     ram, cpu = _RAM.search(line), _CPU.search(line)
     if ram is None or cpu is None:
         return None
+    used, total = (int(ram[place]) * _UNITS[ram[3]] for place in (1, 2))
+    if used > total or not is_bytes(total):
+        return None
     time, gpu = _TIME.search(line), _GPU.search(line)
-    clocks = [int(part) for part in (gpu[2] or "").split(",") if part] if gpu else []
-    rails = {
-        match[1]: Rail(int(match[2]), int(match[3]) if match[3] else None)
-        for match in (*_OLD_POWER.finditer(line), *_POWER.finditer(line))
-        if match[1] != "NC"  # not connected
-    }
+    clocks = (
+        [clock for part in (gpu[2] or "").split(",")[:LISTED] if (clock := _clock(part)) is not None] if gpu else []
+    )
+    load = int(gpu[1]) if gpu and gpu[1] else None
     temperatures = {match[1]: float(match[2]) for match in _TEMPERATURE.finditer(line)}
     return TegraSample(
         time[1] if time else None,
-        int(ram[1]) * _UNITS[ram[3]],
-        int(ram[2]) * _UNITS[ram[3]],
-        tuple(_core(part) for part in cpu[1].split(",")),
-        int(gpu[1]) if gpu and gpu[1] else None,
+        used,
+        total,
+        tuple(_core(part) for part in cpu[1].split(",")[:MOST_CORES]),
+        load if load is None or load <= 100 else None,
         max(clocks) if clocks else None,
-        {name: value for name, value in temperatures.items() if value > OFF_CELSIUS},
-        rails,
+        {name: value for name, value in temperatures.items() if is_celsius(value)},
+        _rails(line),
     )
 
 
+def _rails(line: str) -> dict[str, Rail]:
+    rails: dict[str, Rail] = {}
+    for match in (*_OLD_POWER.finditer(line), *_POWER.finditer(line)):
+        now, mean = int(match[2]), int(match[3]) if match[3] else None
+        # NC is not connected
+        if match[1] != "NC" and is_watts(now / 1e3) and (mean is None or is_watts(mean / 1e3)) and len(rails) < LISTED:
+            rails[match[1]] = Rail(now, mean)
+    return rails
+
+
+def _clock(text: str) -> int | None:
+    """MHz; None where there are none, or more than any chip has."""
+    return int(text) if text and int(text) * 1000 <= MOST_KHZ else None
+
+
 def _core(text: str) -> Core | None:
-    match = _CORE.match(text.strip())
-    return Core(int(match[1]), int(match[2]) if match[2] else None) if match else None
+    match = _CORE.fullmatch(text.strip())
+    if match is None or int(match[1]) > 100:
+        return None
+    return Core(int(match[1]), _clock(match[2] or ""))

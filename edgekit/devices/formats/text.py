@@ -5,19 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from edgekit.core.text import printable
+
 LINE_LIMIT = 1 << 16
 """Characters of a line that are looked at: no tool's own line is near it."""
+LISTED = 1000
+"""Entries of any one kind that a reader keeps: no tool lists more."""
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
-)
-"""Control signs, C1's among them, which some terminals obey, those that change the direction of writing, and halves of signs."""
+NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
+"""A number as C and C++ print it. Each sign has one place in it only, so that a search takes time in proportion to the text."""
+
 _ENDS = re.compile(r"[\r\n]+")
-
-
 _ENDLESS_NUMBER = re.compile(r"\d{19,}")
 """More digits than any tool's number has, and than Python may be willing to read."""
+_NUMBER = re.compile(NUMBER)
 
 
 def lines(text: str | bytes, endless_numbers: bool = False) -> Iterator[str]:
@@ -39,8 +40,14 @@ def lines(text: str | bytes, endless_numbers: bool = False) -> Iterator[str]:
 
 
 def _clean(line: str, endless_numbers: bool) -> str:
-    plain = _CONTROL.sub("", _ANSI.sub("", line)).rstrip()
+    plain = printable(line).rstrip()
     return plain if endless_numbers else _ENDLESS_NUMBER.sub("?", plain)
+
+
+def number(text: str) -> float | None:
+    """The number that a text is; None where it is none, or none that a float holds."""
+    value = float(text) if _NUMBER.fullmatch(text) else float("inf")
+    return value if abs(value) <= 1e300 else None
 
 
 def clean_text(said: str | bytes, limit: int = 300) -> str:
@@ -52,3 +59,12 @@ def shortened(line: str, limit: int = 300) -> str:
     """As much of a device's line as fits into a sentence."""
     line = " ".join(line.split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def last_said(text: str | bytes) -> str:
+    """The last line that says anything, for a sentence on a tool that failed."""
+    said = "nothing"
+    for line in lines(text):
+        if line.strip():
+            said = line
+    return shortened(said, 200)

@@ -7,37 +7,38 @@ said here. Flags and forms: ``samples/common/sampleOptions.cpp`` and ``sampleRep
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgekit.core.errors import DeviceError
-from edgekit.devices.formats.text import lines, shortened
+from edgekit.core.quantities import LONGEST_MS, MOST_MS, is_bytes, is_number, is_runs
+from edgekit.devices.formats.text import LISTED, NUMBER, clean_text, last_said, lines, number, shortened
 
 Version = tuple[int, int, int]
 OLDEST: Version = (10, 0, 0)
 """Before it there is no ``--stronglyTyped`` that is to be relied on."""
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|-?inf|-?nan"
-_BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v(\d{4,6}|\d+\.\d+\.\d+)(?:\.\d+)?\](?: \[b\d+\])?")
-_VERSION = re.compile(r"TensorRT version: (\d+)\.(\d+)\.(\d+)")
+_BANNER = re.compile(r"TensorRT\.trtexec \[TensorRT v([0-9]{4,6}|[0-9]{1,2}\.[0-9]{1,3}\.[0-9]{1,3})(?:\.[0-9]+)?\]")
+_VERSION = re.compile(r"TensorRT version: ([0-9]{1,2})\.([0-9]{1,3})\.([0-9]{1,3})\b")
 # To TensorRT 8.2 there is an "End-to-End Host Latency" too, which is another thing.
 _METRIC = re.compile(r"(?:^|\] ?)(GPU Compute Time|Latency|Enqueue Time|H2D Latency|D2H Latency): (min = .*)$")
-_STATISTIC = re.compile(rf"(min|max|mean|median|percentile\((?P<at>\d+(?:\.\d+)?)%\)) = (?P<value>{_NUMBER}) ms")
-_THROUGHPUT = re.compile(rf"Throughput: ({_NUMBER}) qps")
-_QUERIES = re.compile(r"Timing trace has (\d+) queries")
-_UNSTABLE = re.compile(rf"coefficient of variance = ({_NUMBER})%")
+_PERCENTILE = re.compile(r"percentile\(([0-9]{1,2}(?:\.[0-9]{1,6})?|100)%\)")
+_THROUGHPUT = re.compile(rf"Throughput: ({NUMBER}) qps")
+_QUERIES = re.compile(r"Timing trace has ([0-9]+) queries")
+_UNSTABLE = re.compile(rf"coefficient of variance = ({NUMBER})%")
 _DEVICE = re.compile(r"Selected Device: (.+)$")
-_COMPUTE = re.compile(r"Compute Capability: (\d+\.\d+)")
+_COMPUTE = re.compile(r"Compute Capability: ([0-9]{1,2}\.[0-9]{1,2})\b")
 _GPU_NOW = re.compile(
-    r"\[MemUsageChange\] TensorRT-managed allocation in [^:]{1,80}: .*now: CPU -?\d+, GPU (-?\d+) \(MiB\)"
+    r"\[MemUsageChange\] TensorRT-managed allocation in [^:]{1,80}: [^:\[]{1,80}now: CPU -?[0-9]+, GPU (-?[0-9]+) \(MiB\)"
 )
-_GPU_PART = re.compile(r"Total (?:Device Persistent|Scratch|Activation|Weights) Memory: (\d+)(?: bytes)?$")
-_BUILT = re.compile(rf"Engine (built|loaded|deserialized) in ({_NUMBER}) sec")
-_LEVEL = re.compile(r"\[([EW])\] (.*)$")
-_UNKNOWN = re.compile(r"Unknown option: (\S+)")
+_GPU_PART = re.compile(r"Total (?:Device Persistent|Scratch|Activation|Weights) Memory: ([0-9]+)(?: bytes)?$")
+_BUILT = re.compile(rf"Engine (?:built|loaded|deserialized) in ({NUMBER}) sec")
+_LEVEL = re.compile(r"\[([VIWEF])\] (.*)$")
+_UNKNOWN = re.compile(r"Unknown option: (\S{1,200})")
+_SUMMED = 0.1
+"""Share by which a mean may be off: trtexec adds up all queries in single precision."""
 _OTHER_DEVICE = (
     "engine plan file is generated on an incompatible device",
     "engine plan file is not compatible with this version of TensorRT",
@@ -52,7 +53,7 @@ _OTHER_DEVICE = (
 
 @dataclass(frozen=True)
 class Statistics:
-    """Milliseconds of one of the printed metrics; percentiles by their number."""
+    """Milliseconds of one of the printed metrics, in their order; percentiles by their number. Copies may take none."""
 
     minimum: float
     maximum: float
@@ -170,7 +171,7 @@ def parse_version(text: str | bytes) -> Version:
     found = _version(text)
     if found is None:
         raise DeviceError(
-            f"trtexec does not say its version: install TensorRT's own trtexec there (it said: {_said(text)})"
+            f"trtexec does not say its version: install TensorRT's own trtexec there (it said: {last_said(text)})"
         )
     return found
 
@@ -190,19 +191,27 @@ def parse_output(text: str | bytes) -> TrtexecRun:
     gpu_mib: int | None = None
     parts = 0
     warnings: list[str] = []
-    errors: list[str] = []
+    nonsense: list[str] = []
     passed = False
     for line in lines(text):
         if line.startswith("&&&& "):
             passed = line.startswith("&&&& PASSED")
-        elif match := _LEVEL.search(line):
-            (errors if match[1] == "E" else warnings).append(shortened(match[2]))
-        elif (match := _METRIC.search(line)) and (statistics := _statistics(match[2])):
-            metrics[match[1]] = statistics
+        elif (match := _LEVEL.search(line)) and match[1] in "EFW":
+            if match[1] == "W" and len(warnings) < LISTED:
+                warnings.append(shortened(match[2]))
+        elif match := _METRIC.search(line):
+            try:
+                metrics[match[1]] = _statistics(match[2])
+            except ValueError as error:
+                nonsense.append(f"{match[1]}, {error}: '{shortened(match[2], 200)}'")
         elif match := _THROUGHPUT.search(line):
-            throughput = _finite(match[1])
+            throughput = number(match[1])
+            if throughput is None or not 0 <= throughput <= 1e9:
+                nonsense.append(f"a throughput: '{shortened(match[0], 200)}'")
         elif match := _QUERIES.search(line):
             queries = int(match[1])
+            if queries and not is_runs(queries):
+                nonsense.append(f"a number of queries: '{shortened(match[0], 200)}'")
         elif match := _DEVICE.search(line):
             gpu = shortened(match[1], 100)
         elif match := _COMPUTE.search(line):
@@ -212,14 +221,52 @@ def parse_output(text: str | bytes) -> TrtexecRun:
         elif match := _GPU_PART.search(line):
             parts += int(match[1])
         elif match := _BUILT.search(line):
-            seconds = _finite(match[2])
+            seconds = number(match[1])
+            if seconds is None or not 0 <= seconds <= MOST_MS / 1e3:
+                nonsense.append(f"a time: '{shortened(match[0], 200)}'")
     if not passed or version is None:
-        raise DeviceError(f"trtexec failed: {_why(errors, warnings, text)}")
+        raise DeviceError(f"trtexec failed: {why(text)}")
+    if nonsense:
+        raise DeviceError(f"trtexec prints what no run has, {nonsense[0]}: run it there by hand and look")
     # On Jetson the allocator's whole mebibytes are often 0; the builder's own sums are bytes.
     held = gpu_mib * (1 << 20) if gpu_mib else parts or None
     return TrtexecRun(
-        version, gpu, compute, seconds, queries, throughput, metrics, held, tuple(dict.fromkeys(warnings))[:20]
-    )
+        version, gpu, compute, seconds, queries, throughput, metrics, held if is_bytes(held) else None,
+        tuple(dict.fromkeys(warnings))[:20],
+    )  # fmt: skip
+
+
+def why(text: str | bytes) -> str:
+    """What trtexec says went wrong: its first errors, each with what belongs to it."""
+    if options := unknown_options(text):
+        return f"this version does not know {', '.join(options[:5])}"
+    errors, warnings = _complaints(text)
+    # The last errors only say that something before them failed.
+    told = [error for error in errors if "set up failed" not in error and "Failed to create engine" not in error]
+    return shortened("; ".join((told or errors or warnings)[:2]), 600) or last_said(text)
+
+
+def _complaints(text: str | bytes) -> tuple[list[str], list[str]]:
+    """Errors and warnings. What the ONNX parser says of one node is one error: where, and the lines without a level that say why."""
+    errors: list[str] = []
+    warnings: list[str] = []
+    follows = node = False
+    for line in lines(text):
+        match = _LEVEL.search(line)
+        said = match[2] if match else line.strip()
+        if match is not None and match[1] not in "EF":
+            follows = node = False
+            warnings += [shortened(said)] if match[1] == "W" and len(warnings) < LISTED else []
+        elif match is not None and ("--- Begin node ---" in said or "--- End node ---" in said):
+            node = "Begin" in said  # as the model holds it, which may be pages long
+        elif node or not said or line.startswith("&&&& "):
+            continue
+        elif errors and (errors[-1].endswith(":") if match else follows):
+            errors[-1] = shortened(f"{errors[-1]} {said}", 500)
+        elif match is not None and len(errors) < LISTED:
+            errors.append(shortened(said))
+            follows = True
+    return errors, warnings
 
 
 def built_elsewhere(text: str | bytes) -> bool:
@@ -229,14 +276,14 @@ def built_elsewhere(text: str | bytes) -> bool:
 
 def unknown_options(text: str | bytes) -> tuple[str, ...]:
     """Options that this trtexec refused."""
-    return tuple(match[1] for line in lines(text) if (match := _UNKNOWN.search(line)))
+    return tuple(match[1] for line in lines(text) if (match := _UNKNOWN.search(line)))[:LISTED]
 
 
 def unstable(run: TrtexecRun) -> float | None:
     """The coefficient of variation that trtexec warns of, as a fraction; None when it does not."""
     found = (match for warning in run.warnings if (match := _UNSTABLE.search(warning)))
-    value = next((_finite(match[1]) for match in found), None)
-    return None if value is None else value / 100
+    value = next((number(match[1]) for match in found), None)
+    return None if value is None or not 0 <= value <= 1e6 else value / 100
 
 
 def parse_profile(text: str | bytes) -> tuple[LayerTime, ...]:
@@ -246,12 +293,12 @@ def parse_profile(text: str | bytes) -> tuple[LayerTime, ...]:
         DeviceError: it is not that.
     """
     rows = [row for row in _rows(text, "--exportProfile") if "name" in row]
-    if not rows or not all(_is_number(row.get(field)) for row in rows for field in ("averageMs", "percentage")):
+    if not rows or not all(_is_time(row.get("averageMs")) and _is_percent(row.get("percentage")) for row in rows):
         raise DeviceError("trtexec's --exportProfile holds no layer: the engine was not profiled, look at its log")
     return tuple(
         LayerTime(
-            shortened(str(row["name"]), 500), float(row["averageMs"]),
-            float(row["medianMs"]) if _is_number(row.get("medianMs")) else None, float(row["percentage"]) / 100,
+            clean_text(str(row["name"]), 500), float(row["averageMs"]),
+            float(row["medianMs"]) if _is_time(row.get("medianMs")) else None, float(row["percentage"]) / 100,
         )
         for row in rows
     )  # fmt: skip
@@ -272,11 +319,11 @@ def parse_layers(text: str | bytes) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for layer in layers:
         if isinstance(layer, str):
-            found[shortened(layer, 500)] = ""
+            found[clean_text(layer, 500)] = ""
         elif isinstance(layer, dict) and "Name" in layer:
             outputs = layer.get("Outputs")
             first = outputs[0] if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict) else {}
-            found[shortened(str(layer["Name"]), 500)] = _precision(str(first.get("Format/Datatype", "")))
+            found[clean_text(str(layer["Name"]), 500)] = _precision(str(first.get("Format/Datatype", "")))
     return found
 
 
@@ -289,7 +336,7 @@ _PRECISIONS = (
 def _precision(form: str) -> str:
     """``INT8`` of ``Thirty-two wide channel vectorized row major Int8 format`` (to 10.x) and of ``Int8 NC/32HW32`` alike."""
     words = re.findall(r"[a-z]+\d*", form.lower())
-    return next((name for word, name in _PRECISIONS if word in words), shortened(form, 60))
+    return next((name for word, name in _PRECISIONS if word in words), clean_text(form, 60))
 
 
 def _version(text: str | bytes) -> Version | None:
@@ -307,17 +354,32 @@ def _version(text: str | bytes) -> Version | None:
     return None
 
 
-def _statistics(text: str) -> Statistics | None:
+def _statistics(text: str) -> Statistics:
+    """One metric's line.
+
+    Raises:
+        ValueError: it lacks one of the four, or has what no times have.
+    """
     found: dict[str, float] = {}
     percentiles: dict[float, float] = {}
-    for match in _STATISTIC.finditer(text):
-        value = float(match["value"])
-        if match["at"] is None:
-            found[match[1]] = value
-        elif math.isfinite(value):
-            percentiles[float(match["at"])] = value
-    if not {"min", "max", "mean", "median"} <= found.keys() or not all(map(math.isfinite, found.values())):
-        return None
+    for part in text.split(", ")[:LISTED]:
+        name, _, rest = part.partition(" = ")
+        value = number(rest.partition(" ")[0])
+        if value is None or not _is_time(value):
+            raise ValueError(f"{shortened(name, 40)} is no time")
+        if percentile := _PERCENTILE.fullmatch(name):
+            percentiles[float(percentile[1])] = value
+        else:
+            found[name] = value
+    if lacking := [name for name in ("min", "max", "mean", "median") if name not in found]:
+        raise ValueError(f"there is no {lacking[0]}")
+    low, high = found["min"], found["max"]
+    between = all(low <= value <= high for value in (found["median"], *percentiles.values()))
+    if not between or not (1 - _SUMMED) * low <= found["mean"] <= (1 + _SUMMED) * high:
+        raise ValueError("not all are between min and max")
+    ordered = [percentiles[at] for at in sorted(percentiles)]
+    if ordered != sorted(ordered):
+        raise ValueError("the percentiles do not rise")
     return Statistics(found["min"], found["max"], found["mean"], found["median"], percentiles)
 
 
@@ -336,24 +398,10 @@ def _rows(text: str | bytes, flag: str) -> list[dict[str, Any]]:
     return document
 
 
-def _is_number(value: Any) -> bool:
-    # The limit first: JSON has integers that no float holds.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
+def _is_time(value: Any) -> bool:
+    """Milliseconds, or nothing at all, as of a copy that was left out."""
+    return is_number(value) and 0 <= value <= LONGEST_MS
 
 
-def _finite(number: str) -> float | None:
-    value = float(number)
-    return value if math.isfinite(value) else None
-
-
-def _why(errors: list[str], warnings: list[str], text: str | bytes) -> str:
-    if options := unknown_options(text):
-        return f"this version does not know {', '.join(options)}"
-    # The last errors only say that something before them failed.
-    told = [error for error in errors if "set up failed" not in error and "Failed to create engine" not in error]
-    return "; ".join((told or errors or warnings)[:2]) or _said(text)
-
-
-def _said(text: str | bytes) -> str:
-    last = [line for line in lines(text) if line.strip()][-1:]
-    return shortened(last[0], 200) if last else "nothing"
+def _is_percent(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 100.01
