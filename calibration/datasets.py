@@ -146,7 +146,9 @@ def class_set(dataset: str) -> ClassSet:
         UsageError: no such dataset.
     """
     if dataset not in CLASS_SETS:
-        raise UsageError(f"there is no dataset '{dataset}': choose from {', '.join(DATASETS)}")
+        known = ", ".join(f"{name} ({len(CLASS_SETS[name])} classes)" for name in DATASETS)
+        own = "; classes of your own cannot be named yet" if "," in dataset else ""
+        raise UsageError(f"there is no dataset '{dataset}': choose from {known}{own}")
     return CLASS_SETS[dataset]
 
 

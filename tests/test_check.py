@@ -184,3 +184,79 @@ def test_classes_last_are_no_labels_up_to_128() -> None:
     with pytest.raises(DataError, match="no layout 'NHWC'"):
         decode(last, (512, 1024), layout="NHWC")  # type: ignore[arg-type]
     assert decode(last, (512, 1024), layout="CHW").max() > 5, "who says so gets it"
+
+
+GIVES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, channels=3, gives=19, form="map"):
+        super().__init__()
+        self.head, self.form = nn.Conv2d(channels, gives, 3, 4, 1), form
+
+    def forward(self, x):
+        y = self.head(x)
+        return {"list": [y, y.mean((2, 3)), y * 2], "dict": {"aux": y * 2, "out": y}, "map": y}[self.form]
+
+def listed(): return Net(form="list")
+def keyed(): return Net(form="dict")
+def wide(): return Net(gives=21)
+def grey(): return Net(channels=1)
+def narrow(): return Net(gives=5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "words"),
+    [
+        ("listed", 0, ["gives 3 outputs, of which [1, 19, 16, 16] is taken and [1, 19], [1, 19, 16, 16] left out"]),
+        ("keyed", 0, ["gives 2 outputs, of which [1, 19, 16, 16] is taken and 'aux' [1, 19, 16, 16] left out"]),
+        ("wide", 0, ["gives 21 channels for 19 classes: the first 19 are taken"]),
+        ("grey", 1, ["takes 1 input channel, and a frame has three"]),
+        ("narrow", 1, ["gives 5 channels for 19 classes", "none of edgekit's has 5"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "convert"])
+def test_what_a_network_gives_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], factory: str, code: int, words: list[str],
+    command: str,
+) -> None:  # fmt: skip
+    (tmp_path / "gives.py").write_text(GIVES)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(GIVES, "gives.py", "exec"), names)
+    torch.save(names[factory]().state_dict(), "net.pth")
+    more = (
+        ["--data", "streets", "--frames", 1]
+        if command == "evaluate"
+        else ["--classes", "streets", "--target", "onnxruntime"]
+    )
+    done = call(monkeypatch, capfd, command, "net.pth", "--network", f"gives:{factory}", "--size", "64x64", *more)
+    assert done.code == code, done.err
+    for word in words:
+        assert word in done.err
+    assert "try another --size" not in done.err
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_one_class_is_no_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    """It converted, quantized and reported "100.00 % as float PyTorch": every label is 0."""
+    from edgekit.networks.checkpoint import save_checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "onechannel.py").write_text(
+        "from torch import nn\ndef make(classes): return nn.Conv2d(3, classes, 3, 4, 1)\n"
+    )
+    save_checkpoint(
+        tmp_path / "mask.safetensors", nn.Conv2d(3, 1, 3, 4, 1), network="onechannel:make", arguments={}, class_names=("mask",),
+        normalization=Normalization(), dataset="", recipe={}, metrics={},
+    )  # fmt: skip
+    more = {"quantize": ["--calib", "streets", "--samples", 2], "convert": ["--target", "onnxruntime"]}[command]
+    done = call(
+        monkeypatch, capfd, command, "mask.safetensors", "--network", "onechannel:make", "--size", "64x64", *more
+    )
+    assert done.code == 1
+    assert "one class" in done.sentence

@@ -44,17 +44,19 @@ app.add_typer(devices.app, name="devices")
 INTERRUPTED = 130
 
 
-def _folder(path: Path | None) -> Path | None:
+def _folder(text: str | Path) -> Path:
     """A folder that commands, manifests and pages can name.
 
     Raises:
-        UsageError: its name is bytes that are no text, which no JSON file can hold.
+        UsageError: it is empty, as an unset variable of a script has it; or bytes that are no text, which no JSON file can hold.
     """
+    if not str(text):
+        raise UsageError("a folder was given and names nothing: name one, or leave the option out")
     try:
-        str(path or "").encode()
+        str(text).encode()
     except UnicodeEncodeError:
-        raise UsageError(f"--out {str(path)!a} is no valid UTF-8: name a folder that is") from None
-    return path
+        raise UsageError(f"--out {str(text)!a} is no valid UTF-8: name a folder that is") from None
+    return Path(text)
 
 
 # Options that several commands share.
@@ -70,12 +72,16 @@ TargetsOption = Annotated[
 ]
 SizeOption = Annotated[str | None, typer.Option("--size", help="Input HEIGHTxWIDTH, e.g. 512x1024.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", callback=_folder, help="The run's folder. runs/<checkpoint> by default.")
+    Path | None,
+    typer.Option("--out", parser=_folder, metavar="PATH", help="The run's folder. runs/<checkpoint> by default."),
 ]
 RootOption = Annotated[
     Path | None,
     typer.Option(
-        "--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT; of two, one by its variable)."
+        "--data-root",
+        parser=_folder,
+        metavar="PATH",
+        help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT; of two, one by its variable).",
     ),
 ]
 ThreadsOption = Annotated[
@@ -419,7 +425,9 @@ def _over_budget(row: dict[str, Any]) -> str:
     elif "repair" in row:
         most = max(len(step["kept"]) for step in row["repair"]["steps"])
         text = f", with up to {most} layer{'s' if most > 1 else ''} in float"
-    if proof["miou_drop"] <= allowed:
+    if row["budget"].get("undecided"):
+        text += f" (undecided: {row['evaluation']['frames']} frames are too few, give more by --frames)"
+    elif proof["miou_drop"] <= allowed:
         text += " (the drop itself is within it, its interval is not: more frames, by --frames where the split has them, would decide it)"
     return text
 
@@ -545,7 +553,12 @@ def compare(
     classes: ClassesOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", callback=_folder, help="Folder of the page. runs/<checkpoint>/compare/A-B by default."),
+        typer.Option(
+            "--out",
+            parser=_folder,
+            metavar="PATH",
+            help="Folder of the page. runs/<checkpoint>/compare/A-B by default.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -599,7 +612,10 @@ def evaluate(
     ] = "local",
     threads: ThreadsOption = None,
     out: Annotated[
-        Path, typer.Option("--out", callback=_folder, help="Folder for what tools print, and for a device's frames.")
+        Path,
+        typer.Option(
+            "--out", parser=_folder, metavar="PATH", help="Folder for what tools print, and for a device's frames."
+        ),
     ] = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -683,9 +699,9 @@ def bench(
     data_root: RootOption = None,
     frames: FramesOption = None,
     threads: ThreadsOption = None,
-    out: Annotated[Path, typer.Option("--out", callback=_folder, help="Folder for samples, logs and pages.")] = Path(
-        "runs/bench"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", parser=_folder, metavar="PATH", help="Folder for samples, logs and pages.")
+    ] = Path("runs/bench"),
     as_json: JsonOption = False,
 ) -> None:
     """Latency of artifacts, each in a process of its own, here or on devices; with --data their accuracy too."""
@@ -798,7 +814,7 @@ def predict(
         str, typer.Argument(help="A checkpoint, an artifact's folder, or an .mlpackage.", metavar="CHECKPOINT|ARTIFACT")
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.", metavar="IMAGE...")],
-    out: Annotated[Path, typer.Option("--out", callback=_folder, help="Folder for the pictures.")] = Path(
+    out: Annotated[Path, typer.Option("--out", parser=_folder, metavar="PATH", help="Folder for the pictures.")] = Path(
         "predictions"
     ),
     size: SizeOption = None,
@@ -937,7 +953,8 @@ def train(
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", callback=_folder, help="runs/train-<network>-<data> by default.")
+        Path | None,
+        typer.Option("--out", parser=_folder, metavar="PATH", help="runs/train-<network>-<data> by default."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -1229,12 +1246,22 @@ def _log_bug(error: BaseException) -> Path:
     return Path(name)
 
 
+def _open_streams() -> None:
+    """Give a command whose streams are closed ones that lead nowhere: else the next file that is opened would take their numbers."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+
+
 def main(call: Callable[..., Any] | None = None) -> None:
     """The one place where errors become sentences and exit codes."""
     if not sys.warnoptions:  # libraries' remarks to their developers; -W shows them
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy, on flushed ones
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that has no such letter gets its code
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

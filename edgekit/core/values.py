@@ -165,6 +165,7 @@ class DeployableGraph:
         normalization: what turns a frame into the module's input.
         checkpoint_sha256: the checkpoint it came from.
         rewrites: the exact rewrites that were applied, in order.
+        left_out: what the network gives besides its logits, a sentence each.
     """
 
     module: torch.fx.GraphModule
@@ -174,6 +175,7 @@ class DeployableGraph:
     normalization: Normalization
     checkpoint_sha256: str
     rewrites: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -79,16 +79,22 @@ class Frames:
 
 
 @contextmanager
-def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = None) -> Iterator[Labeller]:
-    """The float reference: the checkpoint's own network in PyTorch, float32, no rewrites."""
-    import torch
-    from torch import nn
+def pytorch_labeller(
+    checkpoint: Checkpoint, size: Size, threads: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Labeller]:
+    """The float reference: the checkpoint's own network in PyTorch, float32, no rewrites.
 
-    from edgekit.export.graph import Logits, normalize, reference_labels
+    Args:
+        say: is told once what the network gives besides its logits.
+    """
+    import torch
+
+    from edgekit.export.graph import Logits, check_classes, normalize, reference_labels, why_it_does_not_run
     from edgekit.networks.blocks import channels_last
     from edgekit.networks.checkpoint import load_network
     from edgekit.networks.subnormals import flush_subnormals
 
+    check_classes(len(checkpoint.class_names))
     flush_subnormals()
     # Whole frames side by side, decoding and counting included, keep cores busier than layers split over them.
     cores = bounded_threads(threads)
@@ -99,27 +105,34 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
         flush_subnormals()
 
     layouts = [torch.channels_last, torch.contiguous_format]  # the faster first
-    own, making = local(), Lock()
+    own, making, told = local(), Lock(), list[bool]()
 
-    def network_of(layout: torch.memory_format) -> nn.Module:
+    def network_of(layout: torch.memory_format) -> Logits:
         """The calling thread's own: a network may keep a map in a hook, for a module that comes later."""
         if getattr(own, "layout", None) != layout:
             with making:
                 network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
             own.network, own.layout = channels_last(network) if layout == torch.channels_last else network, layout
-        made: nn.Module = own.network
+        made: Logits = own.network
         return made
 
     def logits_of(x: torch.Tensor) -> torch.Tensor:
         layout = layouts[0]
+        network = network_of(layout)
         try:
-            logits: torch.Tensor = network_of(layout)(x.to(memory_format=layout))
+            given = network.network(x.to(memory_format=layout))
         except RuntimeError as error:  # a view() of the network's own, which those strides do not allow
             if layout != torch.channels_last or "view size is not compatible" not in str(error):
-                raise
+                raise CheckpointError(
+                    f"network '{checkpoint.network}' does not run at {size}: {why_it_does_not_run(error, size)}"
+                ) from error
             layouts[:] = [torch.contiguous_format]
             return logits_of(x)
-        return logits
+        with making:
+            for sentence in () if told else network.left_out(given):
+                say(f"{checkpoint.name}: {sentence}")
+            told.append(True)
+        return network.reduced(given)
 
     def label(frame: UInt8) -> UInt8:
         with torch.inference_mode():

@@ -118,7 +118,7 @@ def evaluate(
         check_classes(checkpoint, split.dataset)
         import importlib.metadata
 
-        with pytorch_labeller(checkpoint, size, threads) as label:
+        with pytorch_labeller(checkpoint, size, threads, progress.say) as label:
             taken = measure_accuracy(checkpoint.name, label, size, frames, None, None, 0, progress)
         taken["provenance"] = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}").to_json()
         subject, training = checkpoint.name, checkpoint.recipe
@@ -454,7 +454,7 @@ def predict(
             )
         else:
             assert checkpoint is not None
-            label = stack.enter_context(pytorch_labeller(checkpoint, size, threads))
+            label = stack.enter_context(pytorch_labeller(checkpoint, size, threads, progress.say))
         taken: set[str] = set()
         for path in images:
             image = read_image(path)

@@ -175,7 +175,7 @@ class _Service:
                         worker = key.data
                         answer = worker.answer()
                         if answer is not None and "exported" in answer:
-                            self._say_exported(answer["exported"])
+                            self._say_exported(answer["exported"], answer["told"])
                             continue
                         self._finish(worker, answer)
                         if answer is None:
@@ -237,9 +237,11 @@ class _Service:
         other.groups.remove(largest)
         return largest
 
-    def _say_exported(self, seconds: float) -> None:
+    def _say_exported(self, seconds: float, told: Sequence[str]) -> None:
         if not self.exported:  # each process makes the graph for itself, at the same time
             self.progress.say(f"exporting {self.order.checkpoint.name} at {self.order.size}: {duration(seconds)}")
+            for sentence in told:
+                self.progress.say(f"{self.order.checkpoint.name}: {sentence}")
         self.exported = True
 
     def _finish(self, worker: _Worker, answer: dict[str, Any] | None) -> None:

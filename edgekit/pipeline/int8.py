@@ -402,7 +402,14 @@ def _kept_within(
 ) -> dict[str, Any]:
     """The artifact's row, or that of one with more layers in float; both with what the budget says of it."""
     first = artifact
-    if not _holds(row, budget.max_drop) and common.guide is not None:
+    undecided = _cannot_decide(row, budget.max_drop)
+    if undecided:
+        low, high = row["miou_drop_ci"]
+        common.progress.say(
+            f"{artifact.title}: {row['evaluation']['frames']} frames cannot decide a budget of {100 * budget.max_drop:g} points (the drop's "
+            f"interval is [{100 * low:+.2f}, {100 * high:+.2f}]), so nothing is put in float for it: give more by --frames"
+        )
+    elif not _holds(row, budget.max_drop) and common.guide is not None:
         artifact, row = _repaired(common, budget.max_drop, job, artifact, row, why_not)
     if "repair" in row:
         row["repair"] |= _cost(first, artifact, common)
@@ -415,7 +422,15 @@ def _kept_within(
     else:
         row["provenance_verification"] = Provenance("not measured", "", budget.why_not).to_json()
     row["budget"] = {"max_drop": budget.max_drop, "holds": _holds(proof, budget.max_drop)}
+    if undecided and not row["budget"]["holds"]:
+        row["budget"]["undecided"] = True
     return row
+
+
+def _cannot_decide(row: dict[str, Any], max_drop: float) -> bool:
+    """Whether the frames are too few for a budget: int8 may hold it, and with such a spread not even a drop of nothing would."""
+    low, high = row["miou_drop_ci"]
+    return bool(max_drop > 0 and low <= max_drop < high and (high - low) / 2 > max_drop)
 
 
 def _repaired(
