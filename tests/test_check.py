@@ -207,20 +207,30 @@ def narrow(): return Net(gives=5)
 """
 
 
+LISTED = ["gives 3 outputs, of which [1, 19, 16, 16] is taken and [1, 19], [1, 19, 16, 16] left out"]
+GREY = ["takes 1 input channel, and a frame has three"]
+
+
 @pytest.mark.parametrize(
-    ("factory", "code", "words"),
+    ("command", "factory", "code", "words"),
     [
-        ("listed", 0, ["gives 3 outputs, of which [1, 19, 16, 16] is taken and [1, 19], [1, 19, 16, 16] left out"]),
-        ("keyed", 0, ["gives 2 outputs, of which [1, 19, 16, 16] is taken and 'aux' [1, 19, 16, 16] left out"]),
-        ("wide", 0, ["gives 21 channels for 19 classes: the first 19 are taken"]),
-        ("grey", 1, ["takes 1 input channel, and a frame has three"]),
-        ("narrow", 1, ["gives 5 channels for 19 classes", "none of edgekit's has 5"]),
+        ("evaluate", "listed", 0, LISTED),
+        ("convert", "listed", 0, LISTED),
+        (
+            "evaluate",
+            "keyed",
+            0,
+            ["gives 2 outputs, of which [1, 19, 16, 16] is taken and 'aux' [1, 19, 16, 16] left out"],
+        ),
+        ("evaluate", "wide", 0, ["gives 21 channels for 19 classes: the first 19 are taken"]),
+        ("evaluate", "grey", 1, GREY),
+        ("convert", "grey", 1, GREY),
+        ("evaluate", "narrow", 1, ["gives 5 channels for 19 classes", "none of edgekit's has 5"]),
     ],
 )
-@pytest.mark.parametrize("command", ["evaluate", "convert"])
 def test_what_a_network_gives_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], factory: str, code: int, words: list[str],
-    command: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], command: str, factory: str, code: int,
+    words: list[str],
 ) -> None:  # fmt: skip
     (tmp_path / "gives.py").write_text(GIVES)
     monkeypatch.chdir(tmp_path)

@@ -241,7 +241,9 @@ def test_how_a_files_keys_differ(edgekit: Call, tmp_path: Path, form: str, words
     else:
         state = {f"layer{index}.weight": torch.zeros(1) for index in (1, 2, 3)}
     torch.save(state, path)
-    done = edgekit("convert", path, "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime")
+    done = edgekit(
+        "evaluate", path, "--network", "ownnet:factory", "--data", "streets", "--size", "64x64", "--frames", 1
+    )
     assert done.code == 1
     for word in words:
         assert word in done.sentence
@@ -258,7 +260,9 @@ def test_what_is_no_checkpoint_is_named(edgekit: Call, tmp_path: Path, kind: str
         torch.jit.trace(network, torch.zeros(1, 3, 8, 8)).save(path)
     else:
         path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(200))
-    done = edgekit("convert", path, "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime")
+    done = edgekit(
+        "evaluate", path, "--network", "ownnet:factory", "--data", "streets", "--size", "64x64", "--frames", 1
+    )
     assert done.code == 1
     assert "damaged" not in done.sentence
     assert "could run code" not in done.sentence
@@ -271,6 +275,8 @@ def test_weights_beyond_float32(edgekit: Call, tmp_path: Path) -> None:
     state = {key: value.double() if value.is_floating_point() else value for key, value in torch.load(path).items()}
     state["head.weight"][0] = 1e300
     torch.save(state, path)
-    done = edgekit("convert", path, "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime")
+    done = edgekit(
+        "evaluate", path, "--network", "ownnet:factory", "--data", "streets", "--size", "64x64", "--frames", 1
+    )
     assert done.code == 1
     assert "head.weight" in done.sentence
