@@ -165,7 +165,7 @@ _LATENCY = _parts(
 )  # fmt: skip
 _SUSTAINED = _parts(
     {
-        "seconds": _a(lambda value: is_number(value) and 0 < value <= MOST_MS / 1e3, "a time in seconds"),
+        "seconds": _a(lambda value: is_number(value) and 1e-3 <= value <= MOST_MS / 1e3, "a time in seconds"),
         "intervals": _each(
             _parts({"begin_s": _NUMBER, "end_s": _NUMBER}, {"samples_ms": _times, "statistics": _STATISTICS, **_CONDITIONS}),
             1,
