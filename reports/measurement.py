@@ -165,7 +165,7 @@ _LATENCY = _parts(
 )  # fmt: skip
 _SUSTAINED = _parts(
     {
-        "seconds": _a(lambda value: is_number(value) and 0 < value <= MOST_MS / 1e3, "a time in seconds"),
+        "seconds": _a(lambda value: is_number(value) and 1e-3 <= value <= MOST_MS / 1e3, "a time in seconds"),
         "intervals": _each(
             _parts({"begin_s": _NUMBER, "end_s": _NUMBER}, {"samples_ms": _times, "statistics": _STATISTICS, **_CONDITIONS}),
             1,
@@ -183,15 +183,23 @@ _CALIBRATION = _parts(
         "frame_sizes": _COUNTS,
     },
 )  # fmt: skip
-_PIXELS = _each(_a(lambda value: is_number(value) and 0 <= value < 1e15, "a number of pixels"))
+_PIXEL_COUNT = _a(lambda value: is_number(value) and 0 <= value < 1e15, "a number of pixels")
+
+
+def _pixels(value: Any, place: str) -> None:
+    """Counts of a frame by class, of which a report has hundreds of thousands: named only where one is wrong."""
+    if not isinstance(value, list) or not all(type(count) in (int, float) and 0 <= count < 1e15 for count in value):
+        _each(_PIXEL_COUNT)(value, place)
+
+
 _ACCURACY = _parts(
     {
         "frames": _each(_TEXT, 1), "provenance": _PROVENANCE,
         "counts": _each(
             _parts(
                 {
-                    "confusion": _a(lambda value: isinstance(value, list), "a list"), "class_hits": _PIXELS,
-                    "class_misses": _PIXELS, "category_hits": _PIXELS, "category_misses": _PIXELS,
+                    "confusion": _a(lambda value: isinstance(value, list), "a list"), "class_hits": _pixels,
+                    "class_misses": _pixels, "category_hits": _pixels, "category_misses": _pixels,
                 }
             ),
             1,

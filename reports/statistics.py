@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
+from edgekit.core.quantities import LONGEST_MS, SHORTEST_MS, is_milliseconds
 from edgekit.metrics.scores import mean_iou
 
 Float64 = NDArray[np.float64]
@@ -161,11 +162,13 @@ def summarize_latency(
         first_ms: the first inference.
 
     Raises:
-        EdgekitError: no samples, a sample that is no positive number, or an unknown mode.
+        EdgekitError: no samples, a sample that no query takes, or an unknown mode.
     """
     samples = np.asarray([sample for samples in rounds_ms for sample in samples], np.float64)
-    if not len(samples) or not np.isfinite(samples).all() or (samples <= 0).any():
-        raise EdgekitError("latency samples must be positive numbers of milliseconds, at least one: measure again")
+    if not len(samples) or not ((samples >= SHORTEST_MS) & (samples <= LONGEST_MS)).all():
+        raise EdgekitError(
+            "latency samples must be positive numbers of milliseconds, at least one and none above an hour: measure again"
+        )
     if mode not in LATENCY_CONTRACTS:
         raise EdgekitError(f"latency mode '{mode}' is unknown: it must be one of {', '.join(LATENCY_CONTRACTS)}")
     p50, mean = float(np.median(samples)), float(samples.mean())
@@ -225,9 +228,10 @@ def printed_latency(statistics: Mapping[str, Any], mode: str) -> LatencySummary:
     Raises:
         EdgekitError: there is neither a median nor a mean.
     """
-    mean, p50 = statistics.get("mean"), statistics.get("p50")
-    if not isinstance(mean, (int, float)) or not math.isfinite(mean) or mean <= 0:
-        raise EdgekitError("a printed latency must have a mean above zero: measure again")
+    mean: Any = statistics.get("mean")
+    p50: Any = statistics.get("p50")
+    if not is_milliseconds(mean) or not (p50 is None or is_milliseconds(p50)):
+        raise EdgekitError("a printed latency must have a mean above zero and below an hour: measure again")
     warnings = [] if p50 else ["the tool prints no median: the mean stands for it"]
     middle = float(p50 or mean)
     cv, n = statistics.get("cv"), int(statistics.get("n") or 1)

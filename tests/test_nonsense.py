@@ -87,6 +87,7 @@ SUSTAINED: list[tuple[Change, str]] = [
     (put("sustained.intervals[1].begin_s", -1e14), "does not follow the one before"),
     (put("sustained.intervals[1].end_s", 10.0), "does not follow the one before"),
     (put("sustained.seconds", 0), "sustained.seconds is 0"),
+    (put("sustained.seconds", 5e-324), "sustained.seconds is 5e-324"),
     (put("sustained.intervals", {}), "sustained.intervals is {}"),
 ]
 

@@ -40,7 +40,7 @@ from edgekit.core.text import parse_json
 from edgekit.core.values import Float64, Int64
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
-from edgekit.devices.formats.text import clean_text
+from edgekit.devices.formats.text import clean_text, lines
 from edgekit.devices.inventory import Device
 from edgekit.devices.local import LOCK_SECONDS, Mode, Scope
 from edgekit.devices.pack import pack_agent
@@ -352,7 +352,7 @@ class Agent:
     def _keep_noise(self) -> None:
         if self._noise:
             with contextlib.suppress(OSError, EdgekitError), open_log(self._log) as file:
-                file.write(bytes(self._noise) + b"\n")
+                file.write("\n".join([*lines(bytes(self._noise), endless_numbers=True), ""]).encode())
 
     # Files
 
@@ -520,7 +520,7 @@ def told(device: Device, answer: Event, *names: str) -> list[str]:
         DeviceError: it has not.
     """
     texts = [answer.get(name) for name in names]
-    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+    if not all(isinstance(text, str) and text.isprintable() and len(text) <= 4096 for text in texts):
         raise _nonsense(device, " and ".join(names))
     return [str(text) for text in texts]
 

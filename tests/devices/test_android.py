@@ -215,7 +215,11 @@ def test_files_are_sent_once_and_the_folder_is_bounded(
 
 @pytest.mark.parametrize(
     ("trouble", "text"),
-    [("crash", "ended without a result"), ("short", "bytes where .* were due"), ("old", "writes no outputs")],
+    [
+        ("crash", r"without a result \(ended by SIGABRT, exit code 134\)"),
+        ("short", "bytes where .* were due"),
+        ("old", "writes no outputs"),
+    ],
 )
 def test_an_artifact_that_fails_there_fails_alone(
     trouble: str, text: str, device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path

@@ -550,6 +550,19 @@ def test_a_hostile_device(mode: str, project: Project, monkeypatch: pytest.Monke
         assert not page.parent.exists(), "no page is made of it"
 
 
+@pytest.mark.parametrize(("mode", "lost"), [("nothing", "miou"), ("short", "latency"), ("long", "latency")])
+def test_a_run_reports_everything_but_nonsense(mode: str, lost: str, project: Project) -> None:
+    """A device's empty counts, or times that nothing has, are told in its own row; this machine's rows are what they are."""
+    project.device(python=str(hostile_python(project, mode)))
+    done = project.run("--device", "local,board")
+    failed(done, "device 'board'", HOSTILE[mode], "holds what was finished")
+    told = rows(project)["onnxruntime"]["provenance"]
+    assert told[lost]["kind"] == "not measured" and HOSTILE[mode] in told[lost]["why"]
+    assert lost == "miou" or told["miou"]["kind"] == "measured"
+    here = rows(project, "local")["onnxruntime"]
+    assert here["provenance"]["latency"]["kind"] == here["provenance"]["miou"]["kind"] == "measured"
+
+
 def test_endless_noise(project: Project) -> None:
     """What is no part of the talk is kept to a limit, empty lines too."""
     python = hostile_python(project, "newlines")
