@@ -33,7 +33,8 @@ def fits(name: str) -> bool:
     except InvalidWheelFilename:
         return False
     return any(
-        tag.interpreter in ("py3", "py311", "cp311") or (tag.abi == "abi3" and int(tag.interpreter[3:] or 0) <= 11) for tag in tags
+        tag.interpreter in ("py3", "py311", "cp311") or (tag.abi == "abi3" and int(tag.interpreter[3:] or 0) <= 11)
+        for tag in tags
     )
 
 

@@ -104,9 +104,7 @@ class CoreML:
             "reference",
             by=f"edgekit's ML Program executor (torch {versions('torch').get('torch', 'absent')})",
             why="the package's own program, executed op by op; Core ML itself runs on Apple devices only",
-            no_latency=(
-                "Core ML runs on Apple devices only: run edgekit bench ARTIFACT on a Mac to measure it"
-            ),
+            no_latency=("Core ML runs on Apple devices only: run edgekit bench ARTIFACT on a Mac to measure it"),
         )
 
     def convert(
