@@ -270,3 +270,37 @@ def test_one_class_is_no_labels(
     )
     assert done.code == 1
     assert "one class" in done.sentence
+
+
+SIGNAL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, 19, 3, 4, 1)
+
+    def forward(self, x):
+        y = self.head(x)
+        return y + torch.fft.irfft2(torch.fft.rfft2(y), s=y.shape[2:])
+"""
+
+
+def test_convert_says_what_lint_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An operation that a target does not take: the module, the line and a remedy, before the converter's own words."""
+    (tmp_path / "signalnet.py").write_text(SIGNAL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(SIGNAL, "signalnet.py", "exec"), names)
+    torch.save(names["Net"]().state_dict(), "net.pth")
+    arguments = ("net.pth", "--network", "signalnet:Net", "--size", "64x64")
+    linted = call(monkeypatch, capfd, "lint", *arguments, "--classes", "streets", "--target", "tensorrt", "--json")
+    grave = [finding for finding in linted.document["findings"] if finding["severity"] in ("fails", "wrong")]
+    assert grave, linted.out
+    done = call(monkeypatch, capfd, "convert", *arguments, "--classes", "streets", "--target", "tensorrt")
+    assert done.code == 1
+    for finding in grave:
+        assert finding["remedy"] in done.err

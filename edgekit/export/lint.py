@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from edgekit.core.errors import EdgekitError, first_line
-from edgekit.core.values import Size
+from edgekit.core.values import DeployableGraph, Size
 from edgekit.export.graph import MOST_CLASSES, Logits, export_aten, module_of
 from edgekit.export.rewrites import apply_rewrites, argument, can_be_cropped, fits_tensorflow, sides
 from edgekit.networks.subnormals import flush_subnormals
@@ -864,6 +864,19 @@ def lint(network: nn.Module, size: Size, classes: int | None = None) -> tuple[Fi
         mended = list(_rules_met(module, rewritten=True))
         apply_rewrites(module)
     return _sorted([*mended, *_rules_met(module, rewritten=False), *_of_the_output(module.graph, size), *weights])
+
+
+def grave(graph: DeployableGraph, target: str, precision: str) -> tuple[str, ...]:
+    """What of a deployable graph fails or is wrong on a target in a precision, a sentence each; nothing of a target without rules."""
+    found = [*_rules_met(graph.module, rewritten=False), *_of_the_output(graph.module.graph, graph.size)]
+    return tuple(
+        f"{finding.severity} on {target}: {finding.operation or 'the network'} in '{finding.module or 'the network itself'}"
+        f"{f' ({finding.source})' if finding.source else ''}, {finding.reason}; {finding.remedy}"
+        for finding in _sorted(found)
+        if finding.severity in ("wrong", "fails")
+        and target in finding.targets
+        and finding.precision in ("any", precision)
+    )
 
 
 def _failure(call: Callable[[], Any]) -> Exception | None:

@@ -155,6 +155,7 @@ class _Service:
         self.order, self.jobs, self.groups, self.results, self.progress = order, jobs, groups, results, progress
         self.workers: list[_Worker] = []
         self.exported = False
+        self.told: set[str] = set()
         quantized = any(self._is_int8(index) for group in groups for index in group)
         self.prepared = not quantized or is_prepared(order)
 
@@ -176,6 +177,9 @@ class _Service:
                         answer = worker.answer()
                         if answer is not None and "exported" in answer:
                             self._say_exported(answer["exported"], answer["told"])
+                            continue
+                        if answer is not None and "lint" in answer:
+                            self._say_lint(answer["lint"])
                             continue
                         self._finish(worker, answer)
                         if answer is None:
@@ -243,6 +247,12 @@ class _Service:
             for sentence in told:
                 self.progress.say(f"{self.order.checkpoint.name}: {sentence}")
         self.exported = True
+
+    def _say_lint(self, sentences: Sequence[str]) -> None:
+        for sentence in sentences:  # of each precision of a target the same
+            if sentence not in self.told:
+                self.told.add(sentence)
+                self.progress.say(sentence)
 
     def _finish(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
         """Take down what came of what a process was at."""

@@ -53,6 +53,7 @@ def _work(order: Order, job: Job | None, graph: Callable[[], DeployableGraph], a
         exported = graph()
         answer({"exported": time.monotonic() - begun, "told": exported.left_out})
         if job is not None:
+            answer({"lint": _grave(exported, job)})
             make_artifact(
                 load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
                 order.folder, order.command, Progress(silent=True), order.calibration,
@@ -65,6 +66,17 @@ def _work(order: Order, job: Job | None, graph: Callable[[], DeployableGraph], a
         answer({"bug": traceback.format_exc()})
     else:
         answer({"made": True})
+
+
+def _grave(graph: DeployableGraph, job: Job) -> tuple[str, ...]:
+    """What lint calls wrong or failing of a job; nothing where a rule stumbles, which edgekit lint shows: it stops no conversion."""
+    from edgekit.export.lint import grave
+
+    try:
+        return grave(graph, job.target, job.recipe.precision)
+    except Exception:
+        traceback.print_exc()  # to the log
+        return ()
 
 
 def main() -> None:
