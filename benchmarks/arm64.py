@@ -124,7 +124,6 @@ def userland(folder: Path) -> Path:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
     )
     if said.stdout.split() != ["aarch64", str(python)]:
         raise EdgekitError(

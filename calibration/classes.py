@@ -82,10 +82,10 @@ CITYSCAPES_LABEL_IDS = tuple(label for _, label, _, _ in _CITYSCAPES)
 
 CITYSCAPES_MAP = _table({label: train_id for train_id, label in enumerate(CITYSCAPES_LABEL_IDS)})
 """uint8 [256]: labelId -> train id, 255 where not evaluated."""
-CITYSCAPES_VALUES = frozenset(range(34))
-"""labelIds that a Cityscapes label image may hold."""
+CITYSCAPES_VALUES = frozenset({*range(34), IGNORE})
+"""labelIds that a Cityscapes label image may hold; 255 is the licence plate's -1 in a byte, or void."""
 
 CAMVID_MAP = _table({index: index for index in range(11)})
 """uint8 [256]: SegNet's value -> train id; 11 (unlabelled) -> 255."""
-CAMVID_VALUES = frozenset(range(12))
-"""Values that a CamVid label image may hold."""
+CAMVID_VALUES = frozenset({*range(12), IGNORE})
+"""Values that a CamVid label image may hold; void is 11, or 255 as most tools save it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from calibration import streets
 from calibration.classes import (
@@ -23,6 +22,7 @@ from calibration.classes import (
     CITYSCAPES_MAP,
     CITYSCAPES_VALUES,
 )
+from calibration.images import images_in, is_stray, read_image, read_plane
 from edgekit.core.errors import DataError, UsageError
 from edgekit.core.files import sha256_json, sha256_path
 from edgekit.core.values import IGNORE, ClassSet, Int32, Size, UInt8
@@ -36,20 +36,7 @@ STREETS_FRAMES: Mapping[str, int] = {"train": 2000, "val": 64, "test": 64}
 STREETS_DEFAULT_SIZE = Size(512, 1024)
 LABELS_SIDE = 128
 """The shorter side at which scenes are drawn only to see which classes they show."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-UNSCALED = ("I", "F")
-"""Pillow's modes without a fixed white; converted to RGB they would be cut off at 255."""
 NO_INSTANCE = -1
-DAMAGED = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    struct.error,
-)
-"""Everything Pillow raises on a file it cannot read, or that is too large to be a frame."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +146,9 @@ def class_set(dataset: str) -> ClassSet:
         UsageError: no such dataset.
     """
     if dataset not in CLASS_SETS:
-        raise UsageError(f"there is no dataset '{dataset}': choose from {', '.join(DATASETS)}")
+        known = ", ".join(f"{name} ({len(CLASS_SETS[name])} classes)" for name in DATASETS)
+        own = "; classes of your own cannot be named yet" if "," in dataset else ""
+        raise UsageError(f"there is no dataset '{dataset}': choose from {known}{own}")
     return CLASS_SETS[dataset]
 
 
@@ -256,7 +245,8 @@ def _files_identity(*paths: Path) -> str:
 
 
 def _cityscapes(root: Path, split: str) -> Split:
-    images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    found = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
+    images = [path for path in found if not is_stray(path)]
     if not images:
         raise DataError(
             f"no frames under {root / 'leftImg8bit' / split}: --data-root must hold leftImg8bit/ and gtFine/ with split {split}"
@@ -269,7 +259,7 @@ def _cityscapes(root: Path, split: str) -> Split:
 
         return FrameReference(
             stem, partial(_files_identity, image, labels, instances), partial(_load_cityscapes, image, labels, instances),
-            partial(sha256_path, image), partial(read_image, image), partial(_train_ids, labels, CITYSCAPES_MAP),
+            partial(sha256_path, image), partial(read_image, image), partial(_train_ids, labels, CITYSCAPES_MAP, CITYSCAPES_VALUES),
         )  # fmt: skip
 
     return Split("cityscapes", split, CITYSCAPES, tuple(reference(image) for image in images))
@@ -284,16 +274,17 @@ def _load_cityscapes(image: Path, labels: Path, instances: Path) -> Frame:
 
 def _camvid(root: Path, split: str) -> Split:
     folder, labels_folder = root / split, root / f"{split}annot"
-    images = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = images_in(folder)
     if not images:
         raise DataError(f"no frames in {folder}: --data-root must hold {split}/ and {split}annot/ (the SegNet layout)")
-    annotations = {path.stem: path for path in labels_folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES}
+    # Cambridge's own masks are named after their frame with "_L" behind.
+    annotations = {path.stem.removesuffix("_L"): path for path in images_in(labels_folder)}
 
     def reference(image: Path) -> FrameReference:
         labels = annotations.get(image.stem, labels_folder / f"{image.stem}.png")
         return FrameReference(
             image.stem, partial(_files_identity, image, labels), partial(_load_camvid, image, labels),
-            partial(sha256_path, image), partial(read_image, image), partial(_train_ids, labels, CAMVID_MAP),
+            partial(sha256_path, image), partial(read_image, image), partial(_train_ids, labels, CAMVID_MAP, CAMVID_VALUES),
         )  # fmt: skip
 
     return Split("camvid", split, CAMVID, tuple(reference(image) for image in images))
@@ -304,29 +295,8 @@ def _load_camvid(image: Path, labels: Path) -> Frame:
     return Frame(image.stem, pixels, CAMVID_MAP[read_labels(labels, pixels, CAMVID_VALUES)])
 
 
-def _train_ids(labels: Path, to_train_ids: UInt8) -> UInt8:
-    return to_train_ids[_open_plane(labels).clip(0, 255).astype(np.uint8)]
-
-
-def read_image(path: Path) -> UInt8:
-    """An image file as uint8 [H, W, 3] RGB: grey and palettes as the colours they stand for, transparency left out.
-
-    Raises:
-        DataError: missing, damaged or truncated, or of whole numbers or floats that have no fixed white.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.split(";")[0] in UNSCALED:
-                raise DataError(
-                    f"{path} holds pixels of more than 8 bits (mode {image.mode}), whose white is not known: save it with 8 "
-                    "bits a channel"
-                )
-            # A phone stores its photos as the sensor lay and says in EXIF how to turn them.
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), np.uint8)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist: check the path") from error
-    except DAMAGED as error:
-        raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
+def _train_ids(labels: Path, to_train_ids: UInt8, values: frozenset[int]) -> UInt8:
+    return to_train_ids[read_plane(labels, values).clip(0, 255).astype(np.uint8)]
 
 
 def read_labels(path: Path, image: UInt8, values: frozenset[int]) -> UInt8:
@@ -335,7 +305,7 @@ def read_labels(path: Path, image: UInt8, values: frozenset[int]) -> UInt8:
     Raises:
         DataError: missing, damaged, of another size than its frame, or with a value the dataset does not define.
     """
-    labels = _read_plane(path, image)
+    labels = _read_plane(path, image, values)
     if labels.min() < 0 or labels.max() > 255:
         raise DataError(
             f"{path} holds label {int(labels.max())}, outside one byte: it is not this dataset's label image"
@@ -350,31 +320,22 @@ def read_labels(path: Path, image: UInt8, values: frozenset[int]) -> UInt8:
 
 
 def _read_instances(path: Path, image: UInt8) -> Int32:
-    return _read_plane(path, image)
+    instances = _read_plane(path, image)
+    if instances.min() < 0 or instances.max() >= 256_000:
+        odd = int(instances.min() if instances.min() < 0 else instances.max())
+        raise DataError(
+            f"{path} holds {odd}, and an instance id is labelId * 1000 + n: use the dataset's instanceIds images"
+        )
+    return instances
 
 
-def _read_plane(path: Path, image: UInt8) -> Int32:
-    plane = _open_plane(path)
+def _read_plane(path: Path, image: UInt8, values: frozenset[int] | None = None) -> Int32:
+    plane = read_plane(path, values)
     if plane.shape != image.shape[:2]:
         raise DataError(
             f"{path} is {Size(*plane.shape)} but its frame is {Size(*image.shape[:2])}: use the label image that belongs to the frame"
         )
     return plane
-
-
-def _open_plane(path: Path) -> Int32:
-    try:
-        with Image.open(path) as opened:
-            plane = np.asarray(opened)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: every frame needs its label image") from error
-    except DAMAGED as error:
-        raise DataError(f"{path} is damaged or not an image ({error}): copy it again") from error
-    if plane.ndim != 2:
-        raise DataError(
-            f"{path} has {plane.ndim} dimensions, not a plane of label values: use the dataset's label images"
-        )
-    return plane.astype(np.int32)
 
 
 def _instances(instance_ids: Int32) -> Int32:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgekit.core.telemetry import switch_off
+
 if TYPE_CHECKING:
     from edgekit.conformance import check_target as check_target
     from edgekit.core.errors import ConversionError as ConversionError
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from edgekit.networks.checkpoint import load_checkpoint as load_checkpoint
 
 __version__ = "0.1.0"
+
+switch_off()  # every other module of the package, and so every runtime that one of them imports, comes after this
 
 _HOMES = {
     "edgekit.core.errors": ("ConversionError", "EdgekitError", "TargetError"),

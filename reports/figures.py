@@ -199,7 +199,7 @@ def _name_points(
             for left in lefts
         ]
         # min keeps the first of equals: above the line at its right end when nothing is there.
-        chosen = min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+        chosen = min(places, key=lambda place: _overlaps(place, np.asarray([other.extents for other in taken])))
         name.set_transform(axes.transAxes)
         name.set_position(axes.transAxes.inverted().transform((chosen.x0, chosen.y0)))
         taken += [chosen, Bbox.from_extents(frame.x0, y - scale, frame.x1, y + scale)]
@@ -208,10 +208,11 @@ def _name_points(
         label = axes.text(0, 0, _literal(point.name), fontsize=9, color=colours[point.target], transform=None)
         box = label.get_window_extent(renderer)
         best: tuple[float, float, float] | None = None
+        extents = np.asarray([other.extents for other in taken])
         for left, bottom, distance in _places(x, y, box.width, box.height, scale):
             place = Bbox.from_bounds(left, bottom, box.width, box.height)
             outside = place.x0 < frame.x0 or place.x1 > frame.x1 or place.y0 < frame.y0 or place.y1 > frame.y1
-            cost = distance + sum(4000 for other in taken if _overlap(place, other)) + (40000 if outside else 0)
+            cost = distance + 4000 * _overlaps(place, extents) + (40000 if outside else 0)
             if best is None or cost < best[0]:
                 best = (cost, left, bottom)
         assert best is not None
@@ -237,8 +238,11 @@ def _places(x: float, y: float, width: float, height: float, scale: float) -> li
     return places
 
 
-def _overlap(first: Bbox, second: Bbox) -> bool:
-    return bool(first.x0 < second.x1 and second.x0 < first.x1 and first.y0 < second.y1 and second.y0 < first.y1)
+def _overlaps(place: Bbox, others: NDArray[Any]) -> int:
+    """How many boxes, float64 [N, 4] of left, bottom, right and top, a place covers a part of."""
+    left, bottom, right, top = place.extents
+    meet = (left < others[:, 2]) & (others[:, 0] < right) & (bottom < others[:, 3]) & (others[:, 1] < top)
+    return int(meet.sum())
 
 
 def _leader(axes: Any, point: tuple[float, float], box: Bbox, colour: str, scale: float) -> None:

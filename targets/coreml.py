@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError, first_line
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
+from edgekit.core.text import parse_json
 from edgekit.core.values import (
     Artifact,
     Converted,
@@ -103,9 +104,7 @@ class CoreML:
             "reference",
             by=f"edgekit's ML Program executor (torch {versions('torch').get('torch', 'absent')})",
             why="the package's own program, executed op by op; Core ML itself runs on Apple devices only",
-            no_latency=(
-                "Core ML runs on Apple devices only: run `edgekit bench <artifact folder>` on a Mac to measure it"
-            ),
+            no_latency=("Core ML runs on Apple devices only: run edgekit bench ARTIFACT on a Mac to measure it"),
         )
 
     def convert(
@@ -170,7 +169,7 @@ class CoreML:
         before = torch.get_num_threads()
         torch.set_num_threads(threads(options))
         try:
-            yield _ExecutorSession(artifact)
+            yield _ExecutorSession(artifact, options)
         finally:
             torch.set_num_threads(before)
 
@@ -213,7 +212,7 @@ def adopt(package: Path, class_names: tuple[str, ...] | None) -> Artifact:
             "normalization inside"
         )
     if class_names is None and "classes" in metadata:
-        class_names = tuple(json.loads(metadata["classes"]))
+        class_names = _classes_of(package, metadata["classes"])
     if class_names is None:
         raise UsageError(
             f"'{package}' does not say its classes: name the dataset whose classes it has (--data; of predict, --classes)"
@@ -238,6 +237,19 @@ def adopt(package: Path, class_names: tuple[str, ...] | None) -> Artifact:
         model=package.name,
         manifest={"notes": {}},
     )
+
+
+def _classes_of(package: Path, text: str) -> tuple[str, ...]:
+    """The classes that a package's metadata names."""
+    try:
+        names = parse_json(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not 1 <= len(names) <= 255 or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(
+            f"'{package}' names its classes in its metadata, and they are no list of 1 to 255 names: make it again"
+        )
+    return tuple(names)
 
 
 def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
@@ -539,12 +551,13 @@ def _calibrated(ranges: Ranges) -> Iterator[None]:
 class _ExecutorSession:
     """The package's program in the reference executor."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, options: SessionOptions) -> None:
         import torch
 
         from targets.mil.executor import Executor, load_program
 
         self._artifact = artifact
+        self._options = options
         self._executor: Executor = Executor(load_program(artifact.model_path))
         self._last: torch.Tensor | None = None
         self.settings: Mapping[str, Any] = {
@@ -558,7 +571,7 @@ class _ExecutorSession:
         """uint8 [1, H, W, 3] -> uint8 [1, H, W]."""
         check_frame(frame, self._artifact)
         self._last = _planes(frame)
-        return label_map(self._outputs().numpy(), self._artifact, self.settings["threads"])
+        return label_map(self._outputs().numpy(), self._artifact, self._options)
 
     def run_graph(self) -> None:
         """One forward pass on the last frame."""

@@ -733,7 +733,7 @@ def test_train_begins_with_and_learns_from_plain_state_dicts(
     done = run_here(*common, *given, "--teacher-network", "plainnet:make", "--out", "made")
     assert done.code == 0, done.err
     assert "starting from 2 of 2 of the weights of plain" in done.err
-    recipe = load_checkpoint(done.document["checkpoint"]).recipe
+    recipe = load_checkpoint(done.document["checkpoint"], "plainnet:make").recipe
     wanted = {"schedule": "poly", "step_epochs": [], "arguments": {}, "learning_rate": 0.005, "distillation": 0.5}
     assert wanted.items() <= recipe.items()
     assert recipe["initial"] == sha256_path(tmp_path / "plain.pth"), "of a start its weights alone matter"

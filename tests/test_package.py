@@ -93,3 +93,15 @@ def test_the_wheel_holds_every_package(project: dict[str, dict[str, object]]) ->
         path.parent for top in ("edgekit", "targets", "calibration", "reports") for path in (ROOT / top).rglob("*.py")
     }
     assert found == {folder.relative_to(ROOT).as_posix().replace("/", ".") for folder in folders}
+
+
+def test_every_pin_has_hashes_and_no_other_is_named() -> None:
+    """What the README installs with --require-hashes is what was tested together."""
+
+    def lines(name: str) -> list[str]:
+        text = (ROOT / name).read_text().replace("\\\n", "")
+        return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+    hashed = {re.split(r"\s+--hash", line)[0].strip(): line for line in lines("constraints-hashed.txt")}
+    assert set(hashed) == set(lines("constraints.txt")), "run python .ci/hashes.py"
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashed.values())

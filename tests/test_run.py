@@ -326,6 +326,9 @@ def test_another_size_or_checkpoint_gives_another_artifact(
     torch.save(state, tmp_path / "own.pth")
     arguments = [tmp_path / "own.pth" if part == "own.pth" else part for part in OWN]
     done = run_here(*arguments, "--targets", "torchscript", "--out", kept)
+    assert done.code == 1
+    assert "--replace" in done.sentence
+    done = run_here(*arguments, "--targets", "torchscript", "--out", kept, "--replace")
     assert done.code == 0, done.err
     assert "already converted" not in done.err
     third = json.loads((kept / "artifacts" / "torchscript-fp32-64x96" / "manifest.json").read_text())
@@ -464,6 +467,22 @@ def test_a_converter_that_dies(run_here: Callable[..., Done], tmp_path: Path, mo
     assert "was killed" in rows_of(out)["faulty fp32"]["provenance"]["miou"]["why"]
     assert [entry.name for entry in (out / "artifacts").iterdir()] == ["torchscript-fp32-64x96"]
     assert not partials(out)
+
+
+def test_a_runtime_that_crashes_while_it_is_evaluated(
+    run_here: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails its own artifact, with a sentence; the others stand in the report, which is made."""
+    monkeypatch.setenv("EDGEKIT_FAULT", "evaluate-die")
+    out = tmp_path / "out"
+    done = run_here(*OWN, "--targets", "faulty,torchscript", "--out", out)
+    assert done.code == 1
+    assert "faulty fp32 crashed its runtime (SIGSEGV)" in done.sentence
+    rows = rows_of(out)
+    assert "SIGSEGV" in rows["faulty fp32"]["provenance"]["miou"]["why"]
+    assert rows["torchscript fp32"]["miou"] is not None
+    monkeypatch.delenv("EDGEKIT_FAULT")
+    assert run_here(*OWN, "--targets", "faulty,torchscript", "--out", out).code == 0
 
 
 KILLED = """

@@ -536,6 +536,25 @@ def test_a_class_that_never_occurs(six: Split, tmp_path: Path) -> None:
     assert not (tmp_path / STATE_NAME).exists()
 
 
+def test_a_kill_before_its_validation_leaves_no_epoch_unmeasured(
+    six: Split, two: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the state was kept and its mIoU was not measured: a resumed run measures it first."""
+    from edgekit.training import loop
+
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    recipe = replace(TINY, epochs=3)
+    options: dict[str, Any] = {"validation": two, "validate_every": 1}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "evaluate_network", killed)
+        run(recipe, six, tmp_path / "run", **options)
+    run(recipe, six, tmp_path / "run", **options)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [("miou" in entry) for entry in history] == [True, True, False]  # the last is in the checkpoint's metrics
+
+
 def test_the_history_of_a_run_survives_a_kill(six: Split, two: Split, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(TINY, six, tmp_path, killer(3, 1), validation=two, validate_every=2)

@@ -44,17 +44,19 @@ app.add_typer(devices.app, name="devices")
 INTERRUPTED = 130
 
 
-def _folder(path: Path | None) -> Path | None:
+def _folder(text: str | Path) -> Path:
     """A folder that commands, manifests and pages can name.
 
     Raises:
-        UsageError: its name is bytes that are no text, which no JSON file can hold.
+        UsageError: it is empty, as an unset variable of a script has it; or bytes that are no text, which no JSON file can hold.
     """
+    if not str(text):
+        raise UsageError("a folder was given and names nothing: name one, or leave the option out")
     try:
-        str(path or "").encode()
+        str(text).encode()
     except UnicodeEncodeError:
-        raise UsageError(f"--out {str(path)!a} is no valid UTF-8: name a folder that is") from None
-    return path
+        raise UsageError(f"--out {str(text)!a} is no valid UTF-8: name a folder that is") from None
+    return Path(text)
 
 
 # Options that several commands share.
@@ -70,12 +72,16 @@ TargetsOption = Annotated[
 ]
 SizeOption = Annotated[str | None, typer.Option("--size", help="Input HEIGHTxWIDTH, e.g. 512x1024.")]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", callback=_folder, help="The run's folder. runs/<checkpoint> by default.")
+    Path | None,
+    typer.Option("--out", parser=_folder, metavar="PATH", help="The run's folder. runs/<checkpoint> by default."),
 ]
 RootOption = Annotated[
     Path | None,
     typer.Option(
-        "--data-root", help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT; of two, one by its variable)."
+        "--data-root",
+        parser=_folder,
+        metavar="PATH",
+        help="Folder of the dataset (or CITYSCAPES_DATASET, CAMVID_ROOT; of two, one by its variable).",
     ),
 ]
 ThreadsOption = Annotated[
@@ -96,6 +102,9 @@ StrideOption = Annotated[
 ]
 FramesOption = Annotated[
     int | None, typer.Option("--frames", min=1, help="Evaluate so many frames, spread over the split.")
+]
+ReplaceOption = Annotated[
+    bool, typer.Option("--replace", help="Remove what another checkpoint left in the run's folder.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -144,12 +153,14 @@ def run(
     network: NetworkOption = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Convert, quantize, evaluate, measure and report, for all targets. Goes on where it was stopped."""
     from calibration.datasets import root_of
     from edgekit.core.files import read_json
     from edgekit.devices.inventory import chosen_devices
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
     from edgekit.pipeline.run import run as run_plan
     from reports.summary import summary
@@ -186,9 +197,10 @@ def run(
         devices=tuple(measured_on),
         sustained=seconds,
     )
-    page = run_plan(plan, _progress())
-    document = read_json(page.parent / "report.json")
-    failures = read_json(plan.folder / "run.json")["failed"]
+    with run_folder(plan.folder, found, plan.command, replace=replace):
+        page = run_plan(plan, _progress())
+        document = read_json(page.parent / "report.json")
+        failures = read_json(plan.folder / "run.json")["failed"]
     if as_json:
         print_json({"report": str(page), **document, "failed": failures})
     else:
@@ -286,11 +298,13 @@ def convert(
     network: NetworkOption = None,
     classes: ClassesOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a float artifact of a checkpoint for a target."""
     from edgekit.core.values import filled_note
     from edgekit.pipeline.commands import convert as do_convert
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.run import default_size
 
     chosen = _precisions(precision, "--precision")
@@ -299,10 +313,11 @@ def convert(
     form = _form(output, output_stride)
     names = _available(target)
     found = _checkpoint(checkpoint, network, classes)
-    made = do_convert(
-        found, names, chosen[0] if chosen else None, _size(size) or default_size(found), *form,
-        out or Path("runs") / found.name, _command_line(), _progress(),
-    )  # fmt: skip
+    with run_folder(out or Path("runs") / found.name, found, _command_line(), replace=replace) as folder:
+        made = do_convert(
+            found, names, chosen[0] if chosen else None, _size(size) or default_size(found), *form, folder, _command_line(),
+            _progress(),
+        )  # fmt: skip
     if as_json:
         print_json({"artifacts": [{"folder": str(artifact.folder), **artifact.manifest} for artifact in made]})
         return
@@ -348,10 +363,12 @@ def quantize(
     classes: ClassesOption = None,
     threads: ThreadsOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make an int8 artifact, calibrated on real frames, and say what it lost. With --max-drop, see to it that it lost no more."""
     from calibration.datasets import open_split
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.int8 import Budget, evaluation_split, verification_split
     from edgekit.pipeline.int8 import quantize as do_quantize
     from edgekit.pipeline.run import default_size
@@ -375,10 +392,12 @@ def quantize(
         budget = Budget(max_drop, *proving)
     elif verify is not None:
         raise UsageError("--verify proves a budget: give --max-drop too")
-    rows = do_quantize(
-        found, names, split, samples, evaluated, why_not, input_size, *form, tuple(listed(keep_float, "--keep-float") or ()), budget,
-        out or Path("runs") / found.name, threads, _command_line(), _progress(),
-    )  # fmt: skip
+    kept = tuple(listed(keep_float, "--keep-float") or ())
+    with run_folder(out or Path("runs") / found.name, found, _command_line(), replace=replace) as folder:
+        rows = do_quantize(
+            found, names, split, samples, evaluated, why_not, input_size, *form, kept, budget, folder, threads, _command_line(),
+            _progress(),
+        )  # fmt: skip
     if as_json:
         print_json({"rows": rows})
     else:
@@ -406,7 +425,9 @@ def _over_budget(row: dict[str, Any]) -> str:
     elif "repair" in row:
         most = max(len(step["kept"]) for step in row["repair"]["steps"])
         text = f", with up to {most} layer{'s' if most > 1 else ''} in float"
-    if proof["miou_drop"] <= allowed:
+    if row["budget"].get("undecided"):
+        text += f" (undecided: {row['evaluation']['frames']} frames are too few, give more by --frames)"
+    elif proof["miou_drop"] <= allowed:
         text += " (the drop itself is within it, its interval is not: more frames, by --frames where the split has them, would decide it)"
     return text
 
@@ -479,10 +500,12 @@ def sensitivity(
     network: NetworkOption = None,
     classes: ClassesOption = None,
     out: OutOption = None,
+    replace: ReplaceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Which layers cost int8 its accuracy: a table and a figure, by the network's own modules."""
     from calibration.datasets import open_split
+    from edgekit.pipeline.folder import run_folder
     from edgekit.pipeline.int8 import SCHEMES
     from edgekit.pipeline.int8 import sensitivity as do_sensitivity
     from edgekit.pipeline.run import default_size
@@ -494,8 +517,8 @@ def sensitivity(
     found = _checkpoint(checkpoint, network, classes)
     input_size = _size(size) or default_size(found)
     split = open_split(calib, "train", data_root, input_size)
-    folder = out or Path("runs") / found.name
-    document = do_sensitivity(found, split, samples, input_size, schemes, folder, _progress())
+    with run_folder(out or Path("runs") / found.name, found, _command_line(), replace=replace) as folder:
+        document = do_sensitivity(found, split, samples, input_size, schemes, folder, _progress())
     if as_json:
         print_json(document)
     else:
@@ -530,7 +553,12 @@ def compare(
     classes: ClassesOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", callback=_folder, help="Folder of the page. runs/<checkpoint>/compare/A-B by default."),
+        typer.Option(
+            "--out",
+            parser=_folder,
+            metavar="PATH",
+            help="Folder of the page. runs/<checkpoint>/compare/A-B by default.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -584,7 +612,10 @@ def evaluate(
     ] = "local",
     threads: ThreadsOption = None,
     out: Annotated[
-        Path, typer.Option("--out", callback=_folder, help="Folder for what tools print, and for a device's frames.")
+        Path,
+        typer.Option(
+            "--out", parser=_folder, metavar="PATH", help="Folder for what tools print, and for a device's frames."
+        ),
     ] = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
@@ -668,12 +699,13 @@ def bench(
     data_root: RootOption = None,
     frames: FramesOption = None,
     threads: ThreadsOption = None,
-    out: Annotated[Path, typer.Option("--out", callback=_folder, help="Folder for samples, logs and pages.")] = Path(
-        "runs/bench"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", parser=_folder, metavar="PATH", help="Folder for samples, logs and pages.")
+    ] = Path("runs/bench"),
     as_json: JsonOption = False,
 ) -> None:
     """Latency of artifacts, each in a process of its own, here or on devices; with --data their accuracy too."""
+    from edgekit.core.hold import held
     from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.artifacts import load_artifact
     from edgekit.pipeline.commands import Bench
@@ -694,7 +726,9 @@ def bench(
         loaded, measured_on, "full" if full else "quick", cast("Scope", scope), threads, seconds, evaluation,
         _command_line(), out,
     )  # fmt: skip
-    rows = do_bench(plan, _progress())
+    progress = _progress()
+    with held(out, plan.command, lambda holder: progress.say(f"waiting for {holder}")):
+        rows = do_bench(plan, progress)
     for row in rows:
         if (summary := latency_summary(row["latency"])) is not None:
             row["summary"] = {
@@ -756,11 +790,17 @@ def report(
 ) -> None:
     """Write a run's report again from its measurements."""
     from edgekit.core.files import read_json
+    from edgekit.core.hold import held
     from edgekit.pipeline.run import report_again
     from reports.summary import summary
 
-    page = report_again(run_folder, data_root, _progress())
-    document = read_json(page.parent / "report.json")
+    if not (run_folder / "run.json").is_file():  # before a lock is put there
+        raise UsageError(
+            f"{run_folder} is not a run's folder (it has no run.json): give the folder of a run that was finished"
+        )
+    with held(run_folder, _command_line()):
+        page = report_again(run_folder, data_root, _progress())
+        document = read_json(page.parent / "report.json")
     if as_json:
         print_json({"report": str(page), **document})
     else:
@@ -774,7 +814,7 @@ def predict(
         str, typer.Argument(help="A checkpoint, an artifact's folder, or an .mlpackage.", metavar="CHECKPOINT|ARTIFACT")
     ],
     images: Annotated[list[Path], typer.Argument(help="Image files or folders of them.", metavar="IMAGE...")],
-    out: Annotated[Path, typer.Option("--out", callback=_folder, help="Folder for the pictures.")] = Path(
+    out: Annotated[Path, typer.Option("--out", parser=_folder, metavar="PATH", help="Folder for the pictures.")] = Path(
         "predictions"
     ),
     size: SizeOption = None,
@@ -913,7 +953,8 @@ def train(
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", callback=_folder, help="runs/train-<network>-<data> by default.")
+        Path | None,
+        typer.Option("--out", parser=_folder, metavar="PATH", help="runs/train-<network>-<data> by default."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -925,7 +966,8 @@ def train(
 
     from calibration.datasets import class_set, join_splits, open_split
     from edgekit.core.errors import DataError
-    from edgekit.core.files import clean_partials, sha256_path
+    from edgekit.core.files import clean_partials
+    from edgekit.core.hold import held, is_held
     from edgekit.core.progress import Progress, duration
     from edgekit.core.values import Size
     from edgekit.networks.checkpoint import NETWORKS, load_checkpoint, load_start, read_metadata, trained_on
@@ -960,14 +1002,13 @@ def train(
     if teacher:
         taught_by = load_checkpoint(teacher, teacher_network, names, network_option="--teacher-network")
     # Of the start its weights alone matter, of a teacher also what computes with them.
-    given["initial"] = "" if start is None else sha256_path(start.path)
+    given["initial"] = "" if start is None else start.file_sha256
     given["teacher"] = "" if taught_by is None else taught_by.sha256
     recipe = TrainingRecipe(**given)
     recipe.check()
     drawn = Size.parse(recipe.draw_size)
     label = f"{recipe.network.replace(':', '-')}"
     folder = out or Path("runs") / f"train-{label}-{recipe.dataset}"
-    clean_partials(folder)
     parts = recipe.split.split("+")
     training = join_splits([open_split(recipe.dataset, part, data_root, drawn) for part in parts]).first(recipe.frames)
     progress = Progress(silent=not leads())
@@ -999,12 +1040,16 @@ def train(
             f"{now.images_per_second:.1f} images/s, {duration(now.seconds_left)} left"
         )
 
-    checkpoint = do_train(
-        recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
-        report_step, progress.say, validate_every=validate_every, save_every=save_every, workers=workers, device=device, threads=threads,
-        initial=start, teacher=taught_by, missing_classes=missing_classes,
-        decoding=lambda done, total: progress.count("decoding frames", done, total, started),
-    )  # fmt: skip
+    # Of several processes of one training, one writes.
+    with held(folder, _command_line()) if leads() else contextlib.nullcontext():
+        if leads():
+            clean_partials(folder, alone=is_held(folder))
+        checkpoint = do_train(
+            recipe, training, splits.get("val"), splits.get("test"), folder, label, _command_line(),
+            report_step, progress.say, validate_every=validate_every, save_every=save_every, workers=workers, device=device,
+            threads=threads, initial=start, teacher=taught_by, missing_classes=missing_classes,
+            decoding=lambda done, total: progress.count("decoding frames", done, total, started),
+        )  # fmt: skip
     if not leads():
         return
     metrics = (read_metadata(checkpoint) or {}).get("metrics", {})
@@ -1201,12 +1246,22 @@ def _log_bug(error: BaseException) -> Path:
     return Path(name)
 
 
+def _open_streams() -> None:
+    """Give a command whose streams are closed ones that lead nowhere: else the next file that is opened would take their numbers."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+
+
 def main(call: Callable[..., Any] | None = None) -> None:
     """The one place where errors become sentences and exit codes."""
     if not sys.warnoptions:  # libraries' remarks to their developers; -W shows them
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "The value of the smallest subnormal", UserWarning)  # numpy, on flushed ones
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that has no such letter gets its code
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

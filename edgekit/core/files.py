@@ -19,6 +19,8 @@ from edgekit.core.text import parse_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+MOST_JSON = 1 << 30
+"""Bytes of a JSON file: counts of thousands of frames take some hundred megabytes."""
 DISK_ERRORS = (*_FULL, *_REFUSED)
 """What an OSError says when the place, not the work, is at fault."""
 
@@ -78,7 +80,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes 0600, which would hide results from a colleague
+            os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp makes 0600, whatever the user lets others see
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -102,9 +104,52 @@ def read_json(path: Path) -> Any:
         EdgekitError: the file is not JSON (cut short by hand or by another tool).
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"it is larger than {MOST_JSON >> 20} MiB")
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise EdgekitError(f"{path} is not valid JSON ({error}): delete it and run again") from error
+
+
+SEAL = "seal"
+"""The key of a document's own hash."""
+
+
+def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object with the hash of what it says, so that one that was edited since is known."""
+    write_json(path, {**document, SEAL: sha256_json(document)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What :func:`write_sealed` wrote, without the seal.
+
+    Raises:
+        EdgekitError: it is not JSON, has no seal, or was changed after it was written.
+    """
+    document = read_json(path)
+    seal = document.pop(SEAL, None) if isinstance(document, dict) else None
+    if seal is None or seal != sha256_json(document):
+        raise EdgekitError(f"{path} was changed after it was written (its seal does not fit): delete it and run again")
+    return dict(document)
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write bytes atomically, and their sha256 beside them; first, so that a file without its own is not believed."""
+    write_text(_digest_of(path), sha256_bytes(data))
+    write_bytes(path, data)
+
+
+def read_checked(path: Path) -> bytes | None:
+    """What :func:`write_checked` wrote; None where it is not there, or damaged."""
+    try:
+        data, digest = path.read_bytes(), _digest_of(path).read_bytes()
+    except OSError:
+        return None
+    return data if sha256_bytes(data).encode() == digest else None
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 @contextmanager
@@ -119,7 +164,8 @@ def new_folder(path: Path, keep: bool = False) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=_partial_prefix(path), suffix=".partial", dir=path.parent))
         try:
             yield temporary
-            os.chmod(temporary, 0o755)
+            _to_disk(temporary)
+            os.chmod(temporary, 0o777 & ~_UMASK)
             if keep and path.exists():
                 shutil.rmtree(temporary)
             else:
@@ -127,6 +173,19 @@ def new_folder(path: Path, keep: bool = False) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+_UMASK = os.umask(0o077)
+"""What the user withholds from others in new files. Asking sets it, so it is asked once, before there are threads."""
+os.umask(_UMASK)
+
+
+def _to_disk(folder: Path) -> None:
+    """Have the disk keep every file of a folder before a rename says that it is whole."""
+    for entry in folder.rglob("*"):
+        if entry.is_file() and not entry.is_symlink():
+            with entry.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -162,16 +221,18 @@ def _is_alive(process: int) -> bool:
     return process != os.getpid()
 
 
-def clean_partials(folder: Path) -> None:
+def clean_partials(folder: Path, *, alone: bool = False) -> None:
     """Remove what a killed run (SIGKILL, power cut) left half-written directly inside ``folder``.
 
-    What a living process is writing there stays.
+    Args:
+        alone: nobody else writes there, so that all of it goes. Otherwise what a living process of this system is writing
+            stays; processes of another container or host cannot be told from dead ones.
     """
     if not folder.is_dir():
         return
     for entry in folder.glob(".*.partial"):
         owner = re.search(r"\.(\d+)-[^.]*\.partial$", entry.name)
-        if owner is not None and _is_alive(int(owner[1])):
+        if not alone and owner is not None and _is_alive(int(owner[1])):
             continue
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
@@ -198,8 +259,14 @@ def sha256_path(path: Path) -> str:
             digest.update(bytes.fromhex(sha256_path(file)))
         return digest.hexdigest()
     with path.open("rb") as file_object:
-        while chunk := file_object.read(1 << 20):
-            digest.update(chunk)
+        return sha256_stream(file_object)
+
+
+def sha256_stream(file: BinaryIO) -> str:
+    """Hash of what is left to read in an opened file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

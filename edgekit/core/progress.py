@@ -91,8 +91,9 @@ class Progress:
 def noise_to(log: Path) -> Iterator[None]:
     """Everything that is printed inside, by Python or by native code, goes to the end of ``log``."""
     with open_log(log) as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed from the start
+                stream.flush()
         saved = os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

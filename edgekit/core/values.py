@@ -96,6 +96,20 @@ class Normalization:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless it is three finite means and three finite, positive deviations."""
+        for name, values, least in (("mean", self.mean, -1e6), ("std", self.std, 1e-6)):
+            if len(values) != 3 or not all(type(value) in (int, float) and least <= value <= 1e6 for value in values):
+                raise ValueError(f"the normalization's {name} is not three numbers that pixels can be normalized by")
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Normalization:
+        """The normalization that a file names; raises ValueError where it names none."""
+        mean, std = document.get("mean"), document.get("std")
+        if not isinstance(mean, list) or not isinstance(std, list):
+            raise ValueError("the normalization has no mean and std")
+        return cls(tuple(mean), tuple(std))
+
     def scale(self) -> Float32:
         """Factor per channel on a pixel of 0..255: shape [3]."""
         return np.asarray([1.0 / (255.0 * s) for s in self.std], np.float32)
@@ -151,6 +165,7 @@ class DeployableGraph:
         normalization: what turns a frame into the module's input.
         checkpoint_sha256: the checkpoint it came from.
         rewrites: the exact rewrites that were applied, in order.
+        left_out: what the network gives besides its logits, a sentence each.
     """
 
     module: torch.fx.GraphModule
@@ -160,6 +175,7 @@ class DeployableGraph:
     normalization: Normalization
     checkpoint_sha256: str
     rewrites: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +229,19 @@ class Converted:
 
 MANIFEST = "manifest.json"
 """Of an artifact's folder."""
+OUTPUT_STRIDES = (1, 2, 4, 8)
+
+
+def is_plain_path(name: object) -> bool:
+    """Whether a file's text is a relative path that stays below the folder it begins in."""
+    return isinstance(name, str) and all(
+        part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in name.split("/")
+    )
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a file's text is the name of one file or folder, and no path."""
+    return is_plain_path(name) and "/" not in str(name)
 
 
 @dataclass(frozen=True)
@@ -231,7 +260,7 @@ class Artifact:
 
     @classmethod
     def from_manifest(cls, folder: Path, manifest: Mapping[str, Any]) -> Artifact:
-        """The artifact that a manifest describes; raises KeyError or TypeError when the manifest lacks a part."""
+        """The artifact that a checked manifest describes."""
         return cls(
             folder=folder,
             target=manifest["target"],
@@ -243,6 +272,13 @@ class Artifact:
             model=manifest["model"],
             manifest=manifest,
         )
+
+    def described(self) -> dict[str, Any]:
+        """All but its folder, as another process makes it again by :meth:`from_manifest`."""
+        return {
+            **self.manifest, "target": self.target, "precision": self.precision, "size": [self.size.height, self.size.width],
+            "class_names": list(self.class_names), "output": self.output, "output_stride": self.output_stride, "model": self.model,
+        }  # fmt: skip
 
     @property
     def model_path(self) -> Path:
@@ -267,10 +303,13 @@ class SessionOptions:
     Attributes:
         threads: None means all cores that this process may use.
         compute_units: of Core ML: ALL, CPU_ONLY, CPU_AND_GPU or CPU_AND_NE.
+        look: is shown the logits of every frame, [1, C, h, w] of any type, before they become labels; it takes time, so there is
+            none where that is measured.
     """
 
     threads: int | None = None
     compute_units: str = "ALL"
+    look: Callable[[NDArray[Any]], None] | None = None
 
 
 ProvenanceKind = Literal["measured", "reference", "not measured"]

@@ -24,7 +24,7 @@ from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitE
 from edgekit.core.files import open_log, sha256_bytes, sha256_path
 from edgekit.core.progress import Progress
 from edgekit.core.quantities import MOST_CORES, is_bytes
-from edgekit.core.values import Artifact, ClassSet, UInt8
+from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
 from edgekit.devices import adb
 from edgekit.devices.agent.lock import Busy, DeviceLock
 from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
@@ -33,7 +33,7 @@ from edgekit.devices.formats.text import clean_text, lines, shortened
 from edgekit.devices.inventory import Device
 from edgekit.devices.local import Mode, Scope
 from edgekit.devices.worker import count_pack
-from edgekit.runtimes.common import bounded_threads, label_map
+from edgekit.runtimes.common import label_map
 
 CACHE = "/data/local/tmp/edgekit"
 TARGET = "tflite"
@@ -254,7 +254,7 @@ class Phone:
                 raise ArtifactError(
                     f"device '{self.device.name}' computes logits that are no numbers for {artifact.title}"
                 )
-            labels = label_map(output, artifact, bounded_threads(threads or THREADS), channels_last=True)
+            labels = label_map(output, artifact, SessionOptions(threads or THREADS), channels_last=True)
             if int(labels.max()) >= len(artifact.class_names):
                 raise ArtifactError(
                     f"device '{self.device.name}' labelled a class {labels.max()}, which does not exist"

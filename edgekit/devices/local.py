@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,7 @@ class Worker:
         title: as messages name it.
         frames: an ``.npy``, for latency; None where frames come in packs.
         command: what serves; a benchmark brings its own for what is no artifact.
+        described: the artifact, where its folder holds no manifest.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Worker:
         log: Path,
         command: Sequence[str] = WORKER,
         compute_units: str = "ALL",
+        described: Any = None,
     ) -> None:
         self.title = title
         self.log = log
@@ -89,6 +92,7 @@ class Worker:
                     "threads": threads,
                     "scope": scope,
                     "compute_units": compute_units,
+                    "described": described,
                 }
             )
         except BaseException:
@@ -111,7 +115,7 @@ class Worker:
             line = ""
         if not line.endswith("\n"):  # nothing, or what a killed process had written of its answer
             code = self._process.wait()
-            raise ArtifactError(f"{self.title} ended its process with code {code} (its output is in {self.log})")
+            raise ArtifactError(f"{self.title} {_ended(code)} (its output is in {self.log})")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise ArtifactError(f"{self.title} cannot be run: {answer['error']} (its output is in {self.log})")
@@ -128,6 +132,19 @@ class Worker:
                     stream.close()
                 except BrokenPipeError:
                     continue
+
+
+def _ended(code: int) -> str:
+    """How a runtime's process ended, in words."""
+    if code == -9:
+        return "was killed while it ran, as happens when memory runs out: choose a smaller --size"
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"crashed its runtime ({name}): report it to the runtime's makers, or choose another precision"
+    return f"ended its process with code {code}"
 
 
 @contextmanager

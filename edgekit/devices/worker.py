@@ -5,7 +5,8 @@ machine and on a device; only what opens the artifact differs: here its target, 
 Python 3.9 with numpy.
 
 Commands: ``open`` (artifact folder, threads, compute units, scope, and a frames file where latency is measured), ``warm``
-(runs, seconds), ``round`` (count), ``span`` (seconds), ``evaluate`` (a pack of frames), ``close``.
+(runs, seconds), ``round`` (count), ``span`` (seconds), ``evaluate`` (a pack of frames), ``label`` (the frame in the first part of a
+file that both sides map, whose rest takes its labels), ``close``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from edgekit.core.seam import Session
 from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
 from edgekit.devices.lifeline import end_with_parent
 from edgekit.metrics.scores import count_frame, counts_to_json
+from edgekit.runtimes.common import refuse_nan
 
 Opener = Callable[[Path, SessionOptions], AbstractContextManager[Session]]
 """Opens what lies in a folder."""
@@ -34,9 +36,12 @@ Opener = Callable[[Path, SessionOptions], AbstractContextManager[Session]]
 
 def open_artifact(folder: Path, options: SessionOptions) -> AbstractContextManager[Session]:
     """The artifact's own target opens it."""
+    return _open_by_target(read_artifact(folder), options)
+
+
+def _open_by_target(artifact: Artifact, options: SessionOptions) -> AbstractContextManager[Session]:
     from edgekit.core.registry import load_target
 
-    artifact = read_artifact(folder)
     return load_target(artifact.target).open(artifact, options)
 
 
@@ -95,9 +100,16 @@ class _Run:
 def _open(command: dict[str, Any], stack: contextlib.ExitStack, opener: Opener) -> tuple[_Run, dict[str, Any]]:
     given = command.get("frames")
     frames: UInt8 | None = None if given is None else np.ascontiguousarray(np.load(given))
-    options = SessionOptions(command["threads"], command.get("compute_units", "ALL"))
+    # Where no times are taken every frame's logits are looked at.
+    options = SessionOptions(
+        command["threads"], command.get("compute_units", "ALL"), refuse_nan if given is None else None
+    )
+    folder, described = Path(command["artifact"]), command.get("described")
     begin = time.perf_counter_ns()
-    session = stack.enter_context(opener(Path(command["artifact"]), options))
+    if described is None:
+        session = stack.enter_context(opener(folder, options))
+    else:
+        session = stack.enter_context(_open_by_target(Artifact.from_manifest(folder, described), options))
     answer: dict[str, Any] = {"load_ms": (time.perf_counter_ns() - begin) / 1e6}
     run = _Run(session, frames, command.get("scope", "frame-to-labels"))
     if frames is not None:
@@ -130,6 +142,19 @@ def count_pack(label: Callable[[UInt8], UInt8], path: Path, classes: ClassSet) -
                 agreement = float((labels == pack[f"{index}.reference"]).mean())
             frames.append({"counts": counts, "agreement": agreement})
     return frames
+
+
+def _label(session: Session, command: dict[str, Any]) -> None:
+    """Label the frame, uint8 [1, H, W, 3], that a mapped file begins with; its labels, uint8 [1, H, W], follow there."""
+    height, width = command["size"]
+    shared = np.memmap(command["shared"], np.uint8, "r+")
+    frame = shared[: height * width * 3].reshape(1, height, width, 3)
+    labels = session.run(np.array(frame))
+    if labels.shape != (1, height, width):
+        raise ArtifactError(
+            f"labels {labels.shape} came back for input {height}x{width}: this target breaks the session contract"
+        )
+    shared[height * width * 3 :] = labels.reshape(-1)
 
 
 def read_classes(document: dict[str, Any]) -> ClassSet:
@@ -166,6 +191,9 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack, opene
         elif command["do"] == "evaluate":
             frames = count_pack(run.session.run, Path(command["pack"]), read_classes(command["classes"]))
             answer = {"frames": frames}
+        elif command["do"] == "label":
+            _label(run.session, command)
+            answer = {}
         else:
             answer = {"peak_rss_bytes": peak_rss_bytes()}
         answers.write(json.dumps(answer) + "\n")
@@ -183,7 +211,8 @@ def main(opener: Opener = open_artifact) -> None:
         try:
             _serve(sys.stdin, answers, stack, opener)
         except Exception as error:  # the host turns it into a sentence; the traceback goes to the log
-            answers.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+            said = str(error) if isinstance(error, EdgekitError) else f"{type(error).__name__}: {error}"
+            answers.write(json.dumps({"error": said}) + "\n")
             answers.flush()
             raise
 

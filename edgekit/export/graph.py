@@ -35,11 +35,11 @@ class Logits(nn.Module):
         self.classes = classes
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Any = self.network(x)
-        if isinstance(output, dict):
-            output = output.get("out", next(iter(output.values())))
-        while isinstance(output, tuple | list):
-            output = output[0]
+        return self.reduced(self.network(x))
+
+    def reduced(self, output: Any) -> Tensor:
+        """The logits in what the network gave."""
+        output = _result(output)
         if not isinstance(output, Tensor) or output.ndim != 4:
             raise CheckpointError(
                 "the network's output is not a map of logits [N, classes, h, w]: wrap it in a factory that returns one"
@@ -48,10 +48,70 @@ class Logits(nn.Module):
             return output
         if output.shape[1] < self.classes:
             raise CheckpointError(
-                f"the network gives {output.shape[1]} channels for {self.classes} classes: name the dataset whose classes it has "
-                "with --classes (--data for run and evaluate)"
+                f"the network gives {output.shape[1]} channels for {self.classes} classes: --classes names the dataset whose classes it "
+                f"has (--data for run and evaluate); where none of edgekit's has {output.shape[1]}, it cannot be judged yet"
             )
         return output if output.shape[1] == self.classes else output[:, : self.classes]
+
+    def left_out(self, output: Any) -> tuple[str, ...]:
+        """A sentence for each part of what the network gave that is not used, since another may have been meant."""
+        told = []
+        taken = _result(output)
+        parts = [
+            f"'{key}' {_form(value)}" if isinstance(key, str) else _form(value)
+            for key, value in _parts(output)
+            if value is not taken
+        ]
+        if parts and isinstance(taken, Tensor):
+            told.append(
+                f"the network gives {len(parts) + 1} outputs, of which {_form(taken)} is taken and {', '.join(parts[:3])} left out: if "
+                "another is meant, wrap it in a factory that returns that one"
+            )
+        if isinstance(taken, Tensor) and taken.ndim == 4 and self.classes is not None and taken.shape[1] > self.classes:
+            told.append(
+                f"the network gives {taken.shape[1]} channels for {self.classes} classes: the first {self.classes} are taken, the others "
+                "left out"
+            )
+        return tuple(told)
+
+
+def _result(output: Any) -> Any:
+    """What counts of a network's output: of a dict ``"out"`` or else the first, of a tuple or list the first."""
+    if isinstance(output, dict):
+        output = output.get("out", next(iter(output.values())))
+    while isinstance(output, tuple | list):
+        output = output[0]
+    return output
+
+
+def _parts(output: Any) -> list[tuple[Any, Any]]:
+    """Every tensor of a network's output, with its key where it has one."""
+    if isinstance(output, Tensor):
+        return [(None, output)]
+    items = (
+        output.items()
+        if isinstance(output, dict)
+        else ((None, item) for item in output)
+        if isinstance(output, tuple | list)
+        else ()
+    )
+    return [(key if inner is None else inner, value) for key, item in items for inner, value in _parts(item)]
+
+
+def _form(value: Tensor) -> str:
+    return f"[{', '.join(str(int(side)) for side in value.shape)}]"
+
+
+def why_it_does_not_run(error: Exception, size: Size) -> str:
+    """What PyTorch says of a network that fails on a frame, and what mends it."""
+    text = first_line(error)
+    channels = re.search(r"to have (\d+) channels, but got 3 channels", str(error))
+    if channels is not None and channels[1] != "3":
+        return (
+            f"it takes {channels[1]} input channel{'' if channels[1] == '1' else 's'}, and a frame has three, red, green and blue: wrap it in a "
+            "factory that makes its input of them"
+        )
+    return f"{text}: try another --size than {size}"
 
 
 def export_aten(network: nn.Module, example: Tensor) -> torch.fx.GraphModule:
@@ -84,6 +144,15 @@ def reference_labels(logits: Tensor, size: Size) -> Tensor:
     return logits.argmax(1)
 
 
+def check_classes(classes: int) -> None:
+    """Raise CheckpointError where there is one class: the largest of one channel is that channel, so that every label would be 0."""
+    if classes == 1:
+        raise CheckpointError(
+            "the network has one class, so that every label is 0, whatever a threshold would say: give it two channels, such as "
+            "torch.cat([torch.zeros_like(x), x], 1) of its logit x, and two classes"
+        )
+
+
 def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     """The checkpoint's network at a static size, rewritten, and proved equal to the original on a random frame.
 
@@ -95,6 +164,7 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     """
     flush_subnormals()  # here, since this is the first parallel work of most commands
     size.check()
+    check_classes(len(checkpoint.class_names))
     if len(checkpoint.class_names) > MOST_CLASSES:
         raise ConversionError(
             f"network '{checkpoint.network}' has {len(checkpoint.class_names)} classes, and a label is one byte: "
@@ -105,12 +175,13 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
     example = torch.randn(1, 3, size.height, size.width, generator=generator)
     with torch.no_grad():
         try:
-            expected = network(example.clone())  # which it may write into
+            given = network.network(example.clone())  # which it may write into
+            expected = network.reduced(given)
         except EdgekitError:
             raise
         except Exception as error:  # the user's network may demand sizes of its own and says so in its own way
             raise ConversionError(
-                f"network '{checkpoint.network}' does not run at {size} ({first_line(error)}): try another --size"
+                f"network '{checkpoint.network}' does not run at {size}: {why_it_does_not_run(error, size)}"
             ) from error
         if not expected.isfinite().all():
             raise CheckpointError(
@@ -145,6 +216,7 @@ def deployable(checkpoint: Checkpoint, size: Size) -> DeployableGraph:
         normalization=checkpoint.normalization,
         checkpoint_sha256=checkpoint.sha256,
         rewrites=applied,
+        left_out=network.left_out(given),
     )
 
 

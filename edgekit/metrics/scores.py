@@ -70,9 +70,10 @@ def confusion_matrix(prediction: UInt8, truth: UInt8, classes: int) -> Int64:
         raise ArtifactError(
             f"the artifact labelled a pixel {int(prediction.max())}, but there are only {classes} classes"
         )
-    # One byte pair per pixel: bincount over uint16 is several times faster than over int64 masks.
-    pairs = truth.ravel().astype(np.uint16) * np.uint16(256) + prediction.ravel()
-    table = np.bincount(pairs, minlength=256 * 256).reshape(256, 256)
+    # One byte pair per pixel: bincount over uint16 is several times faster than over int64 masks. All that is ignored shares a
+    # row, since a table of 256 rows for each frame, freed between frames that are kept, leaves the heap in pieces.
+    rows = np.minimum(truth.ravel(), classes).astype(np.uint16)
+    table = np.bincount(rows * np.uint16(256) + prediction.ravel(), minlength=(classes + 1) * 256).reshape(-1, 256)
     return table[:classes, :classes].astype(np.int64)
 
 

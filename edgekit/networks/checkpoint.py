@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import importlib
 import inspect
+import io
 import json
-import os
 import pickle
 import struct
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from edgekit.core.errors import CheckpointError, UsageError
-from edgekit.core.files import sha256_json, sha256_path, write_bytes
+from edgekit.core.files import sha256_bytes, sha256_json, sha256_stream, write_bytes
 from edgekit.core.text import parse_json
 from edgekit.core.values import MANIFEST, Normalization
+from edgekit.networks.source import code_of, files_read_by
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,14 @@ SCHEMA = 1
 SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints"
 DEFAULT_CHECKPOINT = "spssn-streets"
 NETWORKS = ("spssn", "spssn-stream", "fast-scnn")
-OWN_PACKAGES = ("edgekit", "targets", "calibration", "reports")
+MOST_CLASSES = 255
+"""A label is one byte, and 255 is what no metric counts."""
+FOREIGN: Mapping[str, str] = {
+    ".pt2": "an exported program of PyTorch's", ".onnx": "an ONNX model", ".tflite": "a TFLite model", ".pb": "a TensorFlow graph",
+    ".h5": "a Keras model", ".keras": "a Keras model", ".engine": "a TensorRT engine", ".mlmodel": "a Core ML model",
+    ".xml": "an OpenVINO model",
+}  # fmt: skip
+"""What people have in a checkpoint's place, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,14 @@ class Checkpoint:
     Attributes:
         name: file name without suffix, or the shipped name.
         path: the file.
-        sha256: of the file, and of the network's source where it is the user's own.
-        network: a name of edgekit's or ``package.module:factory``.
+        sha256: of the file, and of what makes the network where it is the user's own.
+        network: a name of edgekit's, or the ``package.module:factory`` that the user typed. No file's text ends here.
         arguments: keyword arguments of the network's constructor.
         class_names: the logits' channels that are classes, in order.
         normalization: of the input.
         dataset: what it was trained on ("" when unknown).
         recipe, metrics: as recorded by ``edgekit train``; empty for a plain state dict.
+        file_sha256: of the file alone; weights are only read from a file that still has it.
     """
 
     name: str
@@ -58,6 +68,7 @@ class Checkpoint:
     dataset: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    file_sha256: str = ""
 
     def identity(self) -> str:
         """Hash of everything that decides the network's output: weights, network, classes and normalization."""
@@ -68,7 +79,7 @@ class Checkpoint:
     def describe(self) -> dict[str, Any]:
         """The ``checkpoint`` object of report.json."""
         return {
-            "name": self.name, "sha256": self.sha256, "network": self.network, "arguments": dict(self.arguments),
+            "name": self.name, "sha256": self.sha256, "file_sha256": self.file_sha256, "network": self.network, "arguments": dict(self.arguments),
             "classes": list(self.class_names), "dataset": self.dataset, "recipe": dict(self.recipe),
             "metrics": dict(self.metrics),
         }  # fmt: skip
@@ -164,69 +175,64 @@ def _import_factory(reference: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], factory)
 
 
-def code_of(reference: str) -> str:
-    """Hash of the source that makes a user's network: its module's, and that of all that one imports, anywhere in a file and in
-    turn, from the same package or from beside it. Files are read and nothing is imported: the hash is the same whatever a command
-    has imported so far. An installed package counts where the network is from it, edgekit's own never: its version is in every key.
-    """
-    module = reference.partition(":")[0]
-    place = getattr(sys.modules[module], "__file__", None)
-    if place is None:
-        return sha256_json([])
-    first = Path(os.path.abspath(place))  # a link keeps its own name, by which it is imported
-    root = first.parents[module.count(".") + (first.stem == "__init__")]
-    installed = not {"site-packages", "dist-packages"}.isdisjoint(root.parts)
-    found: dict[str, str] = {}
-    pending = [module]
-    while pending:
-        name = pending.pop()
-        top = name.partition(".")[0]
-        if top != module.partition(".")[0] and (installed or top in OWN_PACKAGES):
-            continue
-        for file in _sources_of(root, name):
-            where = file.relative_to(root)
-            if where.as_posix() not in found:
-                found[where.as_posix()] = sha256_path(file)
-                pending += _imports_of(file, where.parts[:-1])
-    return sha256_json(sorted(found.items()))
+@dataclass(frozen=True)
+class Description:
+    """What a safetensors file of edgekit's says of itself, checked; nothing of it is followed."""
+
+    network: str
+    arguments: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    dataset: str
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, document: Any) -> Description:
+        """The description in a file's metadata.
+
+        Raises:
+            ValueError: a part is missing, or is not what it should be.
+        """
+        if not isinstance(document, dict):
+            raise ValueError("its description is not a JSON object")
+        if document.get("schema") != SCHEMA:
+            raise ValueError(
+                f"its description has schema {str(document.get('schema'))[:20]}, this edgekit reads {SCHEMA}; a matching version reads it"
+            )
+        for key, kind in _PARTS.items():
+            if not isinstance(document.get(key), kind):
+                raise ValueError(f"its description has no '{key}' that is {_PART_NAMES[kind]}")
+        normalization = document["normalization"]
+        return cls(
+            network=document["network"],
+            arguments=document["arguments"],
+            class_names=_checked_classes(document["classes"]),
+            normalization=Normalization.from_json(normalization),
+            dataset=document["dataset"],
+            recipe=document["recipe"],
+            metrics=document["metrics"],
+        )
 
 
-def _sources_of(root: Path, module: str) -> list[Path]:
-    """Files below a folder that a module of this name, and the packages it is in, are read from; none where it lies elsewhere."""
-    files: list[Path] = []
-    folder = root
-    for part in module.split("."):
-        files += [folder / f"{part}.py", folder / part / "__init__.py", folder / f"{part}.so"]
-        files += sorted(folder.glob(f"{part}.*.so"))
-        folder /= part
-    return [file for file in files if file.is_file()]
+_PARTS: Mapping[str, type] = {
+    "network": str, "arguments": dict, "classes": list, "normalization": dict, "dataset": str, "recipe": dict, "metrics": dict,
+}  # fmt: skip
+_PART_NAMES: Mapping[type, str] = {str: "a text", dict: "an object", list: "a list"}
 
 
-def _imports_of(file: Path, package: tuple[str, ...]) -> list[str]:
-    """Names that the source of a module in a package may import; of ``from a import b``, ``a.b`` too, which may be a module.
+def _checked_classes(names: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError("its classes are not all names")
+    if not 1 <= len(names) <= MOST_CLASSES:
+        raise ValueError(f"it has {len(names)} classes, and a label is one byte: 1 to {MOST_CLASSES}")
+    if len(set(names)) < len(names):
+        raise ValueError("two of its classes have one name")
+    return tuple(names)
 
-    Where it imports by names that only running it would tell, every module of its package.
-    """
-    if file.suffix != ".py":
-        return []
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # which nothing that runs has imported
-        return []
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names += [f"{base}.{alias.name}".strip(".") for alias in node.names if alias.name != "*"] + [base]
-        elif isinstance(node, ast.Name | ast.Attribute) and package:
-            called = node.id if isinstance(node, ast.Name) else node.attr
-            if called in ("import_module", "__import__", "iter_modules", "walk_packages"):
-                inside = (path.relative_to(file.parent).with_suffix("").parts for path in file.parent.rglob("*.py"))
-                names += [".".join([*package, *parts]) for parts in inside]
-    return [name for name in names if name]
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a readable safetensors file ({error}): copy or train it again")
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:
@@ -237,34 +243,81 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     """
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(100 << 20, path.stat().st_size):
-                raise ValueError("header longer than the file")
-            header = parse_json(file.read(length))
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        if 8 + length + end != path.stat().st_size:
-            raise ValueError("its length is not what its header says")
-        text = header.get("__metadata__", {}).get(METADATA_KEY)
-        description = None if text is None else parse_json(text)
-        if description is not None and not isinstance(description, dict):
-            raise ValueError("its description is not a JSON object")
-        return description
-    except (OSError, struct.error, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file ({error}): copy or train it again") from error
+            return _read_metadata(file)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
-def _description(path: Path) -> dict[str, Any] | None:
-    return read_metadata(path) if path.suffix == ".safetensors" else None
+def _read_metadata(file: BinaryIO) -> dict[str, Any] | None:
+    """As :func:`read_metadata`; raises ValueError."""
+    whole = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    start = file.read(8)
+    if len(start) < 8:
+        raise ValueError("it is shorter than a header")
+    (length,) = struct.unpack("<Q", start)
+    if length > min(100 << 20, whole):
+        raise ValueError("header longer than the file")
+    header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    end = 0
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
+            raise ValueError(f"its header does not say where {name[:80]} lies")
+        end = max(end, offsets[1])
+    if 8 + length + end != whole:
+        raise ValueError("its length is not what its header says")
+    metadata = header.get("__metadata__", {})
+    text = metadata.get(METADATA_KEY) if isinstance(metadata, dict) else None
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError("its description is not a text")
+    description = parse_json(text)
+    if not isinstance(description, dict):
+        raise ValueError("its description is not a JSON object")
+    return description
+
+
+def _read(reference: str) -> tuple[Path, str, Description | None]:
+    """A checkpoint's file, its hash, and what it says of itself, both of one opened file.
+
+    Raises:
+        CheckpointError: not there, not readable, or described in a way that edgekit does not write.
+    """
+    path = locate(reference)
+    if (path.parent / MANIFEST).is_file() and path.suffix in (".xml", ".bin", ".tflite", ".onnx"):
+        raise CheckpointError(f"{path} is the model of an artifact, no checkpoint: name its folder, {path.parent}")
+    try:
+        with path.open("rb") as file:
+            metadata = _read_metadata(file) if path.suffix == ".safetensors" else None
+            file.seek(0)
+            return path, sha256_stream(file), None if metadata is None else Description.from_json(metadata)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the file and its permissions"
+        ) from error
+    except ValueError as error:
+        raise _unreadable(path, error) from error
 
 
 def load_start(reference: str, network: str, class_names: tuple[str, ...]) -> Checkpoint:
-    """A checkpoint whose weights a training of ``network`` begins with: of the same kind where it does not say its own.
+    """A checkpoint whose weights a training of ``network`` begins with. Its own network is not made, whatever it says.
 
     Raises:
         CheckpointError: unreadable.
     """
-    described = _description(locate(reference)) is not None
-    return load_checkpoint(reference) if described else load_checkpoint(reference, network, class_names)
+    path, digest, description = _read(reference)
+    if description is None:
+        return Checkpoint(path.stem, path, digest, network, {}, class_names, Normalization(), "", file_sha256=digest)
+    return Checkpoint(
+        path.stem, path, digest, network, {}, description.class_names, description.normalization, description.dataset,
+        description.recipe, description.metrics, digest,
+    )  # fmt: skip
 
 
 def load_checkpoint(
@@ -279,54 +332,70 @@ def load_checkpoint(
 
     Args:
         reference: path or shipped name.
-        network: required for a file without edgekit's metadata; overrides the recorded one otherwise.
+        network: required for a file without edgekit's metadata, or whose metadata names code of the user's own, which is never
+            followed; overrides a recorded one otherwise.
         class_names: required for a file without metadata.
         dataset: the dataset whose classes those are.
         normalization: for a file without metadata; ImageNet's by default.
         network_option: how the command at hand is told ``network``.
 
     Raises:
-        CheckpointError: unreadable, or not described and ``network``/``class_names`` not given.
+        CheckpointError: unreadable, or ``network``/``class_names`` are needed and not given.
     """
-    path = locate(reference)
-    if (path.parent / MANIFEST).is_file() and path.suffix in (".xml", ".bin", ".tflite", ".onnx"):
-        raise CheckpointError(f"{path} is the model of an artifact, no checkpoint: name its folder, {path.parent}")
-    metadata = _description(path)
-    digest = sha256_path(path)
-    if metadata is not None:
-        if metadata.get("schema") != SCHEMA:
-            raise CheckpointError(
-                f"{path} has metadata of schema {metadata.get('schema')}, this edgekit reads {SCHEMA}: install a matching version"
-            )
-        try:
-            checkpoint = Checkpoint(
-                name=path.stem, path=path, sha256=digest,
-                network=network or metadata["network"],
-                arguments={} if network and network != metadata["network"] else metadata["arguments"],
-                class_names=tuple(metadata["classes"]),
-                normalization=Normalization(tuple(metadata["normalization"]["mean"]), tuple(metadata["normalization"]["std"])),
-                dataset=metadata["dataset"], recipe=metadata["recipe"], metrics=metadata["metrics"],
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path} has an incomplete description ({type(error).__name__}: {error}): copy or train it again"
-            ) from error
-    else:
-        if network is None:
-            raise CheckpointError(
-                f"{path} does not say which network it belongs to: add {network_option} NAME or {network_option} package.module:factory"
-            )
-        if class_names is None:
-            raise CheckpointError(
-                f"{path} does not say which classes it has: name the dataset that has them with --classes (--data for run and evaluate)"
-            )
-        checkpoint = Checkpoint(
-            path.stem, path, digest, network, {}, class_names, normalization or Normalization(), dataset
+    path, digest, description = _read(reference)
+    if network is None:
+        network = _recorded_network(path, description, network_option)
+    arguments: Mapping[str, Any] = {}
+    recipe, metrics = {}, {}
+    if description is not None:
+        class_names, normalization, dataset = description.class_names, description.normalization, description.dataset
+        arguments = description.arguments if network == description.network else {}
+        recipe, metrics = dict(description.recipe), dict(description.metrics)
+    elif class_names is None:
+        raise CheckpointError(
+            f"{path} does not say which classes it has: name the dataset that has them with --classes (--data for run and evaluate)"
         )
-    if ":" in checkpoint.network:
-        _import_factory(checkpoint.network)
-        return replace(checkpoint, sha256=sha256_json([digest, checkpoint.network, code_of(checkpoint.network)]))
-    return checkpoint
+    identity = digest
+    if ":" in network:
+        with files_read_by(network) as read, contextlib.suppress(CheckpointError):  # which whoever makes it is told
+            build_network(network, len(class_names), arguments)
+        identity = sha256_json([digest, network, code_of(network), read])
+    return Checkpoint(
+        path.stem,
+        path,
+        identity,
+        network,
+        arguments,
+        class_names,
+        normalization or Normalization(),
+        dataset,
+        recipe,
+        metrics,
+        digest,
+    )
+
+
+def _recorded_network(path: Path, description: Description | None, network_option: str) -> str:
+    """The built-in network that a file says it belongs to.
+
+    Raises:
+        CheckpointError: it says none, or names code, which only the user may do.
+    """
+    if description is None:
+        raise CheckpointError(
+            f"{path} does not say which network it belongs to: add {network_option} NAME or {network_option} package.module:factory"
+        )
+    if description.network in NETWORKS:
+        return description.network
+    if ":" in description.network:
+        raise CheckpointError(
+            f"{path} says that '{description.network}' makes its network, which is code, and no file decides what code runs: "
+            f"where you know it and trust it, add {network_option} {description.network}"
+        )
+    raise CheckpointError(
+        f"{path} is of network '{description.network}', which this edgekit does not have ({', '.join(NETWORKS)}): "
+        f"add {network_option} package.module:factory"
+    )
 
 
 def trained_on(recipe: Mapping[str, Any], dataset: str, split: str) -> bool | None:
@@ -334,38 +403,65 @@ def trained_on(recipe: Mapping[str, Any], dataset: str, split: str) -> bool | No
 
     None where one of them does not say, and none of the others saw it.
     """
-    if not {"dataset", "split"} <= recipe.keys():
+    if not isinstance(recipe, Mapping) or not {"dataset", "split"} <= recipe.keys():
         return None
     if recipe["dataset"] == dataset and split in str(recipe["split"]).split("+"):
         return True
     others = [recipe.get(f"{role}_checkpoint") for role in ("initial", "teacher")]
-    answers = [trained_on(other["recipe"], dataset, split) for other in others if other]
+    answers = [
+        trained_on(other.get("recipe", {}), dataset, split) if isinstance(other, Mapping) else None
+        for other in others
+        if other
+    ]
     return True if True in answers else None if None in answers else False
 
 
-def load_state(path: Path) -> dict[str, torch.Tensor]:
+def load_state(path: Path, file_sha256: str = "") -> dict[str, torch.Tensor]:
     """Tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file; pickles are read with ``weights_only=True``.
 
+    Args:
+        file_sha256: of the file that was described, where one was.
+
     Raises:
-        CheckpointError: damaged, or a pickle that holds more than tensors (it is not run).
+        CheckpointError: damaged, a pickle that holds more than tensors (it is not run), of another kind, or another file by now
+            than the one that was described.
     """
     import torch
 
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): check the file and its permissions"
+        ) from error
+    if file_sha256 and sha256_bytes(data) != file_sha256:
+        raise CheckpointError(f"{path} was replaced by another file while this command ran: run it again")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
+            return load(data)
+        except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged ({error}): copy or train it again") from error
+    _refuse_foreign(path, data)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and was not opened, since loading it could run code: save model.state_dict() instead"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path} is damaged or not a PyTorch file ({type(error).__name__}): copy it again"
         ) from error
@@ -376,7 +472,7 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     if (
         not isinstance(state, Mapping)
         or not state
-        or not all(isinstance(value, torch.Tensor) for value in state.values())
+        or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
     ):
         raise CheckpointError(f"{path} is not a state dict: save model.state_dict() with torch.save")
     # DataParallel and DistributedDataParallel prefix every key with "module."
@@ -386,6 +482,28 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
+def _refuse_foreign(path: Path, data: bytes) -> None:
+    """Raise CheckpointError for files that people have and that are no weights, whatever their suffix."""
+    what = FOREIGN.get(path.suffix.lower())
+    if what is None and data.startswith(b"PK\x03\x04"):
+        try:
+            names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+        except (zipfile.BadZipFile, ValueError, EOFError):
+            return  # torch tells what is wrong with it
+        inside = {name.partition("/")[2] for name in names}
+        if "constants.pkl" in inside:
+            what = "a TorchScript archive"
+        elif "archive_format" in inside or "archive_format" in names:
+            what = FOREIGN[".pt2"]
+    elif what is None and data.startswith(b"\x08") and b"pytorch" in data[:64]:
+        what = FOREIGN[".onnx"]
+    if what is not None:
+        raise CheckpointError(
+            f"{path} is {what}, which edgekit does not read: give the network's weights, as torch.save(model.state_dict(), ...) "
+            "or edgekit train write them"
+        )
+
+
 def load_network(checkpoint: Checkpoint, network_option: str = "--network") -> nn.Module:
     """The checkpoint's network with its weights, in evaluation mode, float32 on CPU.
 
@@ -393,34 +511,94 @@ def load_network(checkpoint: Checkpoint, network_option: str = "--network") -> n
         network_option: how the command at hand is told ``checkpoint.network``.
 
     Raises:
-        CheckpointError: the state dict belongs to another network; the message names the first differences.
+        CheckpointError: the state dict belongs to another network, or is saved in another form; the message says how its keys
+            differ.
     """
     module = build_network(checkpoint.network, len(checkpoint.class_names), checkpoint.arguments)
-    state = load_state(checkpoint.path)
-    expected = {key: value.shape for key, value in module.state_dict().items()}
-    problems = [f"{key} is missing" for key in expected if key not in state and not key.endswith("num_batches_tracked")]
-    problems += [f"{key} is not in the network" for key in state if key not in expected]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(shape)}"
-        for key, shape in expected.items()
-        if key in state and state[key].shape != shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+    state = load_state(checkpoint.path, checkpoint.file_sha256)
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if difference := key_difference(expected, found, network_option):
         raise CheckpointError(
-            f"{checkpoint.path} does not fit network '{checkpoint.network}' with {len(checkpoint.class_names)} classes "
-            f"({'; '.join(problems[:3])}{more}): name the right one with {network_option}"
+            f"{checkpoint.path} does not fit network '{checkpoint.network}' with {len(checkpoint.class_names)} classes: {difference}"
         )
     check_finite(checkpoint, state)
     module.load_state_dict(state, strict=False)
     return module.float().eval()
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def key_difference(expected: Shapes, found: Shapes, network_option: str = "--network") -> str | None:
+    """How a file's keys and shapes differ from a network's, and what mends it; None where they do not.
+
+    Batch norm's counters may be missing: nothing is computed with them.
+    """
+    missing = [key for key in expected if key not in found and not key.endswith("num_batches_tracked")]
+    more = [key for key in found if key not in expected]
+    shapes = [
+        f"{key} is {found[key]} instead of {shape}" for key, shape in expected.items() if found.get(key, shape) != shape
+    ]
+    if not missing and not more and not shapes:
+        return None
+    needed = [key for key in expected if not key.endswith("num_batches_tracked")]
+    prefix = _prefix(needed, found)
+    if prefix:
+        others = [key for key in found if not key.startswith(prefix) or key[len(prefix) :] not in expected]
+        beside = f", and beside them {_some(others)}" if others else ""
+        wrong = [key for key in needed if found[prefix + key] != expected[key]]
+        if not wrong:
+            return (
+                f"it holds all of the network's weights under '{prefix}'{beside}. Save them under their own names, for one by "
+                f"torch.save({{key.removeprefix({prefix!r}): value for key, value in state.items() if key.startswith({prefix!r})}}, ...)"
+            )
+    if not missing and not shapes:
+        return (
+            f"it holds all of the network's weights, and {_some(more)}, which the network has not: save its own alone, or name the "
+            f"network that has these with {network_option}"
+        )
+    as_well = (
+        f", as {'is' if len(missing) == 2 else 'are'} {len(missing) - 1} more of {len(needed)}"
+        if len(missing) > 1
+        else ""
+    )
+    parts = [f"'{missing[0]}' is missing{as_well}"] if missing else []
+    parts += [f"the file has {_some(more)}, which the network has not"] if more else []
+    parts += (
+        ["; ".join(shapes[:3]) + (f", and {len(shapes) - 3} more of other shapes" if len(shapes) > 3 else "")]
+        if shapes
+        else []
+    )
+    shared = (
+        ""
+        if more or shapes
+        else " (safetensors leaves out all but one of tensors that are shared: save them as copies)"
+    )
+    return f"{'; '.join(parts)}{shared}: name the right network with {network_option}, or save its weights under its own names"
+
+
+def _prefix(needed: list[str], found: Shapes) -> str:
+    """What stands before every key that a network needs; nothing where there is no such word."""
+    if not needed:
+        return ""
+    ends = sorted(key[: -len(needed[0])] for key in found if key.endswith("." + needed[0]))
+    return next((prefix for prefix in ends if all(prefix + key in found for key in needed)), "")
+
+
+def _some(keys: list[str]) -> str:
+    """Two of them by name, and how many there are."""
+    named = ", ".join(f"'{key}'" for key in keys[:2])
+    return named if len(keys) <= 2 else f"{named} and {len(keys) - 2} more"
+
+
 def check_finite(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError where a weight of a checkpoint is no number."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    """Raise CheckpointError where a weight of a checkpoint is no number, or none that float32 can hold."""
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
     if bad:
-        raise CheckpointError(f"{checkpoint.path} holds NaN or infinity in {bad[0]}: train it again")
+        raise CheckpointError(
+            f"{checkpoint.path} holds NaN, infinity or what is beyond float32 in {bad[0]}: train it again"
+        )
 
 
 def save_checkpoint(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, local
@@ -14,15 +16,17 @@ import numpy as np
 from PIL import Image
 
 from calibration.datasets import Frame, Split, resize_image, resize_labels
+from calibration.images import png, read_plane
 from edgekit import __version__
 from edgekit.core.ahead import in_order
-from edgekit.core.errors import ArtifactError, DataError, EdgekitError, TargetError
-from edgekit.core.files import make_folder, new_folder, sha256_json
-from edgekit.core.progress import Progress, noise_to
+from edgekit.core.errors import ArtifactError, CheckpointError, DataError, EdgekitError, TargetError
+from edgekit.core.files import new_folder, read_sealed, sha256_json, sha256_path, write_bytes, write_sealed
+from edgekit.core.progress import Progress
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, SessionOptions, Size, UInt8
+from edgekit.core.values import Artifact, Size, UInt8
 from edgekit.devices.environment import processor
+from edgekit.devices.local import Worker
 from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.runtimes.common import bounded_threads
@@ -75,16 +79,22 @@ class Frames:
 
 
 @contextmanager
-def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = None) -> Iterator[Labeller]:
-    """The float reference: the checkpoint's own network in PyTorch, float32, no rewrites."""
-    import torch
-    from torch import nn
+def pytorch_labeller(
+    checkpoint: Checkpoint, size: Size, threads: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Labeller]:
+    """The float reference: the checkpoint's own network in PyTorch, float32, no rewrites.
 
-    from edgekit.export.graph import Logits, normalize, reference_labels
+    Args:
+        say: is told once what the network gives besides its logits.
+    """
+    import torch
+
+    from edgekit.export.graph import Logits, check_classes, normalize, reference_labels, why_it_does_not_run
     from edgekit.networks.blocks import channels_last
     from edgekit.networks.checkpoint import load_network
     from edgekit.networks.subnormals import flush_subnormals
 
+    check_classes(len(checkpoint.class_names))
     flush_subnormals()
     # Whole frames side by side, decoding and counting included, keep cores busier than layers split over them.
     cores = bounded_threads(threads)
@@ -95,32 +105,44 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
         flush_subnormals()
 
     layouts = [torch.channels_last, torch.contiguous_format]  # the faster first
-    own, making = local(), Lock()
+    own, making, told = local(), Lock(), list[bool]()
 
-    def network_of(layout: torch.memory_format) -> nn.Module:
+    def network_of(layout: torch.memory_format) -> Logits:
         """The calling thread's own: a network may keep a map in a hook, for a module that comes later."""
         if getattr(own, "layout", None) != layout:
             with making:
                 network = Logits(load_network(checkpoint), len(checkpoint.class_names)).eval()
             own.network, own.layout = channels_last(network) if layout == torch.channels_last else network, layout
-        made: nn.Module = own.network
+        made: Logits = own.network
         return made
 
     def logits_of(x: torch.Tensor) -> torch.Tensor:
         layout = layouts[0]
+        network = network_of(layout)
         try:
-            logits: torch.Tensor = network_of(layout)(x.to(memory_format=layout))
+            given = network.network(x.to(memory_format=layout))
         except RuntimeError as error:  # a view() of the network's own, which those strides do not allow
             if layout != torch.channels_last or "view size is not compatible" not in str(error):
-                raise
+                raise CheckpointError(
+                    f"network '{checkpoint.network}' does not run at {size}: {why_it_does_not_run(error, size)}"
+                ) from error
             layouts[:] = [torch.contiguous_format]
             return logits_of(x)
-        return logits
+        with making:
+            for sentence in () if told else network.left_out(given):
+                say(f"{checkpoint.name}: {sentence}")
+            told.append(True)
+        return network.reduced(given)
 
     def label(frame: UInt8) -> UInt8:
         with torch.inference_mode():
-            x = normalize(torch.from_numpy(frame), checkpoint.normalization)
-            labels: UInt8 = reference_labels(logits_of(x), size).to(torch.uint8).numpy()
+            logits = logits_of(normalize(torch.from_numpy(frame), checkpoint.normalization))
+            if logits.isnan().any():
+                raise CheckpointError(
+                    f"network '{checkpoint.network}' of {checkpoint.path} gives logits that are NaN on a frame, so that its labels mean "
+                    "nothing: look for such weights, a logarithm or a division in it"
+                )
+            labels: UInt8 = reference_labels(logits, size).to(torch.uint8).numpy()
         return labels
 
     yield Labeller(label, at_once, prepare)
@@ -128,29 +150,35 @@ def pytorch_labeller(checkpoint: Checkpoint, size: Size, threads: int | None = N
 
 @contextmanager
 def artifact_labeller(target: Target, artifact: Artifact, threads: int | None, log: Path) -> Iterator[Labeller]:
-    """An artifact opened here; what its runtime prints goes to the log."""
-    from contextlib import ExitStack
+    """An artifact opened in a process of its own, which may crash without this one; what its runtime prints goes to the log.
 
-    with ExitStack() as stack:
+    Raises:
+        ArtifactError: it cannot be opened, or fails or crashes on a frame.
+        TargetError: its runtime is not installed.
+    """
+    size = artifact.size
+    frame_bytes = size.height * size.width * 3
+    with tempfile.NamedTemporaryFile(prefix="edgekit-", suffix=".frame") as file:
+        file.truncate(frame_bytes + size.height * size.width)
+        shared = np.memmap(file.name, np.uint8, "r+")
         try:
-            with noise_to(log):
-                session = stack.enter_context(target.open(artifact, SessionOptions(threads=threads)))
-        except EdgekitError:
+            worker = Worker(
+                artifact.folder, artifact.title, None, threads, "frame-to-labels", log, described=artifact.described()
+            )
+        except ArtifactError as error:
+            if (sentence := target.missing()) is not None:
+                raise TargetError(f"{artifact.title} cannot run here: {sentence}") from error
             raise
-        except ImportError as error:  # running needs less than converting, so only this tells
-            raise TargetError(f"{artifact.title} cannot run here: {target.missing() or error}") from error
-        except Exception as error:  # runtimes raise anything when they cannot load a model
-            raise ArtifactError(f"{artifact.title} cannot be loaded: {error} (its output is in {log})") from error
 
         def label(frame: UInt8) -> UInt8:
-            try:
-                return session.run(frame)
-            except EdgekitError:
-                raise
-            except Exception as error:  # the same for running it
-                raise ArtifactError(f"{artifact.title} failed on a frame: {error}") from error
+            shared[:frame_bytes] = frame.reshape(-1)
+            worker.ask({"do": "label", "shared": file.name, "size": [size.height, size.width]})
+            return np.array(shared[frame_bytes:]).reshape(1, size.height, size.width)
 
-        yield Labeller(label)
+        try:
+            yield Labeller(label)
+        finally:
+            worker.stop()
 
 
 def labelled(frames: Frames, size: Size, labeller: Labeller) -> Iterator[tuple[Frame, UInt8]]:
@@ -190,21 +218,26 @@ def reference_labels_folder(
     made_by = [__version__, versions("torch", "numpy", "pillow"), processor()]
     key = sha256_json([checkpoint.identity(), str(size), frames.split.identity(), "pytorch", made_by])
     folder = run_folder / "cache" / f"pytorch-{size}-{key[:16]}"
+    seal = folder.with_name(f"{folder.name}.json")
     if folder.is_dir():
-        return folder
+        with suppress(EdgekitError, OSError):
+            if read_sealed(seal) == {"folder": sha256_path(folder)}:
+                return folder
+        progress.say(f"float PyTorch's labels in {folder} were damaged: made again")
+        shutil.rmtree(folder)
     started = time.monotonic()
-    with new_folder(folder, keep=True) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
+    with new_folder(folder) as temporary, pytorch_labeller(checkpoint, size, threads) as label:
         for index, (_, labels) in enumerate(labelled(frames, size, label)):
             progress.count("labelling with float PyTorch", index, len(frames), started)
             Image.fromarray(labels).save(temporary / f"{index:05d}.png")
+        write_sealed(seal, {"folder": sha256_path(temporary)})  # first: a folder without it is made again
     progress.say(f"float PyTorch labelled {len(frames)} frames at {size}")
     return folder
 
 
 def read_reference(folder: Path, index: int) -> UInt8:
     """Float PyTorch's labels of one frame: uint8 [H, W] at the input size."""
-    with Image.open(folder / f"{index:05d}.png") as image:
-        return np.asarray(image, np.uint8)
+    return read_plane(folder / f"{index:05d}.png").astype(np.uint8)
 
 
 def stored_labeller(folder: Path, frames: int) -> Labeller:
@@ -240,8 +273,7 @@ def measure_accuracy(
         if reference is not None:
             agreement.append(float((labels == read_reference(reference, index)).mean()))
         if pictures is not None and index < picture_frames:
-            make_folder(pictures)
-            Image.fromarray(labels).save(pictures / f"{index:05d}.png")
+            write_bytes(pictures / f"{index:05d}.png", png(labels))
     if not sum(int(count.confusion.sum()) for count in counts):
         raise DataError(
             f"no labelled pixel in {frames.split.dataset} {frames.split.split}: evaluate on a split that has labels"

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, ConversionError, EdgekitError, first_line
 from edgekit.core.files import DISK_ERRORS, new_folder, path_bytes, read_json, sha256_json, sha256_path, write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.seam import Target
-from edgekit.core.values import MANIFEST, Artifact, DeployableGraph, OutputKind, Precision, Recipe, Size
+from edgekit.core.values import (
+    IGNORE,
+    MANIFEST,
+    OUTPUT_STRIDES,
+    PRECISIONS,
+    Artifact,
+    DeployableGraph,
+    OutputKind,
+    Precision,
+    Recipe,
+    Size,
+    is_plain_path,
+)
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
+from edgekit.pipeline.check import FRAMES, check_made
 from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
 FULL = 1 << 20
 """Bytes of free space below which a failed conversion is put down to the disk."""
 STRAY = (".DS_Store", "Thumbs.db")
@@ -121,12 +134,14 @@ def make_artifact(
     run_folder: Path,
     command: str,
     progress: Progress,
+    look_at: Calibration | None = None,
 ) -> Artifact:
     """Convert, or return the artifact that the same inputs gave before.
 
     Args:
         graph: makes the deployable graph when it is needed (a cache hit needs none).
         calibration: for int8.
+        look_at: frames that the artifact is held to its network on; drawn ones without.
 
     Raises:
         ConversionError: the converter failed; its output is in ``run_folder/logs``.
@@ -137,7 +152,7 @@ def make_artifact(
     name = artifact_name(target, recipe, size)
     folder = run_folder / "artifacts" / name
     key = artifact_key(target, checkpoint, recipe, size, calibration)
-    deployable = graph()
+    original = deployable = graph()
     log = run_folder / "logs" / f"{name}.log"
     with progress.stage(stage_name(target, recipe, size)), new_folder(folder) as temporary:
         try:
@@ -147,6 +162,14 @@ def make_artifact(
                 if quantization is not None:
                     deployable = int8_graph(deployable, quantization, recipe.keep_float)
                 converted = target.convert(deployable, recipe, quantization, temporary)
+                if not (temporary / converted.model).exists():
+                    raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
+                made = Artifact(
+                    temporary, target.name, recipe.precision, size, deployable.class_names, recipe.output, recipe.output_stride,
+                    converted.model, {"notes": dict(converted.notes)},
+                )  # fmt: skip
+                looked_at = calibration or look_at
+                seen = check_made(target, made, original, [] if looked_at is None else looked_at.some(FRAMES))
         except EdgekitError:
             raise
         except Exception as error:  # converters raise anything; the user needs the cause and the log
@@ -159,8 +182,6 @@ def make_artifact(
             raise ConversionError(
                 f"{target.title} could not convert to {recipe.precision}: {first_line(error)} (its output is in {log})"
             ) from error
-        if not (temporary / converted.model).exists():
-            raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
         model_bytes = sum(path_bytes(entry) for entry in temporary.iterdir())
         if recipe.output == "logits":
             shutil.copyfile(HEADER, temporary / HEADER.name)  # the app's half: logits to labels, exactly
@@ -176,12 +197,17 @@ def make_artifact(
             "model": converted.model,
             "model_bytes": model_bytes,
             "files": file_hashes(temporary),
-            "checkpoint": {"name": checkpoint.name, "sha256": checkpoint.sha256},
+            "checkpoint": {
+                "name": checkpoint.name,
+                "sha256": checkpoint.sha256,
+                "file_sha256": checkpoint.file_sha256,
+            },
             "training": dict(checkpoint.recipe),
             "recipe": asdict(recipe),
             "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),
             "kept_float": list(converted.kept_float),
             "no_int8": [layer for layer in recipe.keep_float if layer not in converted.kept_float],
+            "check": dict(seen),
             "native_input": converted.native_input,
             "native_output": converted.native_output,
             "rewrites": list(deployable.rewrites),
@@ -205,6 +231,48 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_path(path) for path in files}
 
 
+_MANIFEST_PARTS: Mapping[str, Any] = {
+    "key": str, "target": str, "precision": str, "size": list, "class_names": list, "output": str, "output_stride": int, "model": str,
+    "model_bytes": int, "files": dict, "checkpoint": dict, "calibration": (dict, type(None)), "kept_float": list, "notes": dict,
+    "command": str, "recipe": dict, "no_int8": list, "native_input": str, "native_output": str,
+}  # fmt: skip
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """What every later stage takes for granted of a manifest.
+
+    Raises:
+        KeyError: the manifest lacks a part.
+        ValueError: a part is not what it should be; a model outside the files that the manifest has hashes of is none.
+    """
+    for key, kind in _MANIFEST_PARTS.items():
+        if not isinstance(manifest[key], kind):
+            raise ValueError(f"its '{key}' is not what edgekit writes")
+    for name, digest in manifest["files"].items():
+        if not is_plain_path(name) or not isinstance(digest, str):
+            raise ValueError(f"its 'files' names {name!r}, which is no file inside an artifact")
+    model = manifest["model"]
+    if not any(name == model or name.startswith(f"{model}/") for name in manifest["files"]):
+        raise ValueError(f"its 'model' is {model!r}, which is none of the files that it has a hash of")
+    if manifest["precision"] not in PRECISIONS or manifest["output"] not in get_args(OutputKind):
+        raise ValueError("its 'precision' or 'output' is none that edgekit writes")
+    size, names = manifest["size"], manifest["class_names"]
+    if len(size) != 2 or not all(type(side) is int and 1 <= side < 100_000 for side in size):
+        raise ValueError("its 'size' is no height and width")
+    if not 1 <= len(names) <= IGNORE or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its 'class_names' are not 1 to {IGNORE} names")
+    if manifest["output_stride"] not in OUTPUT_STRIDES or type(manifest["model_bytes"]) is not int:
+        raise ValueError("its 'output_stride' or 'model_bytes' is none that edgekit writes")
+    if not all(isinstance(manifest["checkpoint"].get(key), str) for key in ("name", "sha256")):
+        raise ValueError("its 'checkpoint' has no name and hash")
+    if manifest["calibration"] is not None and not isinstance(manifest["calibration"].get("frames"), list):
+        raise ValueError("its 'calibration' has no frames")
+    if not all(
+        isinstance(text, str) for text in [*manifest["kept_float"], *manifest["no_int8"], *manifest["notes"].values()]
+    ):
+        raise ValueError("its 'kept_float', 'no_int8' or 'notes' are not texts")
+
+
 def load_artifact(folder: Path) -> Artifact:
     """Read a manifest and check every file against it.
 
@@ -218,6 +286,7 @@ def load_artifact(folder: Path) -> Artifact:
     if not isinstance(manifest, dict) or manifest.get("schema") != MANIFEST_SCHEMA:
         raise ArtifactError(f"{path} has a schema this edgekit does not read: convert again")
     try:
+        check_manifest(manifest)
         recorded = manifest["files"]
         found = file_hashes(folder)
         for name in sorted(set(recorded) | set(found)):
@@ -230,8 +299,10 @@ def load_artifact(folder: Path) -> Artifact:
                     f"{folder / name} was changed (its hash is not what {MANIFEST} says): convert again"
                 )
         return Artifact.from_manifest(folder, manifest)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ArtifactError(f"{path} lacks {error}: convert again") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path} is no manifest of edgekit's ({error}): convert again") from error
 
 
 def open_artifact(reference: str, class_names: tuple[str, ...] | None) -> Artifact:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from calibration.datasets import CLASS_SETS, IMAGE_SUFFIXES, Split, open_split, read_image, resize_image, resize_labels
+from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, resize_labels
+from calibration.images import IMAGE_SUFFIXES, images_in, png, read_image
 from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes, write_text
+from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
@@ -54,7 +56,7 @@ def convert(
     Raises:
         TargetError: a target is missing something, or has no such precision.
     """
-    clean_partials(folder / "artifacts")
+    clean_partials(folder / "artifacts", alone=is_held(folder))
     jobs = []
     for name in targets:
         target = require(name)
@@ -116,7 +118,7 @@ def evaluate(
         check_classes(checkpoint, split.dataset)
         import importlib.metadata
 
-        with pytorch_labeller(checkpoint, size, threads) as label:
+        with pytorch_labeller(checkpoint, size, threads, progress.say) as label:
             taken = measure_accuracy(checkpoint.name, label, size, frames, None, None, 0, progress)
         taken["provenance"] = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}").to_json()
         subject, training = checkpoint.name, checkpoint.recipe
@@ -415,10 +417,12 @@ def image_files(arguments: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in arguments:
         if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+            inside = images_in(path)
             if not inside:
+                heic = any(entry.suffix.lower() in (".heic", ".heif") for entry in path.iterdir())
                 raise UsageError(
                     f"{path} holds no images: name a file or a folder with {', '.join(IMAGE_SUFFIXES)} files"
+                    f"{'; save HEIC as JPEG' if heic else ''}"
                 )
             found += inside
         else:
@@ -450,7 +454,7 @@ def predict(
             )
         else:
             assert checkpoint is not None
-            label = stack.enter_context(pytorch_labeller(checkpoint, size, threads))
+            label = stack.enter_context(pytorch_labeller(checkpoint, size, threads, progress.say))
         taken: set[str] = set()
         for path in images:
             image = read_image(path)
@@ -460,8 +464,8 @@ def predict(
             while stem in taken:
                 stem += "_"
             taken.add(stem)
-            write_bytes(folder / f"{stem}.labels.png", _png(native))
-            write_bytes(folder / f"{stem}.overlay.png", _png(overlay(image, native, colours)))
+            write_bytes(folder / f"{stem}.labels.png", png(native))
+            write_bytes(folder / f"{stem}.overlay.png", png(overlay(image, native, colours)))
             share = np.bincount(native.ravel(), minlength=len(names)) / native.size
             rows.append(
                 {
@@ -484,16 +488,6 @@ def overlay(image: UInt8, labels: UInt8, colours: Sequence[tuple[int, int, int]]
     edges[1:] |= labels[1:] != labels[:-1]
     blended[edges] = 255
     return blended
-
-
-def _png(pixels: UInt8) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _colour(index: int) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target
 from edgekit.core.seam import Inspectable
 from edgekit.core.values import Artifact, Size, UInt8
-from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
+from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, shipped_names
 from edgekit.pipeline.accuracy import artifact_labeller, pytorch_labeller
 from edgekit.pipeline.artifacts import lazy_graph
 
@@ -60,12 +60,11 @@ def checkpoint_of(artifacts: Sequence[Artifact], named: Checkpoint | None) -> Ch
     ((digest, artifact),) = wanted.items()
     name = artifact.manifest["checkpoint"]["name"]
     if named is None:
-        try:
-            named = load_checkpoint(name)
-        except EdgekitError as error:
+        if name not in shipped_names():  # a manifest's text is no path to follow
             raise UsageError(
                 f"{artifact.folder} was made from the checkpoint '{name}', which is not at hand: add --checkpoint FILE"
-            ) from error
+            )
+        named = load_checkpoint(name)
     if named.sha256 != digest:
         raise UsageError(
             f"{artifact.folder} was made from another checkpoint than {named.path}: add --checkpoint with its '{name}'"

@@ -19,13 +19,15 @@ from typing import Any
 
 from edgekit.core import errors
 from edgekit.core.errors import ConversionError, EdgekitError
-from edgekit.core.files import clean_partials, open_log
+from edgekit.core.files import clean_partials, open_log, read_checked
+from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress, duration
 from edgekit.core.registry import load_target
 from edgekit.core.values import Artifact, Recipe, Size
 from edgekit.devices.environment import available_cores
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.artifacts import artifact_name, load_artifact, stage_name, stored_artifact
+from edgekit.pipeline.check import doubt
 from edgekit.pipeline.quantization import Calibration, quantization_path
 
 SIDE_BY_SIDE = 2
@@ -173,7 +175,7 @@ class _Service:
                         worker = key.data
                         answer = worker.answer()
                         if answer is not None and "exported" in answer:
-                            self._say_exported(answer["exported"])
+                            self._say_exported(answer["exported"], answer["told"])
                             continue
                         self._finish(worker, answer)
                         if answer is None:
@@ -187,7 +189,7 @@ class _Service:
                 for worker in self.workers:
                     _stop(worker)
                 for part in ("artifacts", "cache"):
-                    clean_partials(self.order.folder / part)
+                    clean_partials(self.order.folder / part, alone=is_held(self.order.folder))
 
     def _is_int8(self, index: int) -> bool:
         return self.jobs[index].recipe.precision == "int8"
@@ -235,9 +237,11 @@ class _Service:
         other.groups.remove(largest)
         return largest
 
-    def _say_exported(self, seconds: float) -> None:
+    def _say_exported(self, seconds: float, told: Sequence[str]) -> None:
         if not self.exported:  # each process makes the graph for itself, at the same time
             self.progress.say(f"exporting {self.order.checkpoint.name} at {self.order.size}: {duration(seconds)}")
+            for sentence in told:
+                self.progress.say(f"{self.order.checkpoint.name}: {sentence}")
         self.exported = True
 
     def _finish(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
@@ -260,8 +264,11 @@ class _Service:
         log = self.order.folder / "logs" / f"{name}.log"
         error = _error(answer, worker.process, f"{target.title} could not convert to {job.recipe.precision}", log)
         if error is None:
-            self.results[index] = load_artifact(self.order.folder / "artifacts" / name)
+            artifact = load_artifact(self.order.folder / "artifacts" / name)
+            self.results[index] = artifact
             self.progress.say(f"{_stage(self.order, job)}: {took}")
+            if (sentence := doubt(artifact)) is not None:
+                self.progress.say(sentence)
         else:
             self.results[index] = error
             self.progress.say(f"{target.title} {job.recipe.precision}: failed, {error}")
@@ -293,7 +300,7 @@ def preparing(order: Order) -> str:
 def is_prepared(order: Order) -> bool:
     """Whether the quantization of an order with a calibration is there already."""
     assert order.calibration is not None
-    return quantization_path(order.checkpoint, order.calibration, order.folder).is_file()
+    return read_checked(quantization_path(order.checkpoint, order.calibration, order.folder)) is not None
 
 
 def _stage(order: Order, job: Job) -> str:

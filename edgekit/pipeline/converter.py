@@ -50,12 +50,12 @@ def _work(order: Order, job: Job | None, graph: Callable[[], DeployableGraph], a
     """Make an artifact, or without a job work out how int8 represents the network."""
     begun = time.monotonic()
     try:
-        graph()
-        answer({"exported": time.monotonic() - begun})
+        exported = graph()
+        answer({"exported": time.monotonic() - begun, "told": exported.left_out})
         if job is not None:
             make_artifact(
                 load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
-                order.folder, order.command, Progress(silent=True),
+                order.folder, order.command, Progress(silent=True), order.calibration,
             )  # fmt: skip
         elif order.calibration is not None:
             prepare(graph(), order.checkpoint, order.calibration, order.folder)

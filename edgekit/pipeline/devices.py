@@ -16,7 +16,7 @@ from PIL import Image
 from calibration.datasets import resize_image
 from edgekit import __version__
 from edgekit.core.errors import DeviceError, EdgekitError, UsageError
-from edgekit.core.files import sha256_json, write_bytes, write_json
+from edgekit.core.files import sha256_json, write_bytes, write_sealed
 from edgekit.core.progress import Progress
 from edgekit.core.quantities import MOST_CORES
 from edgekit.core.registry import target_names
@@ -223,7 +223,7 @@ def _evaluate(
             part["accuracy_why"] = str(error)
             progress.say(f"{name}: {artifact.title} not evaluated, {error}")
             return
-        write_json(path, {"key": key, "accuracy": stored})
+        write_sealed(path, {"key": key, "accuracy": stored})
         progress.say(
             f"{name}: {artifact.title} evaluated on {len(work.frames)} frames in {time.monotonic() - started:.0f} s"
         )
@@ -288,7 +288,7 @@ def _time(
         samples = bench_frames(work.frames, artifacts[0].size, work.folder)
         known = latencies_there(board, artifacts, samples, work.mode, "frame-to-labels", work.threads, progress)
         if not any("failed" in entry for entry in known):  # a failure is tried again the next time
-            write_json(path, {"key": key, "latency": known})
+            write_sealed(path, {"key": key, "latency": known})
     for artifact, latency in zip(artifacts, known, strict=True):
         parts[artifact.folder.name]["latency"] = latency
 
@@ -357,7 +357,7 @@ def _sustain(
         except EdgekitError as error:
             progress.say(f"{board.device.name}: {artifact.title}, no sustained load, {error}")
             return
-        write_json(path, {"key": key, "sustained": stored})
+        write_sealed(path, {"key": key, "sustained": stored})
         progress.say(f"{board.device.name}: {artifact.title}, {seconds:.0f} s of sustained load")
     part["sustained"] = stored
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,8 @@ import numpy as np
 from calibration.choice import Choice, choose_frames
 from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, root_of, unlabelled
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
-from edgekit.core.files import clean_partials, read_json, sha256_json, write_json
+from edgekit.core.files import clean_partials, read_sealed, sha256_json, write_json, write_sealed
+from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size, UInt8
@@ -218,8 +220,8 @@ def quantize(
         UsageError: what was asked for contradicts itself, on any target.
         EdgekitError: the only target failed.
     """
-    clean_partials(folder / "artifacts")
-    clean_partials(folder / "cache")
+    clean_partials(folder / "artifacts", alone=is_held(folder))
+    clean_partials(folder / "cache", alone=is_held(folder))
     choice, others = split_for_agreement(calibration_split, samples)
     calibration, chosen = Calibration(choice, size), choice.frames
     verified = budget.verification if budget is not None else None
@@ -280,7 +282,7 @@ def quantize(
             )
             continue
         rows.append(row)
-        write_json(folder / "measurements" / f"{Path(row['artifact']).name}.quantize.json", row)
+        write_sealed(folder / "measurements" / f"{Path(row['artifact']).name}.quantize.json", row)
     return rows
 
 
@@ -400,7 +402,14 @@ def _kept_within(
 ) -> dict[str, Any]:
     """The artifact's row, or that of one with more layers in float; both with what the budget says of it."""
     first = artifact
-    if not _holds(row, budget.max_drop) and common.guide is not None:
+    undecided = _cannot_decide(row, budget.max_drop)
+    if undecided:
+        low, high = row["miou_drop_ci"]
+        common.progress.say(
+            f"{artifact.title}: {row['evaluation']['frames']} frames cannot decide a budget of {100 * budget.max_drop:g} points (the drop's "
+            f"interval is [{100 * low:+.2f}, {100 * high:+.2f}]), so nothing is put in float for it: give more by --frames"
+        )
+    elif not _holds(row, budget.max_drop) and common.guide is not None:
         artifact, row = _repaired(common, budget.max_drop, job, artifact, row, why_not)
     if "repair" in row:
         row["repair"] |= _cost(first, artifact, common)
@@ -413,7 +422,15 @@ def _kept_within(
     else:
         row["provenance_verification"] = Provenance("not measured", "", budget.why_not).to_json()
     row["budget"] = {"max_drop": budget.max_drop, "holds": _holds(proof, budget.max_drop)}
+    if undecided and not row["budget"]["holds"]:
+        row["budget"]["undecided"] = True
     return row
+
+
+def _cannot_decide(row: dict[str, Any], max_drop: float) -> bool:
+    """Whether the frames are too few for a budget: int8 may hold it, and with such a spread not even a drop of nothing would."""
+    low, high = row["miou_drop_ci"]
+    return bool(max_drop > 0 and low <= max_drop < high and (high - low) / 2 > max_drop)
 
 
 def _repaired(
@@ -482,21 +499,23 @@ def _ranking(order: Order, scheme: Scheme, progress: Progress) -> dict[str, Any]
         [RANKING_SCHEMA, quantization_key(order.checkpoint, order.calibration), order.calibration.frames.identity()]
     )
     path = order.folder / "cache" / f"layers-{scheme}-{key[:16]}.json"
-    if not path.is_file():
-        graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
-        if not is_prepared(order):
-            with progress.stage(preparing(order)):
-                prepare(graph(), order.checkpoint, order.calibration, order.folder)
-        stage = f"ranking the layers by what they cost int8 ({scheme})"
-        with progress.stage(stage):
-            started = time.monotonic()
-            ranking = ranking_of(
-                graph, order.checkpoint, order.calibration, order.folder, scheme,
-                lambda done, total: progress.count(stage, done, total, started),
-            )  # fmt: skip
-        write_json(path, ranking)
-    ranked: dict[str, Any] = read_json(path)
-    return ranked
+    if path.is_file():
+        with suppress(EdgekitError):  # damaged since
+            kept: dict[str, Any] = read_sealed(path)
+            return kept
+    graph = lazy_graph(order.checkpoint, order.size, Progress(silent=True))
+    if not is_prepared(order):
+        with progress.stage(preparing(order)):
+            prepare(graph(), order.checkpoint, order.calibration, order.folder)
+    stage = f"ranking the layers by what they cost int8 ({scheme})"
+    with progress.stage(stage):
+        started = time.monotonic()
+        ranking = ranking_of(
+            graph, order.checkpoint, order.calibration, order.folder, scheme,
+            lambda done, total: progress.count(stage, done, total, started),
+        )  # fmt: skip
+    write_sealed(path, ranking)
+    return read_sealed(path)
 
 
 def ranking_of(
@@ -558,7 +577,7 @@ def sensitivity(
     from edgekit.core.files import write_bytes, write_text
     from reports.sensitivity import render_sensitivity
 
-    clean_partials(folder / "cache")
+    clean_partials(folder / "cache", alone=is_held(folder))
     calibration = Calibration(choose_frames(calibration_split, samples), size)
     order = Order(checkpoint, size, folder, "", calibration)
     rankings = {scheme: _ranking(order, scheme, progress) for scheme in schemes}

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -19,8 +18,8 @@ from calibration.choice import Choice
 from calibration.datasets import Split, resize_image
 from edgekit import __version__
 from edgekit.core.ahead import in_order
-from edgekit.core.errors import DataError, UsageError
-from edgekit.core.files import sha256_json, write_bytes
+from edgekit.core.errors import DataError, EdgekitError, UsageError
+from edgekit.core.files import read_checked, sha256_json, write_checked
 from edgekit.core.registry import versions
 from edgekit.core.values import Batches, DeployableGraph, Quantization, Ranges, Scheme, Size, UInt8
 from edgekit.networks.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from calibration.ranges import Calibrated
 
 MEMORY_FOR_CALIBRATION = 256 << 20
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +58,10 @@ class Calibration:
             return (frame.copy() for frame in in_order(self._frame, range(len(self.frames)), threads=1, ahead=1))
 
         return start
+
+    def some(self, count: int) -> list[UInt8]:
+        """The first of the frames."""
+        return [self._frame(index) for index in range(min(count, len(self.frames)))]
 
     def sizes(self) -> dict[str, int]:
         """How many of the frames looked at so far had each size before they were resized, the most frequent first."""
@@ -116,11 +119,9 @@ def prepare(graph: DeployableGraph, checkpoint: Checkpoint, calibration: Calibra
         ConversionError: the network's values cannot be represented; names the module.
     """
     path = quantization_path(checkpoint, calibration, run_folder)
-    try:
-        return _stored(path, calibration)
-    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or not as it was written
+    if read_checked(path) is None:  # not there, or damaged since
         _work_out(graph, calibration, path)
-        return _stored(path, calibration)
+    return _stored(path, calibration)
 
 
 @lru_cache(maxsize=2)
@@ -128,7 +129,10 @@ def _stored(path: Path, calibration: Calibration) -> Calibrated:
     """What was worked out before: the same value for all targets of a process, which know its nodes by it."""
     from calibration.ranges import Calibrated
 
-    with np.load(path, allow_pickle=False) as stored:
+    data = read_checked(path)
+    if data is None:
+        raise EdgekitError(f"{path} was damaged while this command ran: check the disk and run again")
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         ranges: dict[Scheme, Ranges] = {
             scheme: {name.partition("/")[2]: stored[name] for name in stored.files if name.partition("/")[0] == scheme}
             for scheme in get_args(Scheme)
@@ -195,4 +199,4 @@ def _work_out(graph: DeployableGraph, calibration: Calibration, path: Path) -> N
     arrays |= {f"biases/{name}": value for name, value in calibrated.quantization.biases.items()}
     buffer = io.BytesIO()
     np.savez(buffer, probe=calibrated.quantization.probe, record=np.array(json.dumps(record)), **arrays)
-    write_bytes(path, buffer.getvalue())
+    write_checked(path, buffer.getvalue())

@@ -5,20 +5,31 @@ from __future__ import annotations
 import importlib.metadata
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from calibration.choice import choose_frames
 from calibration.datasets import Split, class_set, open_split, resize_image, resize_labels
+from calibration.images import read_plane
 from edgekit import __version__, decoder
 from edgekit.core.errors import CheckpointError, DataError, DeviceError, EdgekitError, TargetError, UsageError
-from edgekit.core.files import clean_partials, read_json, sha256_json, sha256_path, write_bytes, write_json, write_text
+from edgekit.core.files import (
+    clean_partials,
+    read_json,
+    read_sealed,
+    sha256_json,
+    sha256_path,
+    write_bytes,
+    write_json,
+    write_sealed,
+    write_text,
+)
+from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.seam import Target
@@ -31,6 +42,7 @@ from edgekit.core.values import (
     Precision,
     Provenance,
     Size,
+    is_plain_name,
 )
 from edgekit.devices.connected import Connected
 from edgekit.devices.environment import clusters, local_environment, processor
@@ -173,7 +185,7 @@ def run(plan: Plan, progress: Progress) -> Path:
         refuse_evaluated(plan.calibration, plan.evaluation)
     folder = plan.folder
     for part in (".", "artifacts", "measurements", "cache", "report", "report/figures"):
-        clean_partials(folder / part)
+        clean_partials(folder / part, alone=is_held(folder))
     frames = Frames(plan.evaluation)
     check_labelled(frames)
     check_devices(plan.devices)
@@ -203,7 +215,7 @@ def run(plan: Plan, progress: Progress) -> Path:
     else:
         write_json(folder / "run.json", description)
         write_report(folder, documents, frames, progress)
-        write_json(stamp, {"key": key, "pages": _page_hashes(folder)})
+        write_sealed(stamp, {"key": key, "pages": _page_hashes(folder)})
     if errors:
         raise DeviceError(f"{errors[0]} (the report {page} holds what was finished)")
     return page
@@ -254,8 +266,8 @@ def _page_hashes(folder: Path) -> dict[str, str]:
 
 
 def check_labelled(frames: Frames) -> None:
-    """Raise DataError when the first frames have no labelled pixel, before hours are spent on them."""
-    if not any((frames[index].labels != IGNORE).any() for index in range(min(3, len(frames)))):
+    """Raise DataError when no frame has a labelled pixel, before hours are spent on them; looks no further than the first that has."""
+    if not any((reference.load_labels() != IGNORE).any() for reference in frames.split.references):
         raise DataError(
             f"{frames.split.dataset} {frames.split.split} has no labels (its owners may keep them): choose another --split"
         )
@@ -312,7 +324,7 @@ def _measurements(
         )
         path = folder / f"{artifact.folder.name}.accuracy.json"
         pictures = plan.folder / "cache" / "pictures" / artifact.folder.name
-        stored = stored_part(path, key) if pictures.is_dir() else None
+        stored = _stored_with_pictures(path, key, pictures)
         if stored is None:
             try:
                 log = plan.folder / "logs" / f"{artifact.folder.name}.log"
@@ -327,7 +339,7 @@ def _measurements(
                 continue
             engine = target.engine()
             stored["provenance"] = Provenance(engine.kind, engine.by, engine.why).to_json()
-            write_json(path, {"key": key, "accuracy": stored})
+            write_sealed(path, {"key": key, "accuracy": stored, "pictures": sha256_path(pictures)})
         else:
             progress.say(f"{artifact.title}: already evaluated")
         accuracies[artifact.folder.name] = stored
@@ -354,9 +366,17 @@ def _measurements(
             finished[f"{artifact.folder.name}.{result.device.name}.json"] = document
             documents.append(document)
     for file, document in finished.items():
-        write_json(folder / file, document)
+        write_sealed(folder / file, document)
     documents.extend(failed)
     return documents, [result.error for result in results if result.error is not None]
+
+
+def _stored_with_pictures(path: Path, key: str, pictures: Path) -> dict[str, Any] | None:
+    """An accuracy that was measured before, if what was labelled is there as it was, too."""
+    stored: dict[str, Any] | None = stored_part(path, key)
+    if not pictures.is_dir() or stored_part(path, key, "pictures") != sha256_path(pictures):
+        return None
+    return stored
 
 
 def _not_here(made: Sequence[tuple[Target, Artifact]]) -> dict[str, dict[str, Any]]:
@@ -384,7 +404,7 @@ def _sustained(plan: Plan, target: Target, artifact: Artifact, frames: Frames, p
         except EdgekitError as error:
             progress.say(f"{artifact.title}: no sustained load, {error}")
             return {}
-        write_json(path, {"key": key, "sustained": stored})
+        write_sealed(path, {"key": key, "sustained": stored})
     return {"sustained": stored}
 
 
@@ -489,7 +509,7 @@ def measure_latencies(
                     "environment": environment,
                 }
         if all("rounds_ms" in value for value in stored.values()):  # a failure is tried again the next time
-            write_json(path, {"key": key, "latency": list(stored.values())})
+            write_sealed(path, {"key": key, "latency": list(stored.values())})
     return {**results, **stored}
 
 
@@ -506,7 +526,7 @@ def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: P
     )
     path = plan.folder / "measurements" / f"pytorch-fp32-{plan.size}.accuracy.json"
     pictures = plan.folder / "cache" / "pictures" / f"pytorch-fp32-{plan.size}"
-    stored = stored_part(path, key) if pictures.is_dir() else None
+    stored = _stored_with_pictures(path, key, pictures)
     by = f"PyTorch {importlib.metadata.version('torch')}"
     if stored is None:
         stored = measure_accuracy(
@@ -514,7 +534,7 @@ def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: P
             progress,
         )  # fmt: skip
         stored["provenance"] = Provenance("measured", by).to_json()
-        write_json(path, {"key": key, "accuracy": stored})
+        write_sealed(path, {"key": key, "accuracy": stored, "pictures": sha256_path(pictures)})
     return {
         "schema": MEASUREMENT_SCHEMA,
         "artifact": f"pytorch-fp32-{plan.size}",
@@ -555,8 +575,8 @@ def write_report(folder: Path, documents: Sequence[Mapping[str, Any]], frames: F
         for document in documents:
             picture = folder / "cache" / "pictures" / str(document.get("artifact", "")) / f"{index:05d}.png"
             if "failed" not in document and picture.is_file():
-                with Image.open(picture) as image:
-                    predictions[f"{document['title']} {document['precision']}"] = np.asarray(image, np.uint8)
+                with suppress(DataError):  # damaged since: the strip does without, a run makes it again
+                    predictions[f"{document['title']} {document['precision']}"] = read_plane(picture).astype(np.uint8)
         strips.append(
             Strip(frame.name, resize_image(frame.image, size), resize_labels(frame.labels, size), predictions)
         )
@@ -600,6 +620,8 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
         dataset, command = description["dataset"], description["command"]
         named = [(f"pytorch-fp32-{size}", LOCAL), *((name, LOCAL) for name in description["artifacts"])]
         named += [(name, device) for device, names in description.get("devices", {}).items() for name in names]
+        if odd := [part for pair in named for part in pair if not is_plain_name(part)]:
+            raise ValueError(f"{odd[0]!r} is no artifact's or device's name")
         wanted, failed = (dataset["name"], dataset["split"], int(dataset["frames"])), list(description["failed"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgekitError(f"{folder / 'run.json'} is not what edgekit run writes ({error!r}): {again}") from error
@@ -617,8 +639,11 @@ def _measured_before(folder: Path, name: str, device: str, command: str) -> dict
     path = folder / "measurements" / f"{name}.{device}.json"
     if not path.is_file():
         raise EdgekitError(f"{path} is gone: run again, as it was: {command}")
-    document = read_json(path)
-    if not isinstance(document, dict) or not {"target", "precision", "latency", "environment"} <= document.keys():
+    try:
+        document = read_sealed(path)
+    except EdgekitError as error:
+        raise EdgekitError(f"{path} is not a measurement as edgekit wrote it; {error}, as it was: {command}") from error
+    if not {"target", "precision", "latency", "environment"} <= document.keys():
         raise EdgekitError(f"{path} is not a measurement of edgekit's: delete it and run again, as it was: {command}")
     manifest_path = folder / "artifacts" / name / MANIFEST
     manifest = read_json(manifest_path) if manifest_path.is_file() else {}

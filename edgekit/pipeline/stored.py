@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from calibration.datasets import resize_image
 from edgekit.core.errors import EdgekitError
-from edgekit.core.files import read_json, sha256_json, write_bytes
+from edgekit.core.files import read_sealed, sha256_bytes, sha256_json, sha256_path, write_bytes
 from edgekit.core.values import Artifact, Size
 from edgekit.pipeline.accuracy import Frames
 
@@ -28,8 +27,8 @@ def stored_part(path: Path, key: str, part: str = "accuracy") -> Any:
     if not path.is_file():
         return None
     try:
-        document = read_json(path)
-    except EdgekitError:
+        document = read_sealed(path)
+    except EdgekitError:  # damaged, or edited since: it is measured again
         return None
     return document.get(part) if document.get("key") == key else None
 
@@ -37,9 +36,10 @@ def stored_part(path: Path, key: str, part: str = "accuracy") -> Any:
 def bench_frames(frames: Frames, size: Size, run_folder: Path) -> Path:
     """The first evaluation frames at the input size, in one file that every worker maps."""
     stack = np.stack([resize_image(frames[index].image, size) for index in range(min(BENCH_FRAMES, len(frames)))])
-    path = run_folder / "cache" / f"bench-{size}-{hashlib.sha256(stack.tobytes()).hexdigest()[:16]}.npy"
-    if not path.is_file():
-        buffer = io.BytesIO()
-        np.save(buffer, stack)
-        write_bytes(path, buffer.getvalue())
+    buffer = io.BytesIO()
+    np.save(buffer, stack)
+    data = buffer.getvalue()
+    path = run_folder / "cache" / f"bench-{size}-{sha256_bytes(data)[:16]}.npy"
+    if not path.is_file() or sha256_path(path) != sha256_bytes(data):  # not there, or damaged since
+        write_bytes(path, data)
     return path

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.core.errors import TargetError, UsageError
+from edgekit.core.errors import ArtifactError, TargetError, UsageError
 from edgekit.core.quantities import MOST_CORES
 from edgekit.core.values import Artifact, SessionOptions, UInt8
 from edgekit.decoder import decode, path
@@ -58,7 +58,18 @@ def output_settings(artifact: Artifact) -> dict[str, str]:
     return {"decoder": path()} if artifact.output == "logits" else {}
 
 
-def label_map(output: NDArray[Any], artifact: Artifact, threads: int, channels_last: bool = False) -> UInt8:
+def refuse_nan(logits: NDArray[Any]) -> None:
+    """Raise ArtifactError where a logit is NaN: labels made of it mean nothing."""
+    if logits.dtype.kind == "f" and np.isnan(logits).any():
+        raise ArtifactError(
+            "its logits are NaN on this frame, so that its labels mean nothing: look for a value beyond its precision with "
+            "edgekit compare"
+        )
+
+
+def label_map(
+    output: NDArray[Any], artifact: Artifact, options: SessionOptions, *, channels_last: bool = False
+) -> UInt8:
     """The label map, uint8 [1, H, W], of what a model gave.
 
     Args:
@@ -66,7 +77,8 @@ def label_map(output: NDArray[Any], artifact: Artifact, threads: int, channels_l
         channels_last: logits are [1, h, w, C].
     """
     if artifact.output == "logits":
-        if channels_last:
-            output = output.transpose(0, 3, 1, 2)  # a view: the decoder reads classes that lie beside one another
-        return decode(output[0], artifact.size, threads=threads)[None]
+        if options.look is not None:
+            options.look(output.transpose(0, 3, 1, 2) if channels_last else output)
+        layout: Literal["CHW", "HWC"] = "HWC" if channels_last else "CHW"
+        return decode(output[0], artifact.size, layout=layout, threads=threads(options))[None]
     return output.astype(np.uint8)

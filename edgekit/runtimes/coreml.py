@@ -9,12 +9,12 @@ import logging
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgekit.core.errors import ArtifactError, UsageError, first_line
 from edgekit.core.values import Artifact, SessionOptions, UInt8
-from edgekit.runtimes.common import check_frame, label_map, output_settings, threads
+from edgekit.runtimes.common import check_frame, label_map, output_settings
 
 COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 """What a package may run on, by coremltools' names; the first is what an app gets by default."""
@@ -56,7 +56,7 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[CoreML
         **output_settings(artifact),
     }
     yield CoreMLSession(
-        artifact, model, images, description.input[0].name, description.output[0].name, threads(options), settings
+        artifact, model, images, description.input[0].name, description.output[0].name, options, settings
     )
 
 
@@ -69,15 +69,15 @@ class CoreMLSession:
     images: Any
     input_name: str
     output_name: str
-    threads: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: SessionOptions
+    settings: Mapping[str, Any]
     last: Any = None
 
     def run(self, frame: UInt8) -> UInt8:
         """See :class:`edgekit.Session`."""
         check_frame(frame, self.artifact)
         self.last = {self.input_name: self.images.fromarray(frame[0])}
-        return label_map(self.model.predict(self.last)[self.output_name], self.artifact, self.threads)
+        return label_map(self.model.predict(self.last)[self.output_name], self.artifact, self.options)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

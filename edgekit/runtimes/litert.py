@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgekit.core.values import Artifact, SessionOptions, UInt8
@@ -34,6 +34,7 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[LiteRT
         interpreter.get_input_details()[0]["index"],
         interpreter.get_output_details()[0]["index"],
         settings,
+        options,
     )
 
 
@@ -45,7 +46,8 @@ class LiteRTSession:
     interpreter: Any
     input_index: int
     output_index: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
+    options: SessionOptions
 
     def run(self, frame: UInt8) -> UInt8:
         """See :class:`edgekit.Session`."""
@@ -53,7 +55,7 @@ class LiteRTSession:
         self.interpreter.set_tensor(self.input_index, frame)
         self.interpreter.invoke()
         output = self.interpreter.get_tensor(self.output_index)
-        return label_map(output, self.artifact, self.settings["threads"], channels_last=True)
+        return label_map(output, self.artifact, self.options, channels_last=True)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgekit.core.values import Artifact, SessionOptions, UInt8
@@ -31,6 +31,7 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[OnnxSe
             "subnormals": "flushed to zero",
             **output_settings(artifact),
         },
+        options,
     )
 
 
@@ -40,7 +41,8 @@ class OnnxSession:
 
     artifact: Artifact
     session: Any
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
+    options: SessionOptions
     last: UInt8 | None = None
 
     def run(self, frame: UInt8) -> UInt8:
@@ -48,7 +50,7 @@ class OnnxSession:
         check_frame(frame, self.artifact)
         self.last = frame
         output = self.session.run(None, {"frame": frame})[0]
-        return label_map(output, self.artifact, self.settings["threads"])
+        return label_map(output, self.artifact, self.options)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

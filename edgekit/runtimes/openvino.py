@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from edgekit.core.values import Artifact, SessionOptions, UInt8
@@ -54,7 +54,7 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[OpenVI
         "performance hint": "LATENCY",
         **output_settings(artifact),
     }
-    yield OpenVINOSession(artifact, compiled.create_infer_request(), settings)
+    yield OpenVINOSession(artifact, compiled.create_infer_request(), settings, options)
 
 
 @dataclass
@@ -63,13 +63,14 @@ class OpenVINOSession:
 
     artifact: Artifact
     request: Any
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
+    options: SessionOptions
 
     def run(self, frame: UInt8) -> UInt8:
         """See :class:`edgekit.Session`."""
         check_frame(frame, self.artifact)
         output = self.request.infer([frame], share_inputs=True, share_outputs=True)[0]
-        return label_map(output, self.artifact, self.settings["threads"], channels_last=True)
+        return label_map(output, self.artifact, self.options, channels_last=True)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

@@ -6,7 +6,7 @@ import ctypes
 import ctypes.util
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgekit.core.errors import ArtifactError, TargetError
 from edgekit.core.values import Artifact, SessionOptions, UInt8
-from edgekit.runtimes.common import check_frame, label_map, output_settings, threads
+from edgekit.runtimes.common import check_frame, label_map, output_settings
 
 ENGINE = "model.engine"
 """The engine's file beside the ONNX it was built of."""
@@ -115,7 +115,7 @@ def open_session(artifact: Artifact, options: SessionOptions) -> Iterator[Tensor
             **output_settings(artifact),
         }
         inputs, outputs = buffers[names[trt.TensorIOMode.INPUT]], buffers[names[trt.TensorIOMode.OUTPUT]]
-        yield TensorRTSession(artifact, cuda, context, stream, inputs, outputs, threads(options), settings)
+        yield TensorRTSession(artifact, cuda, context, stream, inputs, outputs, options, settings)
 
 
 @dataclass
@@ -128,8 +128,8 @@ class TensorRTSession:
     stream: int
     input: tuple[int, NDArray[Any]]
     output: tuple[int, NDArray[Any]]
-    threads: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: SessionOptions
+    settings: Mapping[str, Any]
 
     def run(self, frame: UInt8) -> UInt8:
         """See :class:`edgekit.Session`."""
@@ -141,7 +141,7 @@ class TensorRTSession:
         pointer, host = self.output
         self.cuda.copy(host.ctypes.data, pointer, host.nbytes, TO_HOST, self.stream)
         self.cuda.wait(self.stream)
-        return label_map(host, self.artifact, self.threads)
+        return label_map(host, self.artifact, self.options)
 
     def run_graph(self) -> None:
         """See :class:`edgekit.Session`."""

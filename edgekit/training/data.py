@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from calibration.datasets import Split
-from edgekit.core.files import disk_errors, make_folder, write_json
+from edgekit.core.errors import EdgekitError
+from edgekit.core.files import disk_errors, make_folder, read_sealed, sha256_path, write_sealed
 from edgekit.core.values import IGNORE, Size, UInt8
 from edgekit.training.recipe import TrainingRecipe
 
@@ -33,13 +36,14 @@ def decoded_frames(
     index_path, data_path = folder / "frames.json", folder / "frames.bin"
     identity = split.identity() if identity is None else identity
     if index_path.is_file() and data_path.is_file():
-        stored = json.loads(index_path.read_text())
-        if stored["identity"] == identity:
-            return [tuple(entry) for entry in stored["index"]], data_path
+        with suppress(EdgekitError):  # edited or damaged since: decoded again
+            stored = read_sealed(index_path)
+            if stored["identity"] == identity and stored["data"] == sha256_path(data_path):
+                return [tuple(entry) for entry in stored["index"]], data_path
     make_folder(folder)
     index_path.unlink(missing_ok=True)
     index: list[tuple[int, int, int]] = []
-    offset = 0
+    offset, digest = 0, hashlib.sha256()
     try:
         with disk_errors(data_path), data_path.open("wb") as file:
             for number, reference in enumerate(split.references):
@@ -47,14 +51,17 @@ def decoded_frames(
                     report(number, len(split))
                 frame = reference.load()
                 height, width = frame.labels.shape
-                packed = np.dstack([frame.image, frame.labels])
-                file.write(np.ascontiguousarray(packed).data)
+                packed = np.ascontiguousarray(np.dstack([frame.image, frame.labels]))
+                file.write(packed.data)
+                digest.update(packed.data)
                 index.append((offset, height, width))
                 offset += packed.nbytes
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:  # many gigabytes that nothing would use
         data_path.unlink(missing_ok=True)
         raise
-    write_json(index_path, {"identity": identity, "index": index})
+    write_sealed(index_path, {"identity": identity, "data": digest.hexdigest(), "index": index})
     return index, data_path
 
 

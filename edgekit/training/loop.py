@@ -141,13 +141,24 @@ def train(
         weights = class_weights(counts, recipe.class_balance)
         batches = _Batches(Crops(index, path, recipe), recipe, normalization, state.epoch, group, workers)
 
-        def validate() -> float | None:
+        def due() -> bool:
+            return validates and state.epoch % validate_every == 0 and 0 < state.epoch < recipe.epochs
+
+        def validate() -> None:
+            """Measure the epoch that was kept last, and keep the result beside it."""
             assert validation is not None
             miou: float | None = evaluate_network(state.evaluated(), validation, normalization, recipe.frame_size)[
                 "miou"
             ]
             say(f"epoch {state.epoch}: {validation.split} mIoU {_written(miou)}")
-            return miou
+            if miou is not None:
+                state.history[-1]["miou"] = miou
+                state.save(state_path)
+                write_json(folder / HISTORY_NAME, state.history)
+
+        if group.leads and due() and "miou" not in state.history[-1]:  # killed after it was kept
+            validate()
+        group.wait()
 
         if state.epoch < recipe.epochs:
             state.trains_on(group.device)
@@ -163,18 +174,14 @@ def train(
             state.epoch += 1
             state.history.append(seen)
             last = state.epoch == recipe.epochs
-            validated = validates and state.epoch % validate_every == 0 and not last
-            if state.epoch % save_every == 0 or validated or last:
+            if state.epoch % save_every == 0 or due() or last:
                 if group.leads:
                     state.save(state_path)
                 state.kept = state.epoch
-            if validated and group.leads:
-                miou = validate()
-                if miou is not None:
-                    seen["miou"] = miou
-                    state.save(state_path)  # the epoch was kept before it was validated, now the result is
             if group.leads:
                 write_json(folder / HISTORY_NAME, state.history)
+                if due():  # the epoch was kept first
+                    validate()
             group.wait()
         if group.leads:
             described = recipe.to_json() | {"command": command, "devices": list(state.devices)}
@@ -421,7 +428,7 @@ def start_from(module: nn.Module, initial: Checkpoint) -> str:
         CheckpointError: it holds NaN or infinity.
     """
     own = module.state_dict()
-    stored = load_state(initial.path)
+    stored = load_state(initial.path, initial.file_sha256)
     check_finite(initial, stored)
     fitting = {key: value for key, value in stored.items() if key in own and own[key].shape == value.shape}
     if not any(value.is_floating_point() for value in fitting.values()):

@@ -14,7 +14,8 @@ from calibration.datasets import class_set
 from edgekit.core.errors import TrainingError
 from edgekit.core.files import plain, write_bytes
 from edgekit.networks.blocks import channels_last
-from edgekit.networks.checkpoint import NETWORKS, build_network, code_of
+from edgekit.networks.checkpoint import NETWORKS, build_network
+from edgekit.networks.source import code_of
 from edgekit.training.recipe import TrainingRecipe
 
 STATE_NAME = "training-state.pt"

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
+from edgekit.core.telemetry import switch_off
+
 
 def main() -> None:
     """Take the role that the first argument names."""
     role = sys.argv[1]
-    # Runtimes that report their use to their makers: nobody asked edgekit to. OpenVINO heeds CI.
-    os.environ.update({"ORT_DISABLE_TELEMETRY": "1", "CI": "true"})
+    # Runtimes report their use to their makers: nobody asked edgekit to. OpenVINO heeds CI; for others see core/telemetry.py.
+    os.environ["CI"] = "true"
+    switch_off()
     if role == "exec":
         from edgekit.devices.lifeline import end_with_parent
 

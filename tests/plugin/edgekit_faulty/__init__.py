@@ -1,11 +1,12 @@
 """TorchScript with the fault that EDGEKIT_FAULT names, so that a test can stop edgekit at a chosen moment.
 
 ``convert-sleep``, ``evaluate-sleep``, ``bench-sleep`` write their process id into the file
-EDGEKIT_FAULT_REACHED and wait to be killed; ``convert-die`` is killed as if memory had run out.
+EDGEKIT_FAULT_REACHED and wait to be killed; ``convert-die`` is killed as if memory had run out, ``evaluate-die`` as a runtime crashes.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import signal
@@ -13,10 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from edgekit_torchscript import TorchScript, TorchScriptSession
 
 from edgekit import Artifact, Converted, DeployableGraph, Quantization, Recipe, SessionOptions
@@ -26,11 +28,6 @@ def fault() -> str:
     return os.environ.get("EDGEKIT_FAULT", "")
 
 
-def in_worker() -> bool:
-    """Whether this is the process that measures latency."""
-    return Path(sys.argv[0]).name == "worker.py"
-
-
 def wait_to_be_killed() -> None:
     Path(os.environ["EDGEKIT_FAULT_REACHED"]).write_text(str(os.getpid()))
     time.sleep(120)
@@ -38,14 +35,17 @@ def wait_to_be_killed() -> None:
 
 class FaultySession(TorchScriptSession):
     runs = 0
+    doing = ""
 
     def run(self, frame: Any) -> Any:
         self.runs += 1
-        if fault() == "evaluate-sleep" and not in_worker() and self.runs == 2:
+        if fault() == "evaluate-sleep" and self.doing == "evaluate" and self.runs == 2:
             wait_to_be_killed()
-        if fault() == "bench-sleep" and in_worker() and self.runs == 5:
+        if fault() == "evaluate-die" and self.doing == "evaluate" and self.runs == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault() == "bench-sleep" and self.doing == "bench" and self.runs == 5:
             wait_to_be_killed()
-        if fault() == "bench-die" and in_worker() and self.runs == 5:
+        if fault() == "bench-die" and self.doing == "bench" and self.runs == 5:
             os._exit(9)
         return super().run(frame)
 
@@ -62,6 +62,11 @@ class Faulty(TorchScript):
     ) -> Converted:
         print("noise of a converter")
         os.write(2, b"native noise of a converter\n")
+        if fault() == "convert-wrong":  # a converter that gets one convolution wrong, without a word
+            graph = replace(graph, module=copy.deepcopy(graph.module))
+            with torch.no_grad():
+                weight = next(value for value in graph.module.buffers() if value.ndim == 4)
+                weight.mul_(torch.linspace(0.5, 1.5, len(weight))[:, None, None, None])
         converted = super().convert(graph, recipe, quantization, folder)
         if fault() == "convert-sleep":
             wait_to_be_killed()
@@ -78,7 +83,10 @@ class Faulty(TorchScript):
     @contextmanager
     def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[FaultySession]:
         with super().open(artifact, options) as opened:
-            yield FaultySession(opened.artifact, opened.module, opened.settings)
+            session = FaultySession(opened.artifact, opened.module, opened.settings)
+            if Path(sys.argv[0]).name == "worker.py":  # and not the converter, which tries what it made
+                session.doing = "bench" if options.look is None else "evaluate"
+            yield session
 
 
 TARGET = Faulty()
