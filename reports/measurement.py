@@ -15,6 +15,7 @@ from edgekit.core.errors import EdgekitError
 from edgekit.core.quantities import (
     LONGEST_MS,
     MOST_MS,
+    MOST_ROUNDS,
     are_milliseconds,
     is_bytes,
     is_milliseconds,
@@ -45,10 +46,12 @@ def _or_none(inner: Check) -> Check:
     return check
 
 
-def _each(inner: Check, least: int = 0) -> Check:
+def _each(inner: Check, least: int = 0, most: int = 1 << 20) -> Check:
     def check(value: Any, place: str) -> None:
         if not isinstance(value, (list, tuple)) or len(value) < least:
             raise EdgekitError(f"{place} is {_short(value)}, which is not a list" + (" with entries" if least else ""))
+        if len(value) > most:
+            raise EdgekitError(f"{place} has {len(value)} entries, which are more than {most}")
         for index, item in enumerate(value):
             inner(item, f"{place}[{index}]")
 
@@ -96,7 +99,7 @@ def _times(value: Any, place: str) -> None:
 
 
 def _samples(value: Any, place: str) -> None:
-    _each(_a(lambda part: isinstance(part, list) and len(part) > 0, "a list of samples"), 1)(value, place)
+    _each(_a(lambda part: isinstance(part, list) and len(part) > 0, "a list of samples"), 1, MOST_ROUNDS)(value, place)
     for index, part in enumerate(value):
         _times(part, f"{place}[{index}]")
     if sum(map(sum, value)) > MOST_MS:
@@ -157,7 +160,7 @@ _LATENCY = _parts(
     {"provenance": _PROVENANCE, "mode": _MODE},
     {
         "scope": _TEXT, "rounds_ms": _samples, "statistics": _STATISTICS, "warmup_ms": _times,
-        "rounds": _each(_parts({"count": _RUNS}, {"median_ms": _TIME})),
+        "rounds": _each(_parts({"count": _RUNS}, {"median_ms": _TIME}), 0, MOST_ROUNDS),
         "first_ms": _TIME_OR_NONE_TAKEN, "load_ms": _TIME_OR_NONE_TAKEN, "peak_rss_bytes": _BYTES,
         "settings": _named(_ANYTHING), "conditions": _each(_parts({}, _CONDITIONS)),
         "clock_set_seconds": _NUMBER, "compute_units": _named(_UNIT), "placement": _named(_PLAN), "trtexec": _TRTEXEC,

@@ -145,6 +145,7 @@ def test_networks_of_every_kind_are_labelled_side_by_side(
     torch.save(network.state_dict(), tmp_path / "stateful.pth")
     checkpoint = load_checkpoint(str(tmp_path / "stateful.pth"), f"stateful:{name}", nine.classes.names)
     frames = Frames(nine)
+    monkeypatch.setattr("edgekit.runtimes.common.available_cores", lambda: 4)
     with pytorch_labeller(checkpoint, SIZE, 4) as labeller:
         assert labeller.at_once == 4
         for _ in range(3):

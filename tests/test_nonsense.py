@@ -57,6 +57,7 @@ LATENCY: list[tuple[Change, str]] = [
     (put("latency.rounds_ms[3]", []), "latency.rounds_ms[3] is []"),
     (put("latency.rounds_ms", None), "neither samples nor statistics"),
     (put("latency.rounds_ms[7][0]", float("nan")), "latency.rounds_ms[7][0] is nan"),
+    (put("latency.rounds_ms", [[1.0]] * 4000), "latency.rounds_ms has 4000 entries, which are more than 64"),
     (put("latency.mode", "slow"), "latency.mode is 'slow'"),
     (put("latency.peak_rss_bytes", -1), "latency.peak_rss_bytes is -1"),
     (put("latency.first_ms", 1e13), "latency.first_ms is"),

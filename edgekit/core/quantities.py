@@ -15,6 +15,8 @@ MOST_MS = 24 * LONGEST_MS
 """All queries of one measurement together."""
 MOST_RUNS = 10**9
 """Queries of one measurement: a day of them at a tenth of a millisecond."""
+MOST_ROUNDS = 64
+"""Rounds of one measurement, of which edgekit makes 8 to 32; a trend over them is looked for in time by a power of their number."""
 COLDEST, HOTTEST = -40.0, 200.0
 """Celsius, neither included: below and above no device works. Such values (-256, -273.15) stand for a sensor that reads nothing."""
 MOST_BYTES = 1 << 50

@@ -74,7 +74,8 @@ _KEYS: Mapping[Kind, tuple[str, ...]] = {
 
 HARMLESS = (
     "addressfamily", "batchmode", "bindaddress", "bindinterface", "casignaturealgorithms", "certificatefile",
-    "checkhostip", "ciphers", "compression", "connectionattempts", "connecttimeout", "globalknownhostsfile",
+    "checkhostip", "ciphers", "compression", "connectionattempts", "connecttimeout", "controlmaster", "controlpath",
+    "controlpersist", "globalknownhostsfile",
     "hashknownhosts", "host", "hostkeyalgorithms", "hostkeyalias", "hostname", "identitiesonly", "identityfile",
     "ipqos", "kbdinteractiveauthentication", "kexalgorithms", "loglevel", "macs", "passwordauthentication", "port",
     "preferredauthentications", "proxyjump", "pubkeyacceptedalgorithms", "pubkeyauthentication", "rekeylimit",

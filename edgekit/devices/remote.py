@@ -27,6 +27,7 @@ from edgekit.core.files import open_log
 from edgekit.core.quantities import (
     MOST_CORES,
     MOST_MS,
+    MOST_ROUNDS,
     are_milliseconds,
     is_bytes,
     is_celsius,
@@ -541,6 +542,8 @@ def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dic
         raise _nonsense(device, "a latency's scope", value.get("scope"))
     if not isinstance(rounds, list) or not rounds or not all(isinstance(part, list) and part for part in rounds):
         raise _nonsense(device, "latency samples", rounds)
+    if len(rounds) > MOST_ROUNDS:
+        raise _nonsense(device, "latency samples", f"{len(rounds)} rounds")
     for part in (*rounds, value.get("warmup_ms"), [value.get("first_ms"), value.get("load_ms")]):
         _check_times(device, part)
     if sum(map(sum, rounds)) > MOST_MS:

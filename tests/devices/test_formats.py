@@ -343,6 +343,16 @@ def test_the_warm_up_is_never_taken_for_the_inference() -> None:
             benchmark_model.parse(text.format(warm=warm, runs=cut, summary=new))
 
 
+def test_memory_that_nothing_has_is_not_told_and_the_times_stand() -> None:
+    for text, said in ((TFLITE_24, "overall=46.0859"), (LITERT_OWN, "Overall footprint:    20.50")):
+        for instead in ("-3.5", "1e30"):
+            assert said in text
+            run = benchmark_model.parse(text.replace(said, re.sub(r"[0-9.]+$", instead, said)))
+            assert run.footprint_bytes is None and run.inference.mean_ms > 0
+    with pytest.raises(DeviceError, match=r"a time that no run has: .*Model initialization"):
+        benchmark_model.parse(LITERT_OWN.replace("initialization: 120.50", "initialization: -120.50"))
+
+
 UNSUPPORTED = """INFO: Created TensorFlow Lite delegate for GPU.
 ERROR: Following operations are not supported by GPU delegate:
 ARG_MAX: Operation is not supported.

@@ -59,6 +59,9 @@ _LITERT = re.compile(
     rf":\s{{1,40}}({NUMBER})(?: ms| MB)?(?: \([0-9]+ runs\))?$"
 )
 
+_MEMORY = ("Overall footprint", "Peak memory")
+"""Of those, what is no time. Where it cannot be, as of a process that shrank, it is not told; the times stand."""
+
 
 @dataclass(frozen=True)
 class Timings:
@@ -250,7 +253,7 @@ class _Reading:
 
     def _result(self, line: str) -> None:
         if _SERIES in line:
-            self.series.append(None)
+            self.series += [None][: LISTED - len(self.series)]
             self._announced = True
         elif match := _COUNT.search(line):
             self._statistics(line, int(match[1]), line[match.end() :])
@@ -261,11 +264,13 @@ class _Reading:
             warmup, init, mean = (float(part) / 1e3 for part in match.groups())
             self._sum_up(line, init, None, warmup, mean)
         elif match := _LITERT.search(line):
-            self.named[match[1]] = self._bounded(line, float(match[2]), MOST_BYTES / (1 << 20))
+            self.named[match[1]] = float(match[2])
+            if match[1] not in _MEMORY and not 0 <= float(match[2]) <= LONGEST_MS:
+                self.nonsense.append(f"a time that no run has: '{shortened(line, 200)}'")
         elif match := _PEAK.search(line):
-            self.peak = self._bounded(line, float(match[1]), MOST_BYTES / (1 << 20))
+            self.peak = float(match[1])
         elif match := _FOOTPRINT.search(line):
-            self.footprint = float(match[1])  # of a whole process, from its start: it may shrink
+            self.footprint = float(match[1])
 
     def _statistics(self, line: str, count: int, rest: str) -> None:
         """``count=0``, ``count=1 curr=9``, ``count=3 curr=9(all same)`` and the full line of any version."""
@@ -282,21 +287,16 @@ class _Reading:
         except ValueError as error:
             self.nonsense.append(f"statistics that no runs have ({error}, in '{shortened(line, 200)}')")
             return
-        if self._announced and self.series[-1] is None:
+        if not self._announced:  # a version that does not say when a series begins
+            self.series += [timings][: LISTED - len(self.series)]
+        elif self.series[-1] is None:
             self.series[-1] = timings
-        elif len(self.series) < LISTED:  # a version that does not say when one begins
-            self.series.append(timings)
 
     def _sum_up(self, line: str, init: float, first: float | None, warmup: float, mean: float) -> None:
         times = init, first or 0.0, warmup, mean
         if not all(0 <= value <= LONGEST_MS for value in times):
             self.nonsense.append(f"times that no run has: '{shortened(line, 200)}'")
         self.summary = init, first, warmup, mean
-
-    def _bounded(self, line: str, value: float, most: float) -> float:
-        if not 0 <= value <= most:
-            self.nonsense.append(f"a quantity that no device has: '{shortened(line, 200)}'")
-        return value
 
     def _message(self, line: str) -> None:
         if self._listed(line):
