@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from calibration.simulation import rounded_weight
 from edgekit.core.values import DeployableGraph, Float32, UInt8
-from edgekit.export.rewrites import add_constant, constant_tensor, drop_unused_constants, is_convolution
+from edgekit.export.nodes import add_constant, constant_tensor, drop_unused_constants, is_convolution
 from edgekit.export.values import visit_operations
 
 Corrections = Mapping[str, Float32]

@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from edgekit.core.values import DeployableGraph, Ranges, Scheme, UInt8
-from edgekit.export.rewrites import constant_tensor
+from edgekit.export.nodes import constant_tensor
 from edgekit.export.values import as_cores_read, from_cores, visit_values, whole_range
 from edgekit.metrics.scores import mean_iou
 

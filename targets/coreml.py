@@ -259,6 +259,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
     ct = importlib.import_module("coremltools")
 
     from edgekit.export.graph import FrameToLabels
+    from edgekit.export.rewrites import divide_one, smooth_by_matrices
 
     shape = (1, 3, graph.size.height, graph.size.width)
     wrapped = FrameToLabels(
@@ -269,6 +270,12 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
         label_dtype=torch.int32,
         pixel_factor=PIXEL_FACTOR if recipe.precision == "int8" else 1.0,
     )
+    divide_one(wrapped.core)
+    smooth_by_matrices(wrapped.core)
+    passes = ct.PassPipeline.DEFAULT
+    if _divides_constants(wrapped.core):
+        # It takes a constant over a convolution for the convolution over the constant (coremltools 9.0).
+        passes.remove_passes({"common::fuse_conv_scale"})
     dtype = np.int32 if recipe.output == "labels" else np.float32
     precision = ct.precision.FLOAT32 if recipe.precision == "fp32" else ct.precision.FLOAT16
     try:
@@ -281,10 +288,18 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
             inputs=[ct.ImageType(name="frame", shape=shape, color_layout=ct.colorlayout.RGB)],
             outputs=[ct.TensorType(name=recipe.output, dtype=dtype)],
             compute_precision=precision,
+            pass_pipeline=passes,
             skip_model_load=True,
         )
     except Exception as error:  # the converter raises many types; each means that it cannot take this network
         raise ConversionError(f"coremltools cannot convert the network: {first_line(error)}") from error
+
+
+def _divides_constants(module: torch.fx.GraphModule) -> bool:
+    import torch
+
+    quotients = [node for node in module.graph.nodes if node.target is torch.ops.aten.div.Tensor]
+    return any(not isinstance(node.args[0], torch.fx.Node) or node.args[0].op == "get_attr" for node in quotients)
 
 
 def _describe(model: Any, graph: DeployableGraph, recipe: Recipe) -> None:

@@ -159,11 +159,12 @@ def _core(graph: DeployableGraph) -> Any:
     import torch
 
     from edgekit.export.pixels import on_centred_pixels
-    from edgekit.export.rewrites import change_types_by_to, split_max_pooling
+    from edgekit.export.rewrites import change_types_by_to, choose_by_index, split_max_pooling
 
     shape = [1, 3, graph.size.height, graph.size.width]
     module = on_centred_pixels(graph)
     change_types_by_to(module)
+    choose_by_index(module)
     split_max_pooling(module)  # a tenth of a bf16 graph's time on CPUs with AMX
     with torch.no_grad():  # given a module, OpenVINO traces it twice
         traced = torch.jit.trace(module, torch.zeros(*shape), check_trace=False)  # type: ignore[no-untyped-call]

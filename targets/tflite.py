@@ -152,10 +152,10 @@ def _convert(graph: DeployableGraph, output: OutputKind, output_stride: int) -> 
     import torch
 
     from edgekit.export.graph import FrameToLabels
-    from edgekit.export.rewrites import crop_transposed_convolutions
+    from edgekit.export.litert import for_litert
 
     module = FrameToLabels(graph, True, output, output_stride).eval()
-    crop_transposed_convolutions(module.core)
+    for_litert(module.core)
     frame = torch.zeros(1, graph.size.height, graph.size.width, 3, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.tflite"

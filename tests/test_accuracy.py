@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strangers
 import torch
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.values import Size, UInt8
 from edgekit.export.graph import normalize, reference_labels
 from edgekit.metrics.scores import add_counts, counts_from_json, score
+from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.pipeline.accuracy import Frames, Labeller, labelled, measure_accuracy, pytorch_labeller
 
@@ -154,6 +156,23 @@ def test_networks_of_every_kind_are_labelled_side_by_side(
                     logits = network(normalize(torch.from_numpy(frame.image[None]), checkpoint.normalization))
                     expected = reference_labels(logits, SIZE)[0].numpy()
                 assert (labels == expected).mean() > 0.999, frame.name
+
+
+@pytest.mark.parametrize("name", ["KernelAttention", "Volume"])
+def test_weights_of_five_axes(nine: Split, tmp_path: Path, name: str) -> None:
+    """Channels last is an order of four: those are moved, others stay, and frames are labelled as ever."""
+    network = getattr(strangers, name)(19).eval()
+    torch.save(network.state_dict(), tmp_path / "five.pth")
+    checkpoint = load_checkpoint(str(tmp_path / "five.pth"), f"strangers:{name}", nine.classes.names)
+    with pytorch_labeller(checkpoint, SIZE, 1) as labeller:
+        (frame, labels), *_ = labelled(Frames(nine.first(1)), SIZE, labeller)
+    with torch.inference_mode():
+        logits = network(normalize(torch.from_numpy(frame.image[None]), checkpoint.normalization))
+    assert (labels == reference_labels(logits, SIZE)[0].numpy()).mean() > 0.999
+    moved = channels_last(network)
+    values = list(moved.state_dict().values())
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in values if value.ndim == 4)
+    assert any(value.ndim == 5 for value in values)
 
 
 def test_a_frame_is_loaded_once(nine: Split, tmp_path: Path) -> None:

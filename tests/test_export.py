@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import strangers
 import torch
 from graphs import graph_of
 from hypothesis import given, settings
@@ -21,13 +22,15 @@ from torch.nn import functional as F
 
 from edgekit.core.errors import CheckpointError, ConversionError, EdgekitError, UsageError
 from edgekit.core.values import DeployableGraph, Normalization, Size
+from edgekit.export import rewrites
 from edgekit.export.columns import fold_columns
-from edgekit.export.graph import FrameToLabels, deployable, export_aten, normalize, reference_labels
+from edgekit.export.graph import PROOF_TOLERANCE, FrameToLabels, deployable, export_aten, normalize, reference_labels
+from edgekit.export.litert import crop_transposed_convolutions
+from edgekit.export.nodes import add_constant, constant_tensor
 from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
     apply_rewrites,
     attend_with_heads,
-    crop_transposed_convolutions,
     drop_idle,
     fold_batch_norm,
     number_padding,
@@ -37,7 +40,7 @@ from edgekit.export.rewrites import (
     step_by_the_factor,
     sum_before_resizing,
 )
-from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.networks.fast_scnn import FastSCNN
 from edgekit.networks.spssn import SPSSN
 
@@ -561,6 +564,61 @@ def test_a_network_without_logits_of_its_own(own: Any, tmp_path: Path, factory: 
     """What would otherwise be taken for a rewrite that is wrong."""
     checkpoint, _ = make(own, tmp_path, factory)
     refused(lambda: deployable(checkpoint, Size(64, 64)), CheckpointError, f"own_networks:{factory}", *words)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A network whose own rounding reaches further than the bound for most."""
+    path = tmp_path_factory.mktemp("deep") / "deep.pt"
+    torch.save(strangers.Deep().state_dict(), path)
+    return load_checkpoint(str(path), network="strangers:Deep", class_names=tuple("abcde"))
+
+
+def test_rounding_of_a_deep_network_is_no_fault(deep: Checkpoint) -> None:
+    network, x = strangers.Deep().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, result = network(x), deployable(deep, Size(64, 64)).module(x)
+    apart = (result - expected).abs().max() / expected.abs().max()
+    assert PROOF_TOLERANCE < apart < 0.1
+    assert torch.get_default_dtype() == torch.float32
+    assert {value.dtype for value in network.parameters()} == {torch.float32}
+
+
+def add_to_the_head(module: GraphModule) -> int:
+    """A rewrite that is wrong by a thousandth."""
+    (head,) = (node for node in module.graph.nodes if str(node.target) == "network.head.bias")
+    return set_constant(module, head, lambda value: value + 1e-3 * value.abs().max())
+
+
+def cancel_digits(module: GraphModule) -> int:
+    """A rewrite that is right, but for the digits that float32 loses by it."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    (last,) = output.all_input_nodes
+    with module.graph.inserting_before(output):
+        large = module.graph.call_function(torch.ops.aten.add.Tensor, (last, 1e7))
+        back = module.graph.call_function(torch.ops.aten.sub.Tensor, (large, 1e7))
+    output.replace_input_with(last, back)
+    return 1
+
+
+def set_constant(module: GraphModule, node: torch.fx.Node, change: Callable[[Tensor], Tensor]) -> int:
+    value = constant_tensor(module, node)
+    assert value is not None
+    with torch.no_grad():
+        node.replace_all_uses_with(add_constant(module, node.next, "changed", change(value)))
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "text"), [(add_to_the_head, "in float64"), (cancel_digits, "away from those in float64")]
+)
+def test_rewrites_that_are_wrong_are_refused(
+    rewrite: Callable[[GraphModule], int], text: str, deep: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a deep network too, where float32 alone would not tell."""
+    monkeypatch.setattr(rewrites, "REWRITES", (*rewrites.REWRITES, rewrite))
+    with pytest.raises(RuntimeError, match=text):
+        deployable(deep, Size(64, 64))
 
 
 def test_more_classes_than_a_byte_has_values(own: Any, tmp_path: Path) -> None:

@@ -402,6 +402,12 @@ def test_a_network_that_cannot_be_trained_is_told_before_anything_else(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_with_weights_of_five_axes_learns(six: Split, tmp_path: Path) -> None:
+    network = "strangers:Volume"
+    path = run(replace(TINY, network=network, epochs=1), loaded(six, 4), tmp_path / "run")
+    assert load_checkpoint(str(path), network).network == network
+
+
 def test_a_finished_run_keeps_what_it_was_evaluated_on(six: Split, two: Split, tmp_path: Path) -> None:
     one = replace(TINY, epochs=1)
     path = run(one, six, tmp_path, validation=two, test=replace(two, split="test"))

@@ -25,7 +25,9 @@ from torch.fx import Graph, GraphModule, Node
 from edgekit.core.errors import EdgekitError, first_line
 from edgekit.core.values import DeployableGraph, Size
 from edgekit.export.graph import MOST_CLASSES, Logits, export_aten, module_of
-from edgekit.export.rewrites import apply_rewrites, argument, can_be_cropped, fits_tensorflow, sides
+from edgekit.export.litert import MOST_LARGEST, can_be_cropped, fits_tensorflow, has_few_largest
+from edgekit.export.nodes import argument, sides
+from edgekit.export.rewrites import apply_rewrites, is_written_out
 from edgekit.networks.subnormals import flush_subnormals
 
 Severity = Literal["fails", "wrong", "slow", "rewritten"]
@@ -75,12 +77,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What becomes of a pattern on some targets. See :class:`Finding`."""
+    """What becomes of a pattern on some targets, of some of the rule's ``operations`` if any are named. See :class:`Finding`."""
 
     severity: Severity
     targets: tuple[str, ...]
     reason: str
     precision: Precision = "any"
+    operations: tuple[str, ...] = ()
 
 
 def _always(_: Node) -> bool:
@@ -246,10 +249,6 @@ def _reads_places(node: Node) -> bool:
     return any(user.args[1] == 1 and bool(user.users) for user in node.users)
 
 
-def _leaves_out_padding(node: Node) -> bool:
-    return argument(node, "count_include_pad") is False and max(sides(argument(node, "padding"), 0)) > 0
-
-
 def _is_dilated(node: Node) -> bool:
     return max(sides(argument(node, "dilation"), 1)) > 1
 
@@ -267,41 +266,11 @@ def _is_not_relu6(node: Node) -> bool:
     return (low, high) != (0, 6) and None not in (low, high) and _of_a_map(node)
 
 
-def _leads_to_a_convolution(node: Node, same_size: bool = False) -> bool:
-    """Whether a convolution comes behind a node, optionally by way of operations that keep the map's size only."""
-    waiting, seen = list(node.users), set()
-    while waiting:
-        user = waiting.pop()
-        if _operation(user) == "conv2d":
-            return True
-        if user not in seen and (not same_size or _shape(user) == _shape(node)):
-            waiting += user.users
-        seen.add(user)
-    return False
-
-
-def _reorders_channels_of_a_convolution(node: Node) -> bool:
-    """Channels in another order, read by a convolution, by way of operations that keep channels apart."""
-    over_channels = argument(node, "dim") in (1, -3) and _is_constant(argument(node, "index"))
-    return over_channels and _leads_to_a_convolution(node, same_size=True)
-
-
 def _is_by_mask(node: Node) -> bool:
     if _operation(node) == "nonzero":
         return True
     indices = [_value(index) for index in cast("Sequence[Any]", argument(node, "indices") or ())]
     return any(index is not None and index.dtype == torch.bool for index in indices)
-
-
-def _meets_a_map(node: Node) -> bool:
-    """An expand to a map's size whose result is joined with a map, a convolution behind it."""
-    if not _of_a_map(node) or _shape(_source(node)) == _shape(node) or not _leads_to_a_convolution(node):
-        return False
-    return any(_operation(user) in ("add", "sub", "mul", "div", "cat", "maximum", "minimum") for user in node.users)
-
-
-def _repeats_for_a_convolution(node: Node) -> bool:
-    return _of_a_map(node) and _leads_to_a_convolution(node)
 
 
 def _steps_over_a_map(node: Node) -> bool:
@@ -372,6 +341,26 @@ def _next_convolution(node: Node) -> tuple[Node | None, bool]:
 _XNNPACK = "which XNNPACK, LiteRT's fast path on a CPU, does not take"
 
 
+UNKNOWN: dict[str, tuple[str, ...]] = {
+    COREML: ("cummax", "cummin", "prod", "index_add", "index_fill", "cdist", "upsample_trilinear3d"),
+    ONNXRUNTIME: ("cummax", "cummin", "cumprod"),
+    OPENVINO: ("cummax", "cummin", "cumprod", "index_fill"),
+    TENSORRT: ("cummax", "cummin", "cumprod"),
+    TFLITE: ("cummax", "cummin", "cumprod", "scatter_add", "index_add", "index_fill"),
+}
+"""Operations that a target does not have, and that have no form in others that would be as exact."""
+
+UNKNOWN_OPERATIONS = tuple(dict.fromkeys(name for names in UNKNOWN.values() for name in names))
+
+WRITTEN_OUT = (
+    "add", "sub", "rsub", "addcmul", "addcdiv", "lerp", "dot", "hypot", "round", "trunc", "fix", "frac", "fmod", "sgn", "fmax",
+    "fmin", "heaviside", "isinf", "nan_to_num", "xlogy", "sinc", "bilinear", "lstm_cell", "bucketize", "one_hot", "exp2", "erfc",
+    "asinh", "acosh", "logit", "logaddexp", "logaddexp2", "softplus", "threshold", "elu", "rrelu", "var", "std", "var_mean",
+    "std_mean", "aminmax", "kthvalue", "median", "count_nonzero", "cosine_similarity", "pairwise_distance", "rms_norm",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "rot90", "take_along_dim", "unfold", "__and__", "__or__", "__xor__",
+)  # fmt: skip
+"""Operations that ``write_out`` knows and no other rule names."""
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "custom-operation",
@@ -381,38 +370,81 @@ RULES: tuple[Rule, ...] = (
         _is_foreign,
     ),
     Rule(
+        "spelled-out",
+        WRITTEN_OUT,
+        (
+            Outcome(
+                "rewritten",
+                TARGETS,
+                "some converters do not know this operation, or drop one of its arguments without a word",
+            ),
+        ),
+        "nothing to do: edgekit writes it out in operations that all of them have right",
+        is_written_out,
+        "write_out",
+    ),
+    Rule(
+        "unknown-operation",
+        UNKNOWN_OPERATIONS,
+        tuple(
+            Outcome("fails", (target,), "its converter, or its runtime, does not have this operation", operations=names)
+            for target, names in UNKNOWN.items()
+        ),
+        "write it with arithmetic, pooling or topk, or keep to the targets that have it",
+    ),
+    Rule(
+        "computed-kernel",
+        ("conv2d",),
+        (Outcome("slow", (TFLITE,), "weights that are made of the frame: it becomes slices of the map and products"),),
+        "nothing to do where few layers have such weights; else mix the results of fixed convolutions instead",
+        lambda node: not _is_constant(argument(node, "weight")),
+    ),
+    Rule(
+        "topk",
+        ("topk",),
+        (
+            Outcome(
+                "slow", (TFLITE,), f"it becomes {MOST_LARGEST} or fewer searches for the largest, one after another"
+            ),
+        ),
+        "choose fewer, or use max_pool or amax",
+        has_few_largest,
+    ),
+    Rule(
+        "sort",
+        ("topk", "sort", "argsort"),
+        (Outcome("fails", (TFLITE,), "it becomes STABLEHLO_SORT, which the LiteRT interpreter refuses"),),
+        f"choose {MOST_LARGEST} or fewer of the largest with topk",
+        lambda node: _operation(node) != "topk" or not has_few_largest(node),
+    ),
+    Rule(
         "bicubic",
         ("upsample_bicubic2d",),
         (
-            Outcome("fails", (COREML, TENSORRT), "neither coremltools nor TensorRT's parser has a bicubic resize"),
-            Outcome("slow", (TFLITE,), "LiteRT has none: 16 gathers and 17 transposes stand in for it"),
+            Outcome("rewritten", (COREML, TENSORRT), "neither coremltools nor TensorRT's parser has a bicubic resize"),
+            Outcome("rewritten", (TFLITE,), "LiteRT has none: 16 gathers and 17 transposes stand in for it"),
         ),
-        "use mode='bilinear', and train a few epochs with it",
-    ),
-    Rule(
-        "antialias",
-        ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
-        (
-            Outcome("fails", (TENSORRT, TFLITE), "neither litert-torch nor TensorRT's parser has antialiasing"),
-            Outcome("wrong", (COREML,), "coremltools drops the antialiasing without a word"),
-        ),
-        "leave antialias out, or average-pool before the resize",
+        "nothing to do: edgekit makes it products with constant matrices; mode='bilinear' is faster",
+        rewrite="resize_by_matrices",
     ),
     Rule(
         "nearest-exact",
         ("_upsample_nearest_exact2d",),
         (
-            Outcome("fails", (COREML, OPENVINO), "its converter does not know nearest-exact"),
-            Outcome("slow", (ONNXRUNTIME, TENSORRT, TFLITE), "a gather by index maps stands in for the resize"),
+            Outcome("rewritten", (COREML, OPENVINO), "its converter does not know nearest-exact"),
+            Outcome("rewritten", (ONNXRUNTIME, TENSORRT, TFLITE), "a gather by index maps stands in for the resize"),
         ),
-        "use mode='nearest', which is the same for whole multiples",
+        "nothing to do: edgekit makes it a plain resize by whole multiples, else a choice of rows and of columns",
+        rewrite="write_out",
     ),
     Rule(
         "nearest-uneven",
         ("upsample_nearest2d",),
         (
             Outcome(
-                "wrong", (TFLITE,), "LiteRT takes other pixels than PyTorch unless the map grows by a whole multiple"
+                "slow",
+                (TFLITE,),
+                "LiteRT takes other pixels than PyTorch unless the map grows by a whole multiple: edgekit makes it two gathers",
             ),
         ),
         "resize by whole multiples, use mode='bilinear', or subsample with max_pool2d(x, 1, stride)",
@@ -421,18 +453,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "adaptive-max-pooling",
         ("adaptive_max_pool2d",),
-        (Outcome("fails", (TFLITE,), "litert-torch has no adaptive max pooling"),),
-        "use max_pool2d with a window of the map's size, amax for one bin, or adaptive average pooling",
-    ),
-    Rule(
-        "adaptive-max-pooling-uneven",
-        ("adaptive_max_pool2d",),
         (
-            Outcome("fails", (ONNXRUNTIME, TENSORRT), "the ONNX exporter takes only bins that divide the map"),
-            Outcome("slow", (COREML,), "it becomes a slice and a maximum for every bin"),
+            Outcome("rewritten", (TFLITE,), "litert-torch has no adaptive max pooling"),
+            Outcome("rewritten", (ONNXRUNTIME, TENSORRT), "the ONNX exporter takes only bins that divide the map"),
+            Outcome("rewritten", (COREML,), "it becomes a slice and a maximum for every bin"),
         ),
-        "choose bins that divide the map, or adaptive average pooling, which edgekit rewrites",
+        "nothing to do: edgekit makes it a maximum for each row of bins, and for each column of those",
         _leaves_remainder,
+        "write_out",
     ),
     Rule(
         "adaptive-average-pooling",
@@ -528,28 +556,15 @@ RULES: tuple[Rule, ...] = (
         lambda node: not _has_wide_groups(node),
     ),
     Rule(
-        "expand",
-        ("expand",),
-        (Outcome("fails", (TFLITE,), "litert-torch gives the expanded map a layout that does not fit the other one"),),
-        "leave expand out of sums and products, which broadcast, and use F.interpolate(x, size) before a cat",
-        _meets_a_map,
-    ),
-    Rule(
-        "repeat",
-        ("repeat",),
-        (Outcome("fails", (TFLITE,), "litert-torch repeats the wrong axis of a map"),),
-        "use torch.cat([x, x], 1) for channels and F.interpolate for pixels",
-        _repeats_for_a_convolution,
-    ),
-    Rule(
         "circular-padding",
         ("pad",),
         (
-            Outcome("fails", (COREML,), "coremltools has no circular padding"),
-            Outcome("slow", (TFLITE,), "it becomes slices, paddings and selections, some outside XNNPACK"),
+            Outcome("rewritten", (COREML,), "coremltools has no circular padding"),
+            Outcome("rewritten", (TFLITE,), "it becomes slices, paddings and selections, some outside XNNPACK"),
         ),
-        "use zero padding",
+        "nothing to do: edgekit joins the map's ends to it; zero padding is part of the convolution",
         _wraps_around,
+        "write_out",
     ),
     Rule(
         "mirror-padding",
@@ -580,9 +595,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "instance-norm-statistics",
         ("instance_norm",),
-        (Outcome("wrong", (COREML,), "coremltools drops the running statistics and takes the frame's own"),),
-        "with track_running_stats it is a batch norm in evaluation: use BatchNorm2d with these statistics",
+        (Outcome("rewritten", (COREML,), "coremltools drops the running statistics and takes the frame's own"),),
+        "nothing to do: edgekit makes it the batch norm that it is in evaluation",
         _uses_running_statistics,
+        "write_out",
     ),
     Rule(
         "division-by-a-map",
@@ -605,8 +621,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "unknown-activation",
         ("celu", "log_sigmoid"),
-        (Outcome("fails", (COREML,), "coremltools does not know this activation"),),
-        "use ELU, which equals CELU at alpha 1, or -softplus(-x) for a log-sigmoid",
+        (Outcome("rewritten", (COREML,), "coremltools does not know this activation"),),
+        "nothing to do: edgekit writes it as an ELU, or as a softplus",
+        rewrite="write_out",
     ),
     Rule(
         "int8-activation",
@@ -625,15 +642,17 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "integer-bounds",
         ("hardtanh",),
-        (Outcome("fails", (COREML,), "coremltools refuses bounds that are integers"),),
-        "write the bounds as floats: nn.Hardtanh(-2.0, 2.0)",
+        (Outcome("rewritten", (COREML,), "coremltools refuses bounds that are integers"),),
+        "nothing to do: edgekit writes them as floats",
         _bounds_are_integers,
+        "write_out",
     ),
     Rule(
         "channel-shuffle",
         ("channel_shuffle",),
-        (Outcome("fails", (COREML,), "coremltools does not know nn.ChannelShuffle"),),
-        "write it as view, transpose and reshape, which converts everywhere",
+        (Outcome("rewritten", (COREML,), "coremltools does not know nn.ChannelShuffle"),),
+        "nothing to do: edgekit writes it as reshape, transpose and reshape",
+        rewrite="write_out",
     ),
     Rule(
         "pixel-shuffle",
@@ -654,10 +673,11 @@ RULES: tuple[Rule, ...] = (
         "affine-grid",
         ("affine_grid_generator",),
         (
-            Outcome("fails", (OPENVINO,), "OpenVINO's frontend does not know affine_grid"),
-            Outcome("fails", (COREML,), "coremltools knows affine_grid only with grid_sample right behind it"),
+            Outcome("rewritten", (OPENVINO,), "OpenVINO's frontend does not know affine_grid"),
+            Outcome("rewritten", (COREML,), "coremltools knows affine_grid only with grid_sample right behind it"),
         ),
-        "the grid of a fixed transform is a constant: compute it once and register it as a buffer",
+        "nothing to do: edgekit makes it a product with a constant, or a constant where the transform is one",
+        rewrite="write_out",
     ),
     Rule(
         "max-unpooling",
@@ -677,6 +697,7 @@ RULES: tuple[Rule, ...] = (
         (
             Outcome("wrong", (TFLITE,), "litert-torch gives other numbers for the places of the maxima"),
             Outcome("fails", (TENSORRT,), "TensorRT's parser gives the maxima only"),
+            Outcome("fails", (COREML,), "coremltools does not know max pooling with return_indices"),
         ),
         "leave return_indices out",
         _reads_places,
@@ -684,8 +705,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "pooling-with-places",
         ("max_pool2d_with_indices",),
-        (Outcome("fails", (COREML,), "coremltools does not know max pooling with return_indices, read or not"),),
-        "leave return_indices out",
+        (Outcome("rewritten", (COREML,), "coremltools does not know max pooling with return_indices"),),
+        "nothing to do: edgekit leaves the places out",
+        lambda node: not _reads_places(node),
+        "write_out",
     ),
     Rule(
         "dilated-max-pooling",
@@ -697,29 +720,6 @@ RULES: tuple[Rule, ...] = (
         ),
         "use an undilated pooling, or two in a row",
         _is_dilated,
-    ),
-    Rule(
-        "average-without-padding",
-        ("avg_pool2d",),
-        (
-            Outcome("slow", (TFLITE,), f"it becomes two reductions over windows and a division, {_XNNPACK}"),
-            Outcome("fails", (TFLITE,), "ai-edge-quantizer does not know the reduction that it becomes", "int8"),
-        ),
-        "leave count_include_pad at True, or the padding out",
-        _leaves_out_padding,
-    ),
-    Rule(
-        "channel-selection",
-        ("index_select",),
-        (
-            Outcome(
-                "wrong",
-                (OPENVINO,),
-                "OpenVINO moves the selection into the convolution behind it, in the inverse order",
-            ),
-        ),
-        "permute the convolution's weights instead, or shuffle with view and transpose",
-        _reorders_channels_of_a_convolution,
     ),
     Rule(
         "mask",
@@ -737,18 +737,21 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "assignment",
-        ("slice_scatter",),
+        ("slice_scatter", "select_scatter"),
         (
-            Outcome("fails", (COREML, OPENVINO), "its converter does not know an assignment to a part of a map"),
-            Outcome("slow", (TFLITE,), f"it becomes a padding and a selection, {_XNNPACK}"),
+            Outcome("rewritten", (COREML, OPENVINO), "its converter does not know an assignment to a part of a map"),
+            Outcome("rewritten", (TFLITE,), f"it becomes a padding and a selection, {_XNNPACK}"),
         ),
-        "build the map with torch.cat or F.pad instead of assigning to a slice of it",
+        "nothing to do: edgekit joins what is written to what is left",
+        lambda node: argument(node, "step") in (None, 1),
+        "write_out",
     ),
     Rule(
         "eye",
         ("eye",),
-        (Outcome("fails", (TFLITE,), "it becomes STABLEHLO_IOTA, which the LiteRT interpreter refuses"),),
-        "make it once in the constructor and register it as a buffer",
+        (Outcome("rewritten", (TFLITE,), "it becomes STABLEHLO_IOTA, which the LiteRT interpreter refuses"),),
+        "nothing to do: edgekit computes constants once",
+        rewrite="fold_constants",
     ),
     Rule(
         "fourier-transform",
@@ -800,8 +803,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "spectral-norm",
         ("vdot",),
-        (Outcome("fails", (COREML, OPENVINO), "the parametrization is exported along and cannot be converted"),),
-        "call torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') in the factory",
+        (Outcome("rewritten", (COREML, OPENVINO), "the parametrization is exported along and cannot be converted"),),
+        "nothing to do: edgekit computes weights that no frame has a part in once",
+        rewrite="fold_constants",
     ),
     Rule(
         "narrow-groups",
@@ -907,6 +911,8 @@ def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
         for rule in rules if operation else ():
             if (not rule.operations or operation in rule.operations) and rule.when(node):
                 for outcome in rule.outcomes:
+                    if outcome.operations and operation not in outcome.operations:
+                        continue
                     yield Finding(
                         rule=rule.name, severity=outcome.severity, targets=outcome.targets, precision=outcome.precision,
                         module=module_of(node), source=_source_of(node), operation=operation, reason=outcome.reason,

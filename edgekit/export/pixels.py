@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgekit.core.values import DeployableGraph, UInt8
-from edgekit.export.rewrites import add_constant, constant_tensor, drop_unused_constants, is_convolution, node_shape
+from edgekit.export.nodes import add_constant, constant_tensor, drop_unused_constants, is_convolution, node_shape
 
 aten = torch.ops.aten
 

@@ -6,58 +6,29 @@ the original within float rounding by ``tests/test_export.py``.
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_arg
+
+from edgekit.export import arithmetic, windows
+from edgekit.export.forms import Forms, write_forms
+from edgekit.export.nodes import (
+    add_constant,
+    argument,
+    constant_tensor,
+    drop_unused_constants,
+    is_convolution,
+    is_transposed_convolution,
+    node_shape,
+    sides,
+)
 
 aten = torch.ops.aten
-
-
-def constant_tensor(module: GraphModule, node: Any) -> Tensor | None:
-    """The constant behind a get_attr node, or None."""
-    if not isinstance(node, Node) or node.op != "get_attr":
-        return None
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return cast(Tensor, value)
-
-
-def add_constant(module: GraphModule, before: Node, name: str, value: Tensor) -> Node:
-    """Register ``value`` as a buffer under a free name and make a get_attr node for it before ``before``."""
-    index = 0
-    while hasattr(module, f"{name}_{index}"):
-        index += 1
-    module.register_buffer(f"{name}_{index}", value.detach().clone())
-    with module.graph.inserting_before(before):
-        node = module.graph.get_attr(f"{name}_{index}")
-    node.meta["val"] = value
-    return node
-
-
-def node_shape(node: Node) -> tuple[int, ...]:
-    return tuple(int(side) for side in node.meta["val"].shape)
-
-
-def argument(node: Node, name: str) -> Any:
-    """An argument by its name in the operation's schema, given or default; None when there is none of that name."""
-    for position, known in enumerate(cast(torch._ops.OpOverload, node.target)._schema.arguments):
-        if known.name == name:
-            given = node.args[position] if position < len(node.args) else node.kwargs.get(name)
-            return known.default_value if given is None and known.has_default_value() else given
-    return None
-
-
-def sides(value: Any, default: int = 1) -> tuple[int, int]:
-    """Height and width of an argument that may hold one number for both, two, or none."""
-    numbers = (
-        [int(side) for side in value] if isinstance(value, list | tuple) else [] if value is None else [int(value)]
-    )
-    return (default, default) if not numbers else (numbers[0], numbers[-1])
 
 
 def number_padding(module: GraphModule) -> int:
@@ -116,15 +87,15 @@ def fold_batch_norm(module: GraphModule) -> int:
         old_bias = constant_tensor(module, bias_node)
         if kernel is not None and (old_bias is not None) == (bias_node is not None):  # not one that is computed
             bias = offset if old_bias is None else offset + old_bias.double() * scale
-            weight = _scaled_outputs(source, kernel.double(), scale).float()
+            weight = _scaled_outputs(source, kernel.double(), scale).to(kernel.dtype)
             weight_constant = add_constant(module, source, "folded_weight", weight)
-            bias_constant = add_constant(module, source, "folded_bias", bias.float())
+            bias_constant = add_constant(module, source, "folded_bias", bias.to(kernel.dtype))
             source.args = (source.args[0], weight_constant, bias_constant, *source.args[3:])
             result = source
         else:
             shape = (1, -1, *[1] * (len(node_shape(source)) - 2))
-            factor = add_constant(module, node, "batch_norm_scale", scale.float().reshape(shape))
-            addend = add_constant(module, node, "batch_norm_offset", offset.float().reshape(shape))
+            factor = add_constant(module, node, "batch_norm_scale", scale.to(mean.dtype).reshape(shape))
+            addend = add_constant(module, node, "batch_norm_offset", offset.to(mean.dtype).reshape(shape))
             with module.graph.inserting_before(node):
                 product = module.graph.call_function(aten.mul.Tensor, (source, factor))
                 result = module.graph.call_function(aten.add.Tensor, (product, addend))
@@ -136,14 +107,6 @@ def fold_batch_norm(module: GraphModule) -> int:
         module.graph.erase_node(node)
         count += 1
     return count
-
-
-def is_convolution(node: Node) -> bool:
-    return node.op == "call_function" and node.target is aten.conv2d.default
-
-
-def is_transposed_convolution(node: Node) -> bool:
-    return node.op == "call_function" and node.target is aten.conv_transpose2d.input
 
 
 def _scaled_outputs(node: Node, kernel: Tensor, scale: Tensor) -> Tensor:
@@ -255,18 +218,64 @@ def step_by_the_factor(module: GraphModule) -> int:
         uneven = factors and any(length * factor % 1 for length, factor in zip(lengths, factors, strict=True))
         if not uneven or argument(node, "align_corners"):
             continue
-        matrices = [resizing_matrix(*pair) for pair in zip(lengths, factors, strict=True)]
-        node.replace_all_uses_with(_by_rows_and_columns(module, node, "resize", *matrices))
-        module.graph.erase_node(node)
+        _resize_by_matrices(module, node, "bilinear", antialias=False)
         count += 1
     return count
 
 
-def resizing_matrix(length: int, factor: float) -> Tensor:
-    """Bilinear resizing by a factor along one axis as a matrix: float32 [floor(length * factor), length]."""
-    unit = torch.eye(length).reshape(1, length, length, 1)
-    resized = torch.nn.functional.interpolate(unit, scale_factor=(factor, 1.0), mode="bilinear", align_corners=False)
-    return resized[0, :, :, 0].T.contiguous()
+def resize_by_matrices(module: GraphModule) -> int:
+    """Bicubic resizes as products with constant matrices.
+
+    Core ML and TensorRT have none, and in ONNX Runtime and OpenVINO the products are faster.
+    """
+    return _resize_all(module, {aten.upsample_bicubic2d.vec: ("bicubic", False)})
+
+
+def smooth_by_matrices(module: GraphModule) -> int:
+    """Resizes with antialiasing as products with constant matrices.
+
+    Not among :data:`REWRITES`: OpenVINO and ONNX Runtime have it, and are faster; coremltools drops it, others refuse it.
+    """
+    count = _resize_all(module, ANTIALIASED)
+    module.recompile()
+    return count
+
+
+ANTIALIASED = {
+    aten._upsample_bilinear2d_aa.vec: ("bilinear", True),
+    aten._upsample_bicubic2d_aa.vec: ("bicubic", True),
+}
+"""By operation, the mode and antialiasing."""
+
+
+def _resize_all(module: GraphModule, modes: Mapping[Any, tuple[str, bool]]) -> int:
+    nodes = [node for node in module.graph.nodes if node.op == "call_function" and node.target in modes]
+    for node in nodes:
+        mode, antialias = modes[node.target]
+        _resize_by_matrices(module, node, mode, antialias=antialias)
+    return len(nodes)
+
+
+def _resize_by_matrices(module: GraphModule, node: Node, mode: str, *, antialias: bool) -> None:
+    lengths, sizes = (node_shape(one)[2:] for one in (cast(Node, node.args[0]), node))
+    factors = argument(node, "scale_factors") or (None, None)
+    aligned = bool(argument(node, "align_corners"))
+    matrices = [
+        resizing_matrix(length, size if factor is None else factor, mode, align_corners=aligned, antialias=antialias)
+        for length, size, factor in zip(lengths, sizes, factors, strict=True)
+    ]
+    node.replace_all_uses_with(_by_rows_and_columns(module, node, "resize", *matrices))
+    module.graph.erase_node(node)
+
+
+def resizing_matrix(
+    length: int, wanted: float, mode: str = "bilinear", *, align_corners: bool = False, antialias: bool = False
+) -> Tensor:
+    """A resize along one axis, to a size if ``wanted`` is an int, else by a factor, as a matrix: float32 [size, length]."""
+    unit = torch.eye(length).reshape(1, 1, length, length)
+    size = {"size": (wanted, length)} if isinstance(wanted, int) else {"scale_factor": (wanted, 1.0)}
+    resized = torch.nn.functional.interpolate(unit, **size, mode=mode, align_corners=align_corners, antialias=antialias)
+    return resized[0, 0].contiguous()
 
 
 def sum_before_resizing(module: GraphModule) -> int:
@@ -375,56 +384,6 @@ SPLIT_FROM = 4
 """Windows of 3x3 are left alone: nine comparisons against six, and a map more to write."""
 
 
-def crop_transposed_convolutions(module: GraphModule) -> int:
-    """Transposed convolutions whose padding TensorFlow cannot say, without one and with a crop behind.
-
-    Not among :data:`REWRITES`: only LiteRT needs it, for ``ConvTranspose2d(3, stride=2, padding=1, output_padding=1)`` above all.
-    """
-    count = 0
-    for node in list(module.graph.nodes):
-        if not is_transposed_convolution(node) or fits_tensorflow(node) or not can_be_cropped(node):
-            continue
-        before = sides(argument(node, "padding"))
-        batch, channels, *lengths = node_shape(node)
-        after = [before[axis] - extra for axis, extra in enumerate(sides(argument(node, "output_padding")))]
-        value, wanted = node.meta["val"], dict(node.meta)
-        source, weight, bias, stride, groups, dilation = (
-            argument(node, name) for name in ("input", "weight", "bias", "stride", "groups", "dilation")
-        )
-        node.args, node.kwargs = (source, weight, bias, stride, [0, 0], [0, 0], groups, dilation), {}
-        whole = [length + before[axis] + after[axis] for axis, length in enumerate(lengths)]
-        node.meta["val"] = value.new_empty((batch, channels, *whole))
-        last = node
-        for axis, length in enumerate(lengths):
-            with module.graph.inserting_after(last):
-                part = (last, 2 + axis, before[axis], before[axis] + length)
-                cropped = module.graph.call_function(aten.slice.Tensor, part)
-            sizes = [*lengths[: axis + 1], *whole[axis + 1 :]]
-            cropped.meta = {**wanted, "val": value.new_empty((batch, channels, *sizes))}
-            last.replace_all_uses_with(cropped, lambda user, cropped=cropped: user is not cropped)
-            last = cropped
-        count += 1
-    module.graph.lint()
-    module.recompile()
-    return count
-
-
-def fits_tensorflow(node: Node) -> bool:
-    """Whether TensorFlow's two paddings, VALID and SAME, can say those of a transposed convolution."""
-    kernel, stride = node_shape(argument(node, "weight"))[2:], sides(argument(node, "stride"))
-    padding, extra = sides(argument(node, "padding")), sides(argument(node, "output_padding"))
-    return sides(argument(node, "dilation")) == (1, 1) and all(
-        padding[axis] == 0 or (2 * padding[axis] == kernel[axis] - stride[axis] and extra[axis] == 0) for axis in (0, 1)
-    )
-
-
-def can_be_cropped(node: Node) -> bool:
-    """Whether a transposed convolution is a part of the one without padding, and that one fits TensorFlow."""
-    extra = sides(argument(node, "output_padding"))
-    padded = sides(argument(node, "padding"))
-    return sides(argument(node, "dilation")) == (1, 1) and all(extra[axis] <= padded[axis] for axis in (0, 1))
-
-
 def change_types_by_to(module: GraphModule) -> int:
     """Write a change of type as ``.to(dtype)``: OpenVINO's frontend does not know the form that it is exported in."""
     count = 0
@@ -432,6 +391,37 @@ def change_types_by_to(module: GraphModule) -> int:
         if node.target == aten._to_copy.default and node.kwargs.get("dtype") is not None:
             node.target, node.args, node.kwargs = aten.to.dtype, (node.args[0], node.kwargs["dtype"]), {}
             count += 1
+    module.recompile()
+    return count
+
+
+def _one_over(self: Tensor) -> Any:
+    return torch.from_numpy(np.ones((), np.float32)) / self
+
+
+def divide_one(module: GraphModule) -> int:
+    """Reciprocals as quotients of one.
+
+    Not among :data:`REWRITES`: Core ML alone adds 1e-4 to what it takes a reciprocal of.
+    """
+    count = write_forms(
+        module, {aten.reciprocal.default: (_one_over, lambda node: node.meta["val"].is_floating_point())}
+    )
+    module.recompile()
+    return count
+
+
+def _chosen(self: Tensor, dim: int, index: Tensor) -> Any:
+    return self[:, index]
+
+
+def choose_by_index(module: GraphModule) -> int:
+    """A choice of channels as an index.
+
+    Not among :data:`REWRITES`: OpenVINO alone moves the other form into a convolution behind it, in the inverse order.
+    """
+    of_channels = {aten.index_select.default: (_chosen, lambda node: node.args[1] in (1, 1 - len(node_shape(node))))}
+    count = write_forms(module, of_channels)
     module.recompile()
     return count
 
@@ -484,12 +474,95 @@ def drop_idle(module: GraphModule) -> int:
     return count
 
 
+FORMS: Forms = {**arithmetic.FORMS, **windows.FORMS}
+"""What is written out in other operations, since a converter does not know it, or drops one of its arguments."""
+
+
+def write_out(module: GraphModule) -> int:
+    """Write the operations of :data:`FORMS` out."""
+    return write_forms(module, FORMS)
+
+
+def is_written_out(node: Node) -> bool:
+    """Whether :func:`write_out` takes a node."""
+    found = FORMS.get(cast(Any, node.target))
+    return found is not None and found[1](node)
+
+
+MOST_FOLDED = 1_000_000
+"""Numbers in a map that is computed of constants, beyond which it is kept as what makes it, which may be far smaller."""
+
+
+def fold_constants(module: GraphModule, most: int | None = MOST_FOLDED) -> int:
+    """Replace each map that no input has a part in by what it is, such as weights that are normalized, or coordinates.
+
+    Args:
+        module: the graph.
+        most: numbers that a map may have, if it has more than what it is made of; None for any.
+    """
+    known: dict[Node, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(value := constant_tensor(module, node), Tensor):
+            known[node] = value
+        elif _computes_a_constant(node, known):
+            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+            with torch.no_grad():
+                value = node.target(*args, **kwargs)
+            held = sum(known[source].numel() for source in node.all_input_nodes)
+            if isinstance(value, Tensor) and (most is None or value.numel() <= max(most, held)):
+                known[node] = value
+    count = 0
+    for node, value in known.items():
+        if node.op == "call_function" and any(user not in known for user in node.users):
+            node.replace_all_uses_with(add_constant(module, node, "folded", value.contiguous()))
+            count += 1
+    module.graph.eliminate_dead_code()
+    drop_unused_constants(module)
+    return count
+
+
+def _computes_a_constant(node: Node, known: Collection[Node]) -> bool:
+    is_drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    is_known = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and not is_drawn
+    return is_known and isinstance(node.meta.get("val"), Tensor) and all(one in known for one in node.all_input_nodes)
+
+
+BROADCASTING = tuple(
+    getattr(aten, name)
+    for name in ("add", "sub", "mul", "div", "maximum", "minimum", "where", "gt", "ge", "lt", "le", "eq", "ne")
+)
+"""Operations that repeat a smaller map by themselves."""
+
+
+def drop_expansions(module: GraphModule) -> int:
+    """Remove expansions to the size of a map that they then meet, by which they would be repeated anyway."""
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target not in (aten.expand.default, aten.expand_as.default):
+            continue
+        source = cast(Node, node.args[0])
+        for user in list(node.users):
+            if getattr(user.target, "overloadpacket", None) not in BROADCASTING or "val" not in user.meta:
+                continue
+            others = [node_shape(one) for one in user.all_input_nodes if one is not node]
+            without = torch.broadcast_shapes(node_shape(source), *others)  # type: ignore[no-untyped-call]
+            if without == node_shape(user):
+                user.replace_input_with(node, source)
+                count += 1
+    module.graph.eliminate_dead_code()
+    return count
+
+
 REWRITES = (
     drop_idle,
     number_padding,
+    write_out,
+    fold_constants,
+    drop_expansions,
     fold_batch_norm,
     replace_adaptive_pooling,
     step_by_the_factor,
+    resize_by_matrices,
     sum_before_resizing,
 )
 
@@ -506,69 +579,3 @@ def apply_rewrites(module: GraphModule) -> tuple[str, ...]:
     module.graph.lint()
     module.recompile()
     return tuple(applied)
-
-
-def to_half(module: GraphModule) -> GraphModule:
-    """The graph, in place, in float16. What the network computes of constants alone, such as coordinates, is computed in float32 before that,
-    and the types that it names follow: ``module.half()`` converts parameters and buffers only.
-    """
-    _fold_constants(module)
-    for node in list(module.graph.nodes):
-        if node.target is aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
-        elif node.op == "call_function":
-            node.args = map_aggregate(node.args, _half_of)
-            node.kwargs = map_aggregate(node.kwargs, _half_of)
-            if _is_real_of_others(node):
-                with module.graph.inserting_after(node):
-                    half = module.graph.call_function(aten._to_copy.default, (node,), {"dtype": torch.float16})
-                half.meta = dict(node.meta)
-                node.replace_all_uses_with(half, delete_user_cb=lambda user, own=half: user is not own)
-    module.recompile()
-    return module.half()
-
-
-def _is_real_of_others(node: Node) -> bool:
-    """Whether it makes real numbers of whole ones or truths, which have the default type and not the network's."""
-    value = node.meta.get("val")
-    sources = [source.meta.get("val") for source in node.all_input_nodes]
-    return (
-        isinstance(value, Tensor)
-        and value.dtype == torch.float32
-        and not any(isinstance(one, Tensor) and one.is_floating_point() for one in sources)
-        and torch.float16 not in (*node.args, *node.kwargs.values())
-    )
-
-
-def _half_of(value: Any) -> Any:
-    return torch.float16 if value is torch.float32 else value
-
-
-def _fold_constants(module: GraphModule) -> None:
-    """Replace each real-valued map that no input has a part in by what it is."""
-    known: dict[Node, Any] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            known[node] = constant_tensor(module, node)
-        elif node.op == "call_function":
-            drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if not drawn and all(source in known for source in node.all_input_nodes):
-                args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
-                with torch.no_grad():
-                    known[node] = node.target(*args, **kwargs)
-    for node, value in known.items():
-        is_real = isinstance(value, Tensor) and value.is_floating_point()
-        if node.op == "call_function" and is_real and any(user not in known for user in node.users):
-            node.replace_all_uses_with(add_constant(module, node, "folded", value))
-    module.graph.eliminate_dead_code()
-    drop_unused_constants(module)
-
-
-def drop_unused_constants(module: GraphModule) -> None:
-    """Forget parameters no node reads, so that converters do not carry the unfolded weights along."""
-    used = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*module.named_parameters(), *module.named_buffers()]:
-        if name not in used:
-            owner_name, _, attribute = name.rpartition(".")
-            owner = operator.attrgetter(owner_name)(module) if owner_name else module
-            delattr(owner, attribute)

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Scheme, UInt8
 from edgekit.export.graph import normalize
-from edgekit.export.rewrites import constant_tensor, is_convolution, is_transposed_convolution
+from edgekit.export.nodes import constant_tensor, is_convolution, is_transposed_convolution
 
 READING_MEMORY = (torch.ops.aten.as_strided.default, torch.ops.aten.view_as_complex.default)
 

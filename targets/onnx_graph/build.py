@@ -13,7 +13,8 @@ import numpy as np
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import DeployableGraph, Float32, Quantization, Recipe, Scheme, Size, UInt8
 from edgekit.export.pixels import Bordered, on_bordered_pixels, on_centred_pixels
-from edgekit.export.rewrites import attend_with_heads, split_max_pooling, to_half
+from edgekit.export.precision import to_half
+from edgekit.export.rewrites import ANTIALIASED, attend_with_heads, smooth_by_matrices, split_max_pooling
 from targets.common import (
     is_lost,
     kept_layers,
@@ -41,7 +42,7 @@ def build(
     """
     half = recipe.precision == "fp16"
     if recipe.precision != "int8":
-        core = _centred_core(graph, half)
+        core = _centred_core(graph, half, _smooths(graph, scheme))
         # TensorRT has convolutions of its own for three planes.
         rows = from_rows(core, graph) if scheme == "asymmetric" else None
         return with_output(rows or from_planes(core, graph, half), graph, recipe, scheme == "symmetric"), ()
@@ -53,7 +54,9 @@ def build(
         def centred(frame: UInt8) -> Float32:
             return planes(frame - graph.normalization.mean_colour())
 
-        core, kept = _quantize(_centred_core(graph, False), graph, recipe, chosen, scheme, centred)
+        core, kept = _quantize(
+            _centred_core(graph, False, _smooths(graph, scheme)), graph, recipe, chosen, scheme, centred
+        )
         return with_output(from_planes(core, graph, False), graph, recipe, scheme == "symmetric"), kept
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     height = bordered.top + graph.size.height + bordered.bottom
@@ -68,9 +71,17 @@ def build(
 
 
 @lru_cache(maxsize=2)
-def _centred_core(graph: DeployableGraph, half: bool) -> Any:
+def _centred_core(graph: DeployableGraph, half: bool, smooth: bool) -> Any:
     """The core on centred pixels, exported once for all targets and precisions that share it; nobody changes it."""
-    return _export(on_centred_pixels(graph), graph.size, half)
+    module = on_centred_pixels(graph)
+    if smooth:
+        smooth_by_matrices(module)
+    return _export(module, graph.size, half)
+
+
+def _smooths(graph: DeployableGraph, scheme: Scheme) -> bool:
+    """Whether resizes are with antialiasing, which TensorRT's parser does not have."""
+    return scheme == "symmetric" and any(node.target in ANTIALIASED for node in graph.module.graph.nodes)
 
 
 def _export(module: Any, size: Size, half: bool) -> Any:

@@ -79,7 +79,7 @@ def _but_for_weights(graph: DeployableGraph) -> list[Any]:
     """All that a graph computes with, the weights of its convolutions left out."""
     import torch
 
-    from edgekit.export.rewrites import constant_tensor, is_convolution
+    from edgekit.export.nodes import constant_tensor, is_convolution
 
     module = graph.module
     parts: list[Any] = [graph.size, graph.logits_size, graph.normalization]
@@ -103,8 +103,8 @@ def _bytes(buffer: Any) -> bytes:
 
 def _constants(graph: DeployableGraph) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Weights, as TFLite lays them out, and bias of every convolution by its node's name."""
+    from edgekit.export.nodes import constant_tensor, is_convolution
     from edgekit.export.pixels import on_centred_pixels
-    from edgekit.export.rewrites import constant_tensor, is_convolution
 
     module = on_centred_pixels(graph)
     found = {}
