@@ -250,10 +250,10 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
             raise ValueError(f"its '{key}' is not what edgekit writes")
     for name, digest in manifest["files"].items():
         if not is_plain_path(name) or not isinstance(digest, str):
-            raise ValueError(f"its 'files' names {name!r}, which is no file inside an artifact")
+            raise ValueError(f"its 'files' names {name!r:.80}, which is no file inside an artifact")
     model = manifest["model"]
     if not any(name == model or name.startswith(f"{model}/") for name in manifest["files"]):
-        raise ValueError(f"its 'model' is {model!r}, which is none of the files that it has a hash of")
+        raise ValueError(f"its 'model' is {model!r:.80}, which is none of the files that it has a hash of")
     if manifest["precision"] not in PRECISIONS or manifest["output"] not in get_args(OutputKind):
         raise ValueError("its 'precision' or 'output' is none that edgekit writes")
     size, names = manifest["size"], manifest["class_names"]

@@ -38,7 +38,7 @@ from edgekit.devices.formats.text import clean_text
 from edgekit.devices.inventory import EXAMPLE, Device, read_inventory
 from edgekit.devices.ssh import explain
 from edgekit.networks.checkpoint import read_metadata
-from edgekit.pipeline.artifacts import load_artifact
+from edgekit.pipeline.artifacts import MANIFEST_SCHEMA, load_artifact
 from reports import markdown
 from reports.document import ReportContext, analyse, build
 from reports.measurement import check, shown
@@ -128,8 +128,11 @@ ABOUT = ReportContext(
     "2026-01-01", "0.1",
 )  # fmt: skip
 MANIFEST = {
-    "schema": 2, "key": "ab", "target": "onnxruntime", "precision": "int8", "size": [64, 128], "class_names": ["a", "b"],
+    "schema": MANIFEST_SCHEMA, "key": "ab", "target": "onnxruntime", "precision": "int8", "size": [64, 128], "class_names": ["a", "b"],
     "output": "labels", "output_stride": 1, "model": "model.onnx", "files": {"model.onnx": sha256_bytes(b"0")},
+    "model_bytes": 1, "checkpoint": {"name": "net", "sha256": "ab"}, "training": {}, "recipe": {}, "calibration": {"frames": ["a"]},
+    "kept_float": ["head"], "no_int8": [], "notes": {"a": "b"}, "tools": {}, "rewrites": [], "native_input": "x", "native_output": "y",
+    "edgekit": "0.1.0", "command": "edgekit convert", "created": "2026-01-01",
 }  # fmt: skip
 
 

@@ -15,8 +15,7 @@ from edgekit.core.errors import DeviceError
 def test_a_reader_reads_or_refuses(name: str) -> None:
     """Samples as they are, damaged ones, and lines without an end."""
     reader = READERS[name]
-    for sample in reader.samples:
-        judged(reader, sample)
+    assert "read" in {judged(reader, sample) for sample in reader.samples}, "nothing is damaged where nothing is read"
     counts = fuzzed(reader, 200)
     assert sum(counts.values()) == 200
     assert grown(reader, 6) == 18
