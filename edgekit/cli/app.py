@@ -947,6 +947,7 @@ def train(
         typer.Option(
             "--workers",
             min=0,
+            max=64,
             help="Processes that prepare crops. By default 1 on a CPU; for a GPU one per core but one, at most 16.",
         ),
     ] = None,
