@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class EdgekitError(Exception):
     """A mistake or a circumstance that the user can mend; the message is one sentence that says how."""
@@ -53,7 +55,11 @@ class BudgetError(EdgekitError):
     exit_code = 4
 
 
+_CODES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
+"""Colours and the like, which a terminal obeys."""
+
+
 def first_line(error: Exception) -> str:
-    """What an error of somebody else's says, as far as it fits into a sentence."""
-    lines = str(error).strip().splitlines()
+    """What an error of somebody else's says, as far as it fits into a sentence, without the colours that it is written in."""
+    lines = _CODES.sub("", str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
