@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError, first_line
+from edgekit.core.errors import ArtifactError, ConversionError, TargetError, UsageError
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
 from edgekit.core.text import parse_json
@@ -259,6 +259,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
     ct = importlib.import_module("coremltools")
 
     from edgekit.export.graph import FrameToLabels
+    from edgekit.export.refusals import refusal
     from edgekit.export.rewrites import divide_one, smooth_by_matrices
 
     shape = (1, 3, graph.size.height, graph.size.width)
@@ -292,7 +293,7 @@ def _float_model(graph: DeployableGraph, recipe: Recipe) -> Any:
             skip_model_load=True,
         )
     except Exception as error:  # the converter raises many types; each means that it cannot take this network
-        raise ConversionError(f"coremltools cannot convert the network: {first_line(error)}") from error
+        raise refusal(graph, "coreml", "coremltools", error) from error
 
 
 def _divides_constants(module: torch.fx.GraphModule) -> bool:
@@ -321,6 +322,7 @@ def _quantized(
     model: Any, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
 ) -> tuple[Any, tuple[str, ...], tuple[str, ...], dict[str, int]]:
     """W8A8 from the fp16 program, with the layers kept in float, the ops whose results stay float, and channels of small scales."""
+    from edgekit.export.refusals import refusal
     from targets.mil.executor import load_program
 
     coreml = importlib.import_module("coremltools.optimize.coreml")
@@ -348,7 +350,7 @@ def _quantized(
             model = coreml.linear_quantize_activations(model, activations, sample_data=[])
         model = coreml.linear_quantize_weights(_reading_float(model, kept) if kept else model, weights)
     except Exception as error:  # its passes raise many types; each means that this program cannot be quantized
-        raise ConversionError(f"coremltools cannot quantize the program: {first_line(error)}") from error
+        raise refusal(graph, "coreml", "coremltools' quantizer", error, int8=True) from error
     excluded = {
         kept[var.name]
         for op in floats

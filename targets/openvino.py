@@ -159,6 +159,7 @@ def _core(graph: DeployableGraph) -> Any:
     import torch
 
     from edgekit.export.pixels import on_centred_pixels
+    from edgekit.export.refusals import refusal
     from edgekit.export.rewrites import change_types_by_to, choose_by_index, split_max_pooling
 
     shape = [1, 3, graph.size.height, graph.size.width]
@@ -168,7 +169,10 @@ def _core(graph: DeployableGraph) -> Any:
     split_max_pooling(module)  # a tenth of a bf16 graph's time on CPUs with AMX
     with torch.no_grad():  # given a module, OpenVINO traces it twice
         traced = torch.jit.trace(module, torch.zeros(*shape), check_trace=False)  # type: ignore[no-untyped-call]
-    return load().convert_model(traced, input=shape)
+    try:
+        return load().convert_model(traced, input=shape)
+    except Exception as error:  # its frontend raises many types; each means that it cannot take this network
+        raise refusal(graph, "openvino", "OpenVINO", error) from error
 
 
 def _quantize(

@@ -10,7 +10,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgekit.core.errors import ConversionError
 from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
@@ -72,16 +71,14 @@ class TensorRT:
         self, graph: DeployableGraph, recipe: Recipe, quantization: Quantization | None, folder: Path
     ) -> Converted:
         """See :class:`edgekit.Target`; the written graph passes :func:`targets.onnx_graph.rules.check`."""
+        from edgekit.export.refusals import refusal
         from targets.onnx_graph.build import build
         from targets.onnx_graph.rules import check
 
         model, kept = build(graph, recipe, quantization, "symmetric")
         broken = [finding for finding in check(model) if finding.level == "error"]
         if broken:
-            raise ConversionError(
-                f"the graph breaks a rule of TensorRT's parser at {broken[0].node}: {broken[0].text} "
-                f"({len(broken)} finding(s)): report the network, or try another precision"
-            )
+            raise refusal(graph, self.name, "TensorRT's parser", ValueError(f"{broken[0].node}: {broken[0].text}"))
         write_bytes(folder / "model.onnx", model.SerializeToString())
         quantized = recipe.precision == "int8"
         return Converted(

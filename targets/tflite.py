@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.core.errors import ConversionError, TargetError, first_line
+from edgekit.core.errors import ConversionError, TargetError
 from edgekit.core.files import write_bytes
 from edgekit.core.registry import missing_packages, versions
 from edgekit.core.seam import Session
@@ -99,7 +99,9 @@ class TFLite:
         return Converted(
             model="model.tflite",
             native_input=f"uint8 [1,{size.height},{size.width},3] RGB",
-            native_output=native_output(graph, recipe, channels_last=True, dtype=_output_type(model, graph)),
+            native_output=native_output(
+                graph, recipe, channels_last=True, dtype=_output_type(model, graph, int8=recipe.precision == "int8")
+            ),
             tools=self.tools(),
             kept_float=kept,
             scheme="asymmetric" if recipe.precision == "int8" else None,
@@ -153,13 +155,17 @@ def _convert(graph: DeployableGraph, output: OutputKind, output_stride: int) -> 
 
     from edgekit.export.graph import FrameToLabels
     from edgekit.export.litert import for_litert
+    from edgekit.export.refusals import refusal
 
     module = FrameToLabels(graph, True, output, output_stride).eval()
     for_litert(module.core)
     frame = torch.zeros(1, graph.size.height, graph.size.width, 3, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "model.tflite"
-        litert_torch.convert(module, (frame,)).export(str(path))
+        try:
+            litert_torch.convert(module, (frame,)).export(str(path))
+        except Exception as error:  # it raises many types; each means that it cannot take this network
+            raise refusal(graph, "tflite", "litert-torch", error) from error
         return path.read_bytes()
 
 
@@ -180,6 +186,7 @@ def _quantize(
     from ai_edge_quantizer import quantizer
     from ai_edge_quantizer import recipe as recipes
 
+    from edgekit.export.refusals import refusal
     from targets.tflite_graph.padding import with_finite_padding
     from targets.tflite_graph.weights import with_flat_biases
 
@@ -202,7 +209,10 @@ def _quantize(
         operation_name=recipes.TFLOperationName.BATCH_MATMUL,
         algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
     )
-    quantized = bytes(tool.quantize(ranges).quantized_model)
+    try:
+        quantized = bytes(tool.quantize(ranges).quantized_model)
+    except Exception as error:  # it raises many types; each means that it cannot take this network
+        raise refusal(graph, "tflite", "ai-edge-quantizer", error, int8=True) from error
     return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, re.compile("|".join(named)))
 
 
@@ -340,23 +350,22 @@ def _open_interpreter(model: bytes) -> Any:
     return interpreter
 
 
-def _output_type(model: bytes, graph: DeployableGraph) -> str:
+def _output_type(model: bytes, graph: DeployableGraph, *, int8: bool) -> str:
     """``float32``, or ``int8`` where the last convolution is quantized: the decoder reads either.
 
     Raises:
         ConversionError: the model does not run, which a converter may not notice.
     """
-    interpreter = _interpreter_class()(model_content=model)
+    from edgekit.export.refusals import refusal
+
     try:
+        interpreter = _interpreter_class()(model_content=model)
         interpreter.allocate_tensors()
         shape = (1, graph.size.height, graph.size.width, 3)
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], np.full(shape, 127, np.uint8))
         interpreter.invoke()
     except (RuntimeError, ValueError) as error:
-        raise ConversionError(
-            f"what litert-torch and ai-edge-quantizer made of this network does not run ({first_line(error)}): "
-            "edgekit lint names modules that convert badly; choose other targets with --target"
-        ) from error
+        raise refusal(graph, "tflite", "LiteRT", error, int8=int8) from error
     return str(interpreter.get_output_details()[0]["dtype"].__name__)
 
 

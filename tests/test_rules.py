@@ -72,12 +72,28 @@ def test_broken_rules(changes: dict[str, object], text: str) -> None:
         ("Resize", {"mode": "linear", "antialias": 1}, "antialiasing"),
         ("MaxPool", {"kernel_shape": [3, 3], "dilations": [2, 2]}, "dilated"),
         ("MaxPool", {"kernel_shape": [3, 3], "dilations": [1, 1]}, ""),
+        ("AveragePool", {"kernel_shape": [3, 3], "dilations": [2, 2]}, "dilated"),
+        ("ScatterND", {"reduction": "add"}, "adds up"),
+        ("ScatterND", {}, ""),
+        ("LSTM", {"hidden_size": 4}, ""),
+        ("LSTM", {"hidden_size": 4, "input_forget": 1}, "coupled"),
+        ("GRU", {"layout": 1}, "batch first"),
+        ("RNN", {}, ""),
+        ("Hardmax", {}, ""),
     ],
 )
 def test_attributes_that_the_parser_refuses(operator: str, attributes: dict[str, object], text: str) -> None:
     built = model()
     built.graph.node.pop()
     built.graph.node.append(helper.make_node(operator, ["y"], ["z"], name="last", **attributes))
+    assert text in errors(built) and bool(text) == bool(errors(built))
+
+
+@pytest.mark.parametrize(("count", "is_sorted", "text"), [(4, 1, ""), (3840, 1, "topk of 3840"), (4, 0, "not sorted")])
+def test_what_topk_may_not_be(count: int, is_sorted: int, text: str) -> None:
+    built = model()
+    built.graph.initializer.append(numpy_helper.from_array(np.array([count]), "count"))
+    built.graph.node.append(helper.make_node("TopK", ["z", "count"], ["values", "places"], sorted=is_sorted))
     assert text in errors(built) and bool(text) == bool(errors(built))
 
 

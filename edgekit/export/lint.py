@@ -114,7 +114,7 @@ class Rule:
 # What the rules ask of a node ----------------------------------------------------------------------------------------
 
 
-def _operation(node: Node) -> str:
+def operation_of(node: Node) -> str:
     """``upsample_bilinear2d`` of aten.upsample_bilinear2d.vec; ``library::name`` of an operation that is not ATen's."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return ""
@@ -154,7 +154,7 @@ def _annotate(module: GraphModule) -> None:
     for node in module.graph.nodes:
         computed = node.op == "call_function" and all(_is_constant(source) for source in node.all_input_nodes)
         node.meta["constant"] = node.op == "get_attr" or computed
-        if _operation(node) == "conv2d":
+        if operation_of(node) == "conv2d":
             node.meta["weight"] = _weight(module, node)
 
 
@@ -261,13 +261,13 @@ def _bounds_are_integers(node: Node) -> bool:
 
 def _is_not_relu6(node: Node) -> bool:
     low, high = (
-        argument(node, name) for name in (("min", "max") if _operation(node) == "clamp" else ("min_val", "max_val"))
+        argument(node, name) for name in (("min", "max") if operation_of(node) == "clamp" else ("min_val", "max_val"))
     )
     return (low, high) != (0, 6) and None not in (low, high) and _of_a_map(node)
 
 
 def _is_by_mask(node: Node) -> bool:
-    if _operation(node) == "nonzero":
+    if operation_of(node) == "nonzero":
         return True
     indices = [_value(index) for index in cast("Sequence[Any]", argument(node, "indices") or ())]
     return any(index is not None and index.dtype == torch.bool for index in indices)
@@ -292,7 +292,7 @@ def _divides_by_a_map(node: Node) -> bool:
 
 def _of_two_maps(node: Node) -> bool:
     return sum(not _is_constant(source) for source in node.all_input_nodes) > 1 or (
-        _operation(node) == "scaled_dot_product_attention"
+        operation_of(node) == "scaled_dot_product_attention"
     )
 
 
@@ -302,7 +302,7 @@ def _has_six_dimensions(node: Node) -> bool:
 
 def _is_foreign(node: Node) -> bool:
     """Of the user's own library; torchvision's are known to some converters."""
-    return "::" in _operation(node) and not _operation(node).startswith(("prim", "prims", "torchvision"))
+    return "::" in operation_of(node) and not operation_of(node).startswith(("prim", "prims", "torchvision"))
 
 
 def _ranges_hide_channels(node: Node) -> bool:
@@ -328,11 +328,11 @@ def _next_convolution(node: Node) -> tuple[Node | None, bool]:
     bounded = False
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if _operation(node) == "conv2d":
+        if operation_of(node) == "conv2d":
             return (node if _groups(node) == 1 else None), bounded
-        if _operation(node) not in ("relu", "hardtanh", "leaky_relu", "clamp"):
+        if operation_of(node) not in ("relu", "hardtanh", "leaky_relu", "clamp"):
             break
-        bounded |= _operation(node) in ("hardtanh", "clamp")
+        bounded |= operation_of(node) in ("hardtanh", "clamp")
     return None, bounded
 
 
@@ -415,7 +415,7 @@ RULES: tuple[Rule, ...] = (
         ("topk", "sort", "argsort"),
         (Outcome("fails", (TFLITE,), "it becomes STABLEHLO_SORT, which the LiteRT interpreter refuses"),),
         f"choose {MOST_LARGEST} or fewer of the largest with topk",
-        lambda node: _operation(node) != "topk" or not has_few_largest(node),
+        lambda node: operation_of(node) != "topk" or not has_few_largest(node),
     ),
     Rule(
         "bicubic",
@@ -630,7 +630,7 @@ RULES: tuple[Rule, ...] = (
         ("leaky_relu", "hardtanh", "clamp"),
         (Outcome("slow", (TFLITE,), "int8 leaves it in float, between a dequantize and a quantize", "int8"),),
         "use ReLU or ReLU6, which are part of the convolution",
-        lambda node: _operation(node) == "leaky_relu" or _is_not_relu6(node),
+        lambda node: operation_of(node) == "leaky_relu" or _is_not_relu6(node),
     ),
     Rule(
         "float-activation",
@@ -883,6 +883,12 @@ def grave(graph: DeployableGraph, target: str, precision: str) -> tuple[str, ...
     )
 
 
+def failures(module: GraphModule, target: str) -> list[Finding]:
+    """What of an exported and rewritten graph is known to fail on a target, in the graph's order."""
+    found = _rules_met(module, rewritten=False)
+    return [entry for entry in found if entry.severity == "fails" and target in entry.targets]
+
+
 def _failure(call: Callable[[], Any]) -> Exception | None:
     try:
         call()
@@ -907,7 +913,7 @@ def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
     _annotate(module)
     rules = [rule for rule in RULES if bool(rule.rewrite) == rewritten]
     for node in module.graph.nodes:
-        operation = _operation(node)
+        operation = operation_of(node)
         for rule in rules if operation else ():
             if (not rule.operations or operation in rule.operations) and rule.when(node):
                 for outcome in rule.outcomes:
@@ -915,7 +921,7 @@ def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
                         continue
                     yield Finding(
                         rule=rule.name, severity=outcome.severity, targets=outcome.targets, precision=outcome.precision,
-                        module=module_of(node), source=_source_of(node), operation=operation, reason=outcome.reason,
+                        module=module_of(node), source=source_of(node), operation=operation, reason=outcome.reason,
                         remedy=rule.remedy, rewrite=rule.rewrite,
                     )  # fmt: skip
 
@@ -925,7 +931,7 @@ def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
 _NOT_THE_USERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
 
 
-def _source_of(node: Node) -> str:
+def source_of(node: Node) -> str:
     """The innermost line of the user's code that a node comes from."""
     places = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     return next(
@@ -996,29 +1002,29 @@ def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
     classes = _shape(node)[1]
     if classes == 1:
         yield _of_the_network(
-            "one-channel", "wrong", _operation(node) if node else "",
+            "one-channel", "wrong", operation_of(node) if node else "",
             "the largest of one channel is that channel, so every label is 0, whatever a threshold would say",
             "give two channels, such as torch.cat([torch.zeros_like(x), x], 1) of the logit x, whose argmax is its sign",
         )  # fmt: skip
     if classes > MOST_CLASSES:
         yield _of_the_network(
-            "many-classes", "fails", _operation(node) if node else "",
+            "many-classes", "fails", operation_of(node) if node else "",
             f"it gives {classes} classes, and a label is one byte", f"give {MOST_CLASSES} channels at most",
         )  # fmt: skip
-    while node is not None and _operation(node) in ("slice", "softmax", "log_softmax", "sigmoid", "_softmax"):
-        if _operation(node) != "slice":
+    while node is not None and operation_of(node) in ("slice", "softmax", "log_softmax", "sigmoid", "_softmax"):
+        if operation_of(node) != "slice":
             yield _of_the_network(
-                "probabilities", "slow", _operation(node),
+                "probabilities", "slow", operation_of(node),
                 "the class with the largest logit is the one with the largest probability, and computing it costs a pass over all classes",
                 "give the logits, and take the softmax where probabilities are shown",
-                module=module_of(node), source=_source_of(node),
+                module=module_of(node), source=source_of(node),
             )  # fmt: skip
         node = _source(node)
-    if node is None or not _operation(node).startswith("upsample") or _sides(node) != (size.height, size.width):
+    if node is None or not operation_of(node).startswith("upsample") or _sides(node) != (size.height, size.width):
         return
     aligned = bool(argument(node, "align_corners"))
     reason = f"{_shape(node)[1]} full-size channels are written and read again for one label a pixel"
-    if _operation(node) != "upsample_bilinear2d" or aligned:
+    if operation_of(node) != "upsample_bilinear2d" or aligned:
         form = "align_corners" if aligned else "another mode than bilinear"
         reason += f", and {form} is not what edgekit's exact decoder interpolates"
         remedy = "train with bilinear and align_corners=False, then leave it out: edgekit upsamples exactly from the small map"
@@ -1027,7 +1033,7 @@ def _of_the_output(graph: Graph, size: Size) -> Iterator[Finding]:
         remedy = "leave the final upsampling out: edgekit decides the same labels exactly from the small map"
         rule = "final-upsampling"
     yield _of_the_network(
-        rule, "slow", _operation(node), reason, remedy, module=module_of(node), source=_source_of(node)
+        rule, "slow", operation_of(node), reason, remedy, module=module_of(node), source=source_of(node)
     )
 
 

@@ -61,7 +61,7 @@ def build(
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
-    float_core = _export(bordered.module, Size(height, width), False)
+    float_core = _export(bordered.module, graph, Size(height, width), False)
 
     def raw(frame: UInt8) -> Float32:
         return planes(_with_border(frame, bordered)).astype(np.float32)
@@ -76,7 +76,7 @@ def _centred_core(graph: DeployableGraph, half: bool, smooth: bool) -> Any:
     module = on_centred_pixels(graph)
     if smooth:
         smooth_by_matrices(module)
-    return _export(module, graph.size, half)
+    return _export(module, graph, graph.size, half)
 
 
 def _smooths(graph: DeployableGraph, scheme: Scheme) -> bool:
@@ -84,16 +84,22 @@ def _smooths(graph: DeployableGraph, scheme: Scheme) -> bool:
     return scheme == "symmetric" and any(node.target in ANTIALIASED for node in graph.module.graph.nodes)
 
 
-def _export(module: Any, size: Size, half: bool) -> Any:
+def _export(module: Any, graph: DeployableGraph, size: Size, half: bool) -> Any:
+    """A form of the graph's core as ONNX."""
     import torch
+
+    from edgekit.export.refusals import refusal
 
     attend_with_heads(module)
     module = to_half(module) if half else module
     example = torch.zeros(1, 3, size.height, size.width, dtype=torch.float16 if half else torch.float32)
-    program = torch.onnx.export(
-        module, (example,), input_names=[CORE_INPUT], output_names=[CORE_OUTPUT], opset_version=OPSET, dynamo=True,
-        verbose=False, external_data=False,
-    )  # fmt: skip
+    try:
+        program = torch.onnx.export(
+            module, (example,), input_names=[CORE_INPUT], output_names=[CORE_OUTPUT], opset_version=OPSET, dynamo=True,
+            verbose=False, external_data=False,
+        )  # fmt: skip
+    except Exception as error:  # it raises many types; each means that it cannot take this network
+        raise refusal(graph, "onnxruntime", "PyTorch's ONNX exporter", error) from error
     if program is None:
         raise ConversionError("torch.onnx.export gave no program for this network")
     model = program.model_proto
@@ -136,6 +142,8 @@ def _quantize(
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData, save_tensors_data
 
+    from edgekit.export.refusals import refusal
+
     operations = QUANTIZED_BY_TENSORRT if scheme == "symmetric" else QUANTIZED_BY_ONNXRUNTIME
     options: dict[str, Any] = {"WeightSymmetric": True}
     if raw_pixels:
@@ -161,12 +169,15 @@ def _quantize(
         onnx.save(model, source)
         limits = {name: tuple(np.asarray(side, np.float32) for side in pair) for name, pair in found.items()}
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, limits), ranges)
-        quantize_static(
-            source, result, None, quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QInt8 if scheme == "symmetric" else QuantType.QUInt8,
-            weight_type=QuantType.QInt8, op_types_to_quantize=operations, extra_options=options,
-            nodes_to_exclude=sorted(floats), calibration_cache_path=ranges,
-        )  # fmt: skip
+        try:
+            quantize_static(
+                source, result, None, quant_format=QuantFormat.QDQ, per_channel=True,
+                activation_type=QuantType.QInt8 if scheme == "symmetric" else QuantType.QUInt8,
+                weight_type=QuantType.QInt8, op_types_to_quantize=operations, extra_options=options,
+                nodes_to_exclude=sorted(floats), calibration_cache_path=ranges,
+            )  # fmt: skip
+        except Exception as error:  # it raises many types; each means that it cannot take this network
+            raise refusal(graph, "onnxruntime", "ONNX Runtime's quantizer", error, int8=True) from error
         quantized = onnx.load(result)
     _read_float(quantized, model, floats)
     kinds = {node.op_type for node in model.graph.node} - {*operations, *CLAMPS, "Constant", "Identity"}

@@ -13,8 +13,8 @@ from targets.common import is_lost
 FLOAT32 = 0
 """A tensor's type, by its number in TFLite's schema."""
 
-DIVISIONS = ("DIV", "SQRT", "RSQRT")
-"""Their kernels refuse what was rounded to zero, as small roots are."""
+DIVISIONS = ("DIV", "SQRT", "RSQRT", "POW")
+"""Their kernels refuse what was rounded to zero, as small roots are; what a power's base is rounded to may be zero too."""
 
 CARRYING = (
     "RESHAPE",
@@ -33,6 +33,11 @@ CARRYING = (
 OF_DIVISORS = ("SUM", "MEAN", "MUL", *CARRYING)
 """What makes a divisor of larger things: a step of int8, small beside those, may be all that is left of it."""
 
+WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV")
+
+SMALLEST_SHARE = 0.25
+"""The largest that a softmax gives, below which it has less than 64 of int8's steps."""
+
 OF_EXPONENTIALS = ("ADD", "SUB", "MUL", "NEG", "SUM")
 
 
@@ -45,7 +50,13 @@ def left_in_float(model: bytes, ranges: Mapping[str, Any]) -> list[str]:
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
     flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    found = [*_infinite(flatbuffer), *_of_exponentials(flatbuffer), *_of_divisions(flatbuffer, ranges)]
+    found = [
+        *_infinite(flatbuffer),
+        *_of_exponentials(flatbuffer),
+        *_of_divisions(flatbuffer, ranges),
+        *_of_small_shares(flatbuffer, ranges),
+        *_of_computed_weights(flatbuffer),
+    ]
     core = flatbuffer.subgraphs[0]
     return [";".join(core.tensors[index].name.decode() for index in operator.outputs) for operator in found]
 
@@ -81,7 +92,7 @@ def _of_divisions(flatbuffer: Any, ranges: Mapping[str, Any]) -> list[Any]:
         kind, results = kind_of(flatbuffer, operator), set(operator.outputs)
         added = _added_constant(flatbuffer, operator) if kind == "ADD" else None
         if kind in DIVISIONS:
-            divisors.add(operator.inputs[-1])
+            divisors.add(operator.inputs[0 if kind == "POW" else -1])
             dividends |= set(operator.inputs[:-1])
         elif (results & divisors and (kind in OF_DIVISORS or added is not None)) or (
             added is not None and _is_lost(added, flatbuffer, operator, ranges)
@@ -115,6 +126,25 @@ def _of_exponentials(flatbuffer: Any) -> list[Any]:
     exponentials = [one for one in flatbuffer.subgraphs[0].operators if kind_of(flatbuffer, one) == "EXP"]
     starts = {index for operator in exponentials for index in operator.outputs}
     return _downstream(flatbuffer, starts, ("SELECT", "SELECT_V2"), OF_EXPONENTIALS)
+
+
+def _of_small_shares(flatbuffer: Any, ranges: Mapping[str, Any]) -> list[Any]:
+    """Softmaxes over many places, and what is weighted by them, down to its sum.
+
+    Int8's softmax has steps of 1/256, whatever it gives, and most shares of a thousand are less; so are products by them.
+    """
+    tensors = flatbuffer.subgraphs[0].tensors
+    softmaxes = [one for one in flatbuffer.subgraphs[0].operators if kind_of(flatbuffer, one) == "SOFTMAX"]
+    known = [(one, ranges.get(tensors[one.outputs[0]].name.decode())) for one in softmaxes]
+    found = [one for one, limits in known if limits is not None and float(limits["max"]) < SMALLEST_SHARE]
+    shares = {index for one in found for index in one.outputs}
+    return [*found, *_downstream(flatbuffer, shares, ("SUM", "MEAN", *WEIGHTED), ("MUL", *CARRYING))]
+
+
+def _of_computed_weights(flatbuffer: Any) -> list[Any]:
+    """Products by weights that the frame makes: int8's kernels take constants."""
+    weighted = [one for one in flatbuffer.subgraphs[0].operators if kind_of(flatbuffer, one) in WEIGHTED]
+    return [one for one in weighted if _constant(flatbuffer, one.inputs[1]) is None]
 
 
 def _infinite(flatbuffer: Any) -> list[Any]:
