@@ -540,9 +540,10 @@ def test_convert_json_and_noise(converted: Done, place: Path) -> None:
     assert row["size"] == [64, 96]
     assert (place / row["folder"] / row["model"]).is_file()
     lines = converted.err.splitlines()
-    assert len(lines) == 2, converted.err
+    assert len(lines) == 4, converted.err
     assert re.fullmatch(r"exporting own at 64x96: \d+ s", lines[0])
-    assert re.fullmatch(r"ONNX Runtime fp32: converting at 64x96: \d+ s", lines[1])
+    assert all(line.startswith("own: the network gives ") for line in lines[1:3])
+    assert re.fullmatch(r"ONNX Runtime fp32: converting at 64x96: \d+ s", lines[3])
     assert (place / "made" / "logs").is_dir()
 
 
@@ -550,7 +551,7 @@ def test_quantize_noise(quantized: Done) -> None:
     lines = [line for line in quantized.err.splitlines() if not line.startswith("edgekit: ")]
     known = (
         r"(calibrating on|exporting|labelling with float PyTorch|float PyTorch labelled|PyTorch fp32:|ONNX Runtime int8:"
-        r"|onnxruntime int8:|ranking the layers) ?.*"
+        r"|onnxruntime int8:|ranking the layers|own: the network gives) ?.*"
     )
     assert all(re.fullmatch(known, line) for line in lines), quantized.err
 

@@ -51,7 +51,7 @@ def every_sample(value: float) -> Change:
 
 
 LATENCY: list[tuple[Change, str]] = [
-    (every_sample(5e-324), "latency.rounds_ms[0][0] is 5e-324, which is not a time in milliseconds"),
+    (every_sample(1e-300), "latency.rounds_ms[0][0] is 1e-300, which is not a time in milliseconds"),
     (every_sample(9.9e8), "latency.rounds_ms[0][0] is 990000000.0"),
     (put("latency.rounds_ms[3][5]", "fast"), "latency.rounds_ms[3][5] is 'fast'"),
     (put("latency.rounds_ms[3]", []), "latency.rounds_ms[3] is []"),
@@ -88,7 +88,7 @@ SUSTAINED: list[tuple[Change, str]] = [
     (put("sustained.intervals[1].begin_s", -1e14), "does not follow the one before"),
     (put("sustained.intervals[1].end_s", 10.0), "does not follow the one before"),
     (put("sustained.seconds", 0), "sustained.seconds is 0"),
-    (put("sustained.seconds", 5e-324), "sustained.seconds is 5e-324"),
+    (put("sustained.seconds", 1e-300), "sustained.seconds is 1e-300"),
     (put("sustained.intervals", {}), "sustained.intervals is {}"),
 ]
 

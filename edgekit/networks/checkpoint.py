@@ -597,7 +597,7 @@ def check_finite(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> N
     bad = [key for key, value in state.items() if value.is_floating_point() and not value.float().isfinite().all()]
     if bad:
         raise CheckpointError(
-            f"{checkpoint.path} holds NaN, infinity or what is beyond float32 in {bad[0]}: train it again"
+            f"{checkpoint.path} holds NaN or infinity in {bad[0]}, or what float32 cannot hold: train it again"
         )
 
 
