@@ -305,7 +305,7 @@ class Odd(nn.Module):
             x.sub_(0.5).div_(0.25)
         if self.kind == "counts its calls":
             self.calls += 1
-        bias = self.first.bias * 2 if "bias" in self.kind else self.first.bias
+        bias = self.first.bias * (2 + x.mean()) if "bias" in self.kind else self.first.bias
         x = functional.conv2d(x, self.first.weight, bias, 2, 1)
         x = self.norm(x) if "norm" in self.kind else x
         if self.kind == "has a parameter of five axes":
