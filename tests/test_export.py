@@ -31,14 +31,18 @@ from edgekit.export.pixels import on_bordered_pixels, on_centred_pixels
 from edgekit.export.rewrites import (
     apply_rewrites,
     attend_with_heads,
+    drop_expansions,
     drop_idle,
     fold_batch_norm,
+    fold_constants,
     number_padding,
     pooling_matrix,
     replace_adaptive_pooling,
+    resize_by_matrices,
     split_max_pooling,
     step_by_the_factor,
     sum_before_resizing,
+    write_out,
 )
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.networks.fast_scnn import FastSCNN
@@ -254,9 +258,13 @@ def test_each_rewrite_alone_is_exact(own: Any, name: str, height: int, width: in
         for rewrite, gone in (
             (drop_idle, ("dropout",)),
             (number_padding, ("conv2d.padding",)),
+            (write_out, ()),
+            (fold_constants, ()),
+            (drop_expansions, ()),
             (fold_batch_norm, ("batch_norm",)),
             (replace_adaptive_pooling, ("adaptive_avg_pool",)),
             (step_by_the_factor, ()),
+            (resize_by_matrices, ()),
             (sum_before_resizing, ()),
             (split_max_pooling, ()),
             (crop_transposed_convolutions, ()),
@@ -772,6 +780,49 @@ def test_resizes_by_a_factor_keep_its_step(
     uneven = not aligned and any(length * factor % 1 for length in (height, width))
     module = rewritten(network, x, step_by_the_factor, int(uneven))
     assert ("aten.upsample_bilinear2d.vec" in operations(module)) != uneven
+
+
+class Constants(nn.Module):
+    """Weights by a norm, coordinates, a large map of a small one, and numbers that are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, 1, 1))
+        self.register_buffer("small", torch.rand(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x) + torch.arange(x.shape[3]) / x.shape[3] + torch.eye(x.shape[2], x.shape[3])
+        large = (self.small.expand(1, 4, 600, 600) * 2)[..., : x.shape[2], : x.shape[3]]
+        return F.dropout(x + large.cos(), 0.0)
+
+
+def test_constants_are_computed_once() -> None:
+    """But for a map that would be far larger than what it is made of."""
+    module = rewritten(Constants().eval(), torch.randn(1, 3, 12, 15), fold_constants, 3)
+    kinds = operations(module)
+    assert not {
+        "aten._weight_norm_interface.default",
+        "aten.arange.default",
+        "aten.eye.m",
+        "aten.norm.ScalarOpt_dim",
+    } & set(kinds)
+    assert "aten.expand.default" in kinds and sum(value.numel() for value in module.buffers()) < 2000
+
+
+class Expanded(nn.Module):
+    """Expansions that a sum, a product or a choice makes idle, and two that something else reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True).expand_as(x)
+        row = x.mean(2, keepdim=True).expand(-1, -1, x.shape[2], -1)
+        both = x.mean(1).expand(1, 2, *x.shape[2:]) * mean[:, :2]
+        gate = torch.where(x > mean, row, x) / mean
+        return torch.cat([x * mean + row, both, mean, gate, mean.sigmoid() + row.expand(1, -1, -1, -1)], 1)
+
+
+def test_expansions_to_what_they_meet_are_dropped() -> None:
+    module = rewritten(Expanded().eval(), torch.rand(1, 3, 5, 6) + 0.1, drop_expansions, 7)
+    assert operations(module).count("aten.expand.default") == 2
 
 
 def test_many_bins_take_a_matrix_for_each_axis() -> None:
