@@ -54,6 +54,9 @@ CARRYING = (
 OF_DIVISORS = ("Multiply", "Power", "Sqrt", "ReduceSum", "ReduceMean", *CARRYING)
 """What makes a divisor of larger things: a step of int8, small beside those, may be all that is left of it."""
 
+VIEWS = ("Reshape", "Squeeze", "Unsqueeze")
+"""What gives the tensor that it reads another shape, in the same memory."""
+
 CONSTANT = ("Constant", "Convert")
 
 # NNCF would put quantizers around the constant pooling products and the resizes, where int8 gains nothing.
@@ -117,6 +120,7 @@ class OpenVINO:
             kept: tuple[str, ...] = ()
             if recipe.precision == "int8":
                 core, kept = _quantize(core, graph, recipe, require_quantization(recipe, quantization))
+        _copy_before_transposes(core)
         model = _add_edges(core, graph, recipe)
         _name_by_place(model)
         ov.save_model(model, folder / "model.xml", compress_to_fp16=recipe.precision == "fp16")
@@ -411,6 +415,31 @@ def _set_range(quantizer: Any, low: Float32, high: Float32) -> None:
         quantizer.input(position).replace_source_output(
             ov.opset13.constant(end.reshape(shape).astype(np.float32)).output(0)
         )
+
+
+def _copy_before_transposes(core: Any) -> None:
+    """Copy a map that is transposed where something else reads it too.
+
+    The CPU plugin (2026.4.1) takes a map that it holds channels last and its transposed form for one piece of memory. What works in
+    place then (layer norm, softmax, a quantizer) writes over the map, which a sum joined to a convolution reads afterwards:
+    ``x + conv(norm(tokens of x))`` becomes ``norm + conv(norm)``. A maximum with the smallest number is exact, and is not left out.
+    """
+    ov = load()
+    for node in core.get_ordered_ops():
+        if node.get_type_name() != "Transpose":
+            continue
+        if {read.get_node().get_type_name() for read in node.output(0).get_target_inputs()} <= set(WEIGHTED):
+            continue  # none works in place
+        read, shared = node.input(0), False
+        while True:
+            source = read.get_source_output()
+            shared |= len(source.get_target_inputs()) > 1
+            if source.get_node().get_type_name() not in VIEWS:
+                break
+            read = source.get_node().input(0)
+        if shared and source.get_element_type() == ov.Type.f32 and source.get_node().get_type_name() not in CONSTANT:
+            smallest = ov.opset13.constant(np.float32(np.finfo(np.float32).min))
+            read.replace_source_output(ov.opset13.maximum(source, smallest).output(0))
 
 
 def _name_by_place(model: Any) -> None:
