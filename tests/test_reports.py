@@ -715,7 +715,7 @@ def test_artifacts_of_two_checkpoints_are_not_mixed() -> None:
     assert "int8 / fp" not in text(render(documents, loose), "local.md")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)  # half a second each
 @given(st.data())
 def test_what_a_device_says_is_text_on_its_page(data: st.DataObject) -> None:
     """A reader of markdown that is not ours sees the same structure, whatever a device says of itself."""
