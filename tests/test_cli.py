@@ -595,6 +595,25 @@ def test_a_folder_that_a_file_is_in_the_way_of_is_named(run_here: Call, artifact
     assert "a file stands in its way" in done.sentence and "--out" in done.sentence
 
 
+def test_bench_tells_two_checkpoints_apart(
+    run_here: Call, artifact: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it measures, too: two artifacts of one kind are not two identical lines."""
+    state = torch.load(place / "own.pth")
+    torch.save({key: value * 0.5 for key, value in state.items()}, tmp_path / "half.pth")
+    done = edgekit(
+        "convert", tmp_path / "half.pth", "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime",
+        "--size", SIZE, "--out", "made", cwd=tmp_path, env=environment(place),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (other,) = (tmp_path / "made" / "artifacts").iterdir()
+    short_latency(monkeypatch)
+    done = run_here("bench", artifact, other, "--threads", 1, "--out", "bench")
+    assert done.code == 0, done.err
+    told = [line for line in done.err.splitlines() if "ms a frame" in line]
+    assert [line.split(":")[0] for line in told] == ["onnxruntime fp32 of own", "onnxruntime fp32 of half"]
+
+
 def test_evaluate_checkpoint_json(run_here: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(place)
     done = run_here(

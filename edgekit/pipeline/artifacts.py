@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -322,3 +322,16 @@ def open_artifact(reference: str, class_names: tuple[str, ...] | None) -> Artifa
 def is_artifact(reference: str) -> bool:
     """Whether a command-line argument names an artifact's folder rather than a checkpoint."""
     return os.path.isdir(reference)
+
+
+def checkpoint_names(artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """By their checkpoint's hash, what tells artifacts of several checkpoints apart: nothing, a name, or a name and the hash."""
+    checkpoints = [artifact.manifest["checkpoint"] for artifact in artifacts]
+    found = {str(one["sha256"]): str(one["name"]) for one in checkpoints}
+    if len(found) == 1:
+        return dict.fromkeys(found, "")
+    names = list(found.values())
+    return {
+        digest: f" of {name}" if names.count(name) == 1 else f" of {name} ({digest[:8]})"
+        for digest, name in found.items()
+    }

@@ -33,7 +33,7 @@ from edgekit.pipeline.accuracy import (
     measure_accuracy,
     pytorch_labeller,
 )
-from edgekit.pipeline.artifacts import recipe_for
+from edgekit.pipeline.artifacts import checkpoint_names, recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import accuracy_there, check_devices, connect, latencies_there, side_by_side
 from edgekit.pipeline.run import check_classes, described, measure_latencies, measurement_document, sustain_here
@@ -349,7 +349,7 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
     from reports.markdown import render_bench
 
     artifacts = {str(artifact.folder): artifact for artifact in plan.artifacts}
-    told_apart = _checkpoint_names([artifact.manifest["checkpoint"] for artifact in plan.artifacts])
+    told_apart = checkpoint_names(plan.artifacts)
     documents = []
     for row in rows:
         artifact = artifacts[row["artifact"]]
@@ -387,18 +387,6 @@ def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
     for relative, content in render_bench(documents, context).items():
         path = plan.folder / "report" / relative
         write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
-
-
-def _checkpoint_names(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By hash, what a title needs to tell artifacts of several checkpoints apart: nothing, a name, or a name and the hash."""
-    found = {str(one["sha256"]): str(one["name"]) for one in checkpoints}
-    if len(found) == 1:
-        return dict.fromkeys(found, "")
-    names = list(found.values())
-    return {
-        digest: f" of {name}" if names.count(name) == 1 else f" of {name} ({digest[:8]})"
-        for digest, name in found.items()
-    }
 
 
 def _check_artifact(artifact: Artifact, split: Split) -> None:

@@ -56,7 +56,7 @@ from edgekit.pipeline.accuracy import (
     reference_labels_folder,
     stored_labeller,
 )
-from edgekit.pipeline.artifacts import recipe_for
+from edgekit.pipeline.artifacts import checkpoint_names, recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import Work, check_devices, check_targets, connect, measure_on_devices
 from edgekit.pipeline.quantization import Calibration, check_calibration, refuse_evaluated
@@ -488,21 +488,25 @@ def measure_latencies(
         stored = {str(artifact.folder): taken for (_, artifact, _), taken in zip(measurable, known, strict=True)}
     else:
         samples = bench_frames(frames, measurable[0][1].size, run_folder)
-        subjects = [Subject(artifact.folder, artifact.title) for _, artifact, _ in measurable]
+        names = checkpoint_names([artifact for _, artifact, _ in measurable])
+        subjects = [
+            Subject(artifact.folder, artifact.title + names[artifact.manifest["checkpoint"]["sha256"]])
+            for _, artifact, _ in measurable
+        ]
         with alone(progress):
             taken = measure(subjects, samples, mode, scope, threads, run_folder / "logs", progress)
         stored = {}
         environment = local_environment()
-        for (_, artifact, engine), outcome in zip(measurable, taken, strict=True):
+        for (_, artifact, engine), subject, outcome in zip(measurable, subjects, taken, strict=True):
             if isinstance(outcome, EdgekitError):
-                progress.say(f"{artifact.title}: latency not measured, {outcome}")
+                progress.say(f"{subject.title}: latency not measured, {outcome}")
                 stored[str(artifact.folder)] = {
                     "provenance": Provenance("not measured", engine.by, str(outcome)).to_json(),
                     "failed": str(outcome),
                 }
             else:
                 flat = sorted(value for part in outcome["rounds_ms"] for value in part)
-                progress.say(f"{artifact.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
+                progress.say(f"{subject.title}: {flat[len(flat) // 2]:.1f} ms a frame (p50 of {len(flat)})")
                 stored[str(artifact.folder)] = {
                     "provenance": Provenance("measured", engine.by).to_json(),
                     **outcome,
