@@ -24,7 +24,7 @@ from edgekit.devices.environment import available_cores
 from edgekit.metrics.scores import mean_iou
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
 from edgekit.pipeline.commands import evaluate
-from edgekit.pipeline.run import default_size
+from edgekit.pipeline.inputs import default_size
 from reports.statistics import bootstrap_ratio
 
 SLOW = "obvious loop, subnormal weights not flushed, an eighth of the frames"

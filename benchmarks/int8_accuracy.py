@@ -33,8 +33,8 @@ from edgekit.export.graph import Logits, normalize
 from edgekit.metrics.scores import class_iou, count_frame, mean_iou
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
 from edgekit.networks.subnormals import flush_subnormals
+from edgekit.pipeline.inputs import default_size
 from edgekit.pipeline.int8 import Budget, quantize
-from edgekit.pipeline.run import default_size
 from reports.statistics import bootstrap_drop
 
 APART = "spssn-camvid-apart"

@@ -29,9 +29,9 @@ from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, shipped_names
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
-from edgekit.pipeline.commands import bench_frames_of, latencies_here
+from edgekit.pipeline.here import bench_frames_of, latencies_here
+from edgekit.pipeline.inputs import default_size
 from edgekit.pipeline.quantization import Calibration
-from edgekit.pipeline.run import default_size
 
 SIZES = ("1024x2048", "1024x1024", "512x1024")
 TARGETS = ("openvino", "tflite", "onnxruntime")

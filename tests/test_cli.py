@@ -27,7 +27,8 @@ from edgekit.core.errors import ConversionError
 from edgekit.core.files import sha256_path
 from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint, trained_on
-from edgekit.pipeline.int8 import evaluation_split, fewest, verification_split
+from edgekit.pipeline.inputs import evaluation_split, verification_split
+from edgekit.pipeline.int8 import fewest
 
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",

@@ -161,7 +161,8 @@ def run(
     from edgekit.core.files import read_json
     from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.folder import run_folder
-    from edgekit.pipeline.run import Plan, chosen_targets, default_size, open_calibration, open_evaluation
+    from edgekit.pipeline.inputs import chosen_targets, default_size, open_calibration, open_evaluation
+    from edgekit.pipeline.plans import Plan
     from edgekit.pipeline.run import run as run_plan
     from reports.summary import summary
 
@@ -233,7 +234,7 @@ def lint(
     from dataclasses import asdict
 
     from edgekit.core.progress import noise_to
-    from edgekit.pipeline.run import chosen_targets
+    from edgekit.pipeline.inputs import chosen_targets
     from reports.lint import count_findings, lint_text
 
     targets = chosen_targets(listed(target, "--target"))
@@ -271,7 +272,7 @@ def _network_to_lint(
     from calibration.datasets import class_set
     from edgekit.core.values import Size
     from edgekit.networks.checkpoint import DEFAULT_CHECKPOINT, NETWORKS, build_network, load_network
-    from edgekit.pipeline.run import default_size
+    from edgekit.pipeline.inputs import default_size
 
     if subject is not None and not Path(subject).is_file() and (":" in subject or subject in NETWORKS):
         if network is not None:
@@ -305,7 +306,7 @@ def convert(
     from edgekit.core.values import filled_note
     from edgekit.pipeline.commands import convert as do_convert
     from edgekit.pipeline.folder import run_folder
-    from edgekit.pipeline.run import default_size
+    from edgekit.pipeline.inputs import default_size
 
     chosen = _precisions(precision, "--precision")
     if chosen is not None and (len(chosen) != 1 or chosen[0] == "int8"):
@@ -369,9 +370,9 @@ def quantize(
     """Make an int8 artifact, calibrated on real frames, and say what it lost. With --max-drop, see to it that it lost no more."""
     from calibration.datasets import open_split
     from edgekit.pipeline.folder import run_folder
-    from edgekit.pipeline.int8 import Budget, evaluation_split, verification_split
+    from edgekit.pipeline.inputs import default_size, evaluation_split, verification_split
+    from edgekit.pipeline.int8 import Budget
     from edgekit.pipeline.int8 import quantize as do_quantize
-    from edgekit.pipeline.run import default_size
 
     check_threads_here(threads)
     if max_drop is not None and not 0 <= max_drop < 1:  # of a nan, both comparisons fail
@@ -506,9 +507,9 @@ def sensitivity(
     """Which layers cost int8 its accuracy: a table and a figure, by the network's own modules."""
     from calibration.datasets import open_split
     from edgekit.pipeline.folder import run_folder
+    from edgekit.pipeline.inputs import default_size
     from edgekit.pipeline.int8 import SCHEMES
     from edgekit.pipeline.int8 import sensitivity as do_sensitivity
-    from edgekit.pipeline.run import default_size
     from reports.sensitivity import sensitivity_text
 
     schemes = [known for known in SCHEMES if scheme in (None, known)]
@@ -566,7 +567,7 @@ def compare(
     from edgekit.pipeline.artifacts import is_artifact, load_artifact
     from edgekit.pipeline.compare import Subject, checkpoint_of
     from edgekit.pipeline.compare import compare as do_compare
-    from edgekit.pipeline.run import open_evaluation
+    from edgekit.pipeline.inputs import open_evaluation
     from reports.compare import comparison_text, sentence
 
     artifacts = {text: load_artifact(Path(text)) for text in (first, second) if is_artifact(text)}
@@ -624,7 +625,7 @@ def evaluate(
     from edgekit.devices.inventory import THIS_MACHINE, chosen_devices
     from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import evaluate as do_evaluate
-    from edgekit.pipeline.run import default_size, open_evaluation
+    from edgekit.pipeline.inputs import default_size, open_evaluation
     from reports.document import SEEN
 
     logs = out / "logs"
@@ -708,9 +709,9 @@ def bench(
     from edgekit.core.hold import held
     from edgekit.devices.inventory import chosen_devices
     from edgekit.pipeline.artifacts import load_artifact
-    from edgekit.pipeline.commands import Bench
     from edgekit.pipeline.commands import bench as do_bench
-    from edgekit.pipeline.run import open_evaluation
+    from edgekit.pipeline.inputs import open_evaluation
+    from edgekit.pipeline.plans import Bench
     from reports.document import latency_summary
 
     if scope not in ("frame-to-labels", "graph"):
@@ -791,7 +792,7 @@ def report(
     """Write a run's report again from its measurements."""
     from edgekit.core.files import read_json
     from edgekit.core.hold import held
-    from edgekit.pipeline.run import report_again
+    from edgekit.pipeline.pages import report_again
     from reports.summary import summary
 
     if not (run_folder / "run.json").is_file():  # before a lock is put there
@@ -828,7 +829,7 @@ def predict(
     from edgekit.pipeline.artifacts import is_artifact, open_artifact
     from edgekit.pipeline.commands import image_files
     from edgekit.pipeline.commands import predict as do_predict
-    from edgekit.pipeline.run import default_size
+    from edgekit.pipeline.inputs import default_size
 
     check_threads_here(threads)
     files = image_files(images)
@@ -1184,7 +1185,7 @@ def _size(text: str | None) -> Size | None:
 def _available(text: str | None) -> tuple[str, ...]:
     """The asked targets, or those that can work here."""
     from edgekit.core.registry import load_target, target_names
-    from edgekit.pipeline.run import chosen_targets
+    from edgekit.pipeline.inputs import chosen_targets
 
     if text is not None:
         return chosen_targets(listed(text, "--target"))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, resize_labels
+from calibration.datasets import CLASS_SETS, Split, resize_image, resize_labels
 from calibration.images import IMAGE_SUFFIXES, images_in, png, read_image
-from edgekit import __version__
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError, TargetError, UsageError
-from edgekit.core.files import clean_partials, write_bytes, write_text
+from edgekit.core.files import clean_partials, write_bytes
 from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
@@ -24,7 +20,6 @@ from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Siz
 from edgekit.devices.connected import Connected
 from edgekit.devices.environment import local_environment
 from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
-from edgekit.devices.local import Mode, Scope
 from edgekit.metrics.scores import add_counts, counts_from_json, score
 from edgekit.networks.checkpoint import Checkpoint, trained_on
 from edgekit.pipeline.accuracy import (
@@ -33,11 +28,14 @@ from edgekit.pipeline.accuracy import (
     measure_accuracy,
     pytorch_labeller,
 )
-from edgekit.pipeline.artifacts import checkpoint_names, recipe_for
+from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import accuracy_there, check_devices, connect, latencies_there, side_by_side
-from edgekit.pipeline.run import check_classes, described, measure_latencies, measurement_document, sustain_here
-from edgekit.pipeline.stored import BENCH_FRAMES, bench_frames
+from edgekit.pipeline.here import accuracy_here, bench_frames_of, latencies_here, sustain_here
+from edgekit.pipeline.inputs import check_classes
+from edgekit.pipeline.pages import write_bench
+from edgekit.pipeline.plans import Bench
+from edgekit.pipeline.stored import bench_frames
 
 
 def convert(
@@ -105,7 +103,7 @@ def evaluate(
     if artifact is not None:
         _check_artifact(artifact, split)
         if device == THIS_MACHINE:
-            taken = _accuracy_here(artifact, frames, threads, logs, progress)
+            taken = accuracy_here(artifact, frames, threads, logs, progress)
         else:
             with ExitStack() as stack:
                 (connected,) = connect([device], stack, logs.parent, progress, threads)
@@ -139,47 +137,6 @@ def _scored(accuracy: Mapping[str, Any], split: Split) -> dict[str, Any]:
     }
 
 
-def _accuracy_here(
-    artifact: Artifact, frames: Frames, threads: int | None, logs: Path, progress: Progress
-) -> dict[str, Any]:
-    """The ``accuracy`` object of an artifact on this machine."""
-    target = load_target(artifact.target)
-    engine = target.engine()
-    with artifact_labeller(target, artifact, threads, logs / f"{artifact.folder.name}.log") as label:
-        taken = measure_accuracy(artifact.title, label, artifact.size, frames, None, None, 0, progress)
-    return {**taken, "provenance": Provenance(engine.kind, engine.by, engine.why).to_json()}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What ``edgekit bench`` is to measure.
-
-    Attributes:
-        artifacts: all of one size.
-        devices: of the inventory.
-        mode, scope, threads: of the latency.
-        sustained: seconds of sustained load for each artifact, None for none.
-        evaluation: frames for the accuracy, None for none.
-        command: as typed.
-        folder: for samples, logs and pages.
-    """
-
-    artifacts: Sequence[Artifact]
-    devices: Sequence[Device]
-    mode: Mode
-    scope: Scope
-    threads: int | None
-    sustained: float | None
-    evaluation: Split | None
-    command: str
-    folder: Path
-
-    @property
-    def logs(self) -> Path:
-        """For what tools and devices write beside their answers."""
-        return self.folder / "logs"
-
-
 def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
     """Measure artifacts here and on devices; a row for each, and a page for each device in the folder ``report``.
 
@@ -211,7 +168,7 @@ def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
     told = {row["device"] for row in rows if "scope" in row["latency"] or "accuracy" in row}
     lost = {found[0]["device"] for found, error in done if error is not None} - told
     if told:  # a device of which nothing is known now leaves its page as it was
-        _write_bench(plan, [row for row in rows if row["device"] not in lost])
+        write_bench(plan, [row for row in rows if row["device"] not in lost])
     if failures := [error for _, error in done if error is not None]:
         if told:
             progress.say(f"what was finished is in {plan.folder / 'report'}")
@@ -221,25 +178,6 @@ def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
             if "accuracy" in row:  # all metrics of the frames together, in the place of each frame's counts
                 row["accuracy"] = _scored(row["accuracy"], plan.evaluation)
     return rows
-
-
-def bench_frames_of(artifact: Artifact) -> Frames:
-    """Frames to measure an artifact's latency with."""
-    return Frames(open_split("streets", "test", None, artifact.size).first(BENCH_FRAMES))
-
-
-def latencies_here(
-    artifacts: Sequence[Artifact],
-    frames: Frames,
-    mode: Mode,
-    scope: Scope,
-    threads: int | None,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, dict[str, Any]]:
-    """Latency objects by artifact folder, measured now on this machine."""
-    made = [(load_target(artifact.target), artifact) for artifact in artifacts]
-    return measure_latencies(folder, made, frames, mode, threads, progress, scope, anew=True)
 
 
 def _bench_here(plan: Bench, frames: Frames, evaluated: Frames | None, progress: Progress) -> list[dict[str, Any]]:
@@ -254,7 +192,7 @@ def _bench_here(plan: Bench, frames: Frames, evaluated: Frames | None, progress:
         row = _bench_row(artifact, LOCAL, latencies[str(artifact.folder)], local_environment())
         try:  # one that fails here leaves the others what was measured of them
             if evaluated is not None:
-                row["accuracy"] = _accuracy_here(artifact, evaluated, plan.threads, plan.logs, progress)
+                row["accuracy"] = accuracy_here(artifact, evaluated, plan.threads, plan.logs, progress)
             if plan.sustained is not None and target.engine().no_latency is None:
                 samples = bench_frames(frames, artifact.size, plan.folder)
                 row["sustained"] = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.logs, progress)
@@ -341,52 +279,6 @@ def _bench_row(
         "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision, "device": device,
         "size": [artifact.size.height, artifact.size.width], "latency": dict(latency), "environment": dict(environment),
     }  # fmt: skip
-
-
-def _write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A page for each device, its figures beside it."""
-    from reports.document import ReportContext
-    from reports.markdown import render_bench
-
-    artifacts = {str(artifact.folder): artifact for artifact in plan.artifacts}
-    told_apart = checkpoint_names(plan.artifacts)
-    documents = []
-    for row in rows:
-        artifact = artifacts[row["artifact"]]
-        document = measurement_document(
-            load_target(artifact.target), artifact, row.get("accuracy"), row["latency"], row["environment"]
-        )  # fmt: skip
-        there = "" if row["device"] == LOCAL else f" --device {row['device']}"
-        why = f"bench was given no frames to evaluate: add --data, or edgekit evaluate {shlex.quote(str(artifact.folder))}{there}"
-        documents.append(
-            {
-                **document,
-                "title": document["title"] + told_apart[artifact.manifest["checkpoint"]["sha256"]],
-                "run_folder": str(artifact.folder.parent.parent),
-                "device": row["device"],
-                "device_pages": [],
-                "accuracy_why": row.get("accuracy_why", why),
-                "sustained": row.get("sustained"),
-            }
-        )
-    first = plan.artifacts[0]
-    split = plan.evaluation
-    seen = split is not None and any(
-        trained_on(artifact.manifest.get("training", {}), split.dataset, split.split) for artifact in plan.artifacts
-    )
-    context = ReportContext(
-        checkpoint={"name": first.manifest["checkpoint"]["name"]},
-        dataset={} if split is None else described(split, seen),
-        class_names=first.class_names,
-        classes=split.classes if split is not None else CLASS_SETS["streets"],
-        command=plan.command,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        edgekit_version=__version__,
-        run_folder=str(first.folder.parent.parent),
-    )
-    for relative, content in render_bench(documents, context).items():
-        path = plan.folder / "report" / relative
-        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
 
 
 def _check_artifact(artifact: Artifact, split: Split) -> None:

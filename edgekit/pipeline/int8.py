@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from calibration.choice import Choice, choose_frames
-from calibration.datasets import CLASS_SETS, Split, open_split, resize_image, root_of, unlabelled
+from calibration.choice import choose_frames
+from calibration.datasets import Split, resize_image, unlabelled
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_sealed, sha256_json, write_json, write_sealed
 from edgekit.core.hold import is_held
@@ -32,8 +32,9 @@ from edgekit.pipeline.accuracy import (
     stored_labeller,
 )
 from edgekit.pipeline.artifacts import lazy_graph, recipe_for
-from edgekit.pipeline.commands import bench_frames_of, latencies_here
 from edgekit.pipeline.conversion import Job, Order, convert_all, is_prepared, preparing
+from edgekit.pipeline.here import bench_frames_of, latencies_here
+from edgekit.pipeline.inputs import refuse_guided, split_for_agreement
 from edgekit.pipeline.quantization import (
     Calibration,
     equalized_graph,
@@ -41,10 +42,8 @@ from edgekit.pipeline.quantization import (
     quantization_key,
     refuse_evaluated,
 )
-from edgekit.pipeline.run import check_classes
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-AGREEMENT_FRAMES = 8
 KEPT_AT_MOST = 32
 """So many of the most sensitive layers stay in float at most, to hold a budget: each number tried takes a conversion."""
 RANKING_PIXELS = 3 << 20
@@ -98,93 +97,6 @@ class Quantizing:
     verification: Yardstick | None
     threads: int | None
     progress: Progress
-
-
-def split_for_agreement(split: Split, samples: int) -> tuple[Choice, Split]:
-    """Calibration frames, and others of the same split on which int8 and float are compared.
-
-    With fewer frames than twice ``samples`` each takes half, so that no frame does both.
-    """
-    total = len(split)
-    if total < 2:
-        raise DataError(
-            f"{split.dataset} {split.split} has {total} frame: at least two are needed, one to calibrate and one to compare on"
-        )
-    chosen = choose_frames(split, min(samples, total // 2))
-    names = {reference.name for reference in chosen.frames.references}
-    rest = tuple(reference for reference in split.references if reference.name not in names)
-    return chosen, replace(split, references=rest).first(min(AGREEMENT_FRAMES, len(rest)))
-
-
-def evaluation_split(
-    checkpoint: Checkpoint,
-    text: str | None,
-    default: str,
-    root: Path | None,
-    calibration_dataset: str,
-    size: Size,
-    frames: int | None,
-) -> tuple[Split | None, str]:
-    """The split behind ``DATA:SPLIT``, or the checkpoint's own ``default`` split where its frames are at hand.
-
-    Returns:
-        The split, or None and the reason.
-
-    Raises:
-        UsageError, DataError: a split was named and cannot be had.
-    """
-    if text is not None:
-        dataset, separator, split_name = text.partition(":")
-        if not separator:
-            raise UsageError(f"'{text}' must be DATA:SPLIT, for example streets:val")
-        check_classes(checkpoint, dataset)
-        return open_split(dataset, split_name, root_of(dataset, calibration_dataset, root), size).first(frames), ""
-    if checkpoint.dataset not in CLASS_SETS:
-        return None, "the checkpoint does not say which dataset it belongs to: give --eval DATA:SPLIT"
-    if (checkpoint.dataset, default) == ("cityscapes", "test"):
-        return None, "Cityscapes keeps the labels of its test split to itself"
-    try:
-        own_root = root_of(checkpoint.dataset, calibration_dataset, root)
-        return open_split(checkpoint.dataset, default, own_root, size).first(frames), ""
-    except DataError as error:
-        return None, str(error)
-
-
-def verification_split(
-    checkpoint: Checkpoint,
-    text: str | None,
-    guide: Split,
-    root: Path | None,
-    calibration_dataset: str,
-    size: Size,
-    frames: int | None,
-) -> tuple[Split | None, str]:
-    """The frames that prove a budget, like :func:`evaluation_split`: by default of test, else of val those that do not guide."""
-    found, why_not = evaluation_split(checkpoint, text, "test", root, calibration_dataset, size, frames)
-    if found is not None:
-        return found, ""
-    val, _ = evaluation_split(checkpoint, None, "val", root, calibration_dataset, size, None)
-    if val is None:
-        return None, why_not
-    guiding = guide.images()
-    others = tuple(reference for reference in val.references if reference.image_identity() not in guiding)
-    if not others:
-        return (
-            None,
-            f"{why_not}, and all frames of val guide it: leave some by --frames, or name others by --verify DATA:SPLIT",
-        )
-    return replace(val, references=others).first(frames), ""
-
-
-def refuse_guided(guide: Split, verification: Split) -> None:
-    """Raise UsageError when a frame would both guide a repair and prove it: what was chosen to hold there holds there."""
-    guiding = guide.images()
-    for reference in verification.references:
-        if reference.image_identity() in guiding:
-            raise UsageError(
-                f"frame '{reference.name}' of {verification.dataset} {verification.split} would both guide what stays in float "
-                "and prove the budget: name other frames with --verify DATA:SPLIT, or with --eval"
-            )
 
 
 def quantize(
