@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # On Linux without a GPU, PyTorch's CPU build saves gigabytes: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 
-.PHONY: demo test test-devices test-arm64 fuzz check bench bench-training clean
+.PHONY: demo test test-slow test-devices test-arm64 fuzz check bench bench-training clean
 
 # One pip call: in several, the converters' own pins contradict one another. torch is named, so that no other build comes.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch==2.13.0
@@ -27,7 +27,11 @@ demo: $(VENV)/.installed
 	$(BIN)/edgekit run --frames 24 --samples 16
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+
+# What takes half a minute or more for one test: whole commands, and proofs by many draws.
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart 0 -m slow
 
 # Devices with real parts: an sshd, an adb client, and what is missing of them by apt-get, as root on Debian.
 test-devices: $(VENV)/.installed-dev

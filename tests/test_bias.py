@@ -60,6 +60,7 @@ def convolution(graph: DeployableGraph, layer: str) -> str:
     return name
 
 
+@pytest.mark.slow
 @given(st.integers(0, 100))
 def test_int8_weights_leave_the_means_where_they_were(seed: int) -> None:
     graph = shifted()

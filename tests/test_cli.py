@@ -388,6 +388,7 @@ def test_a_budget_that_does_not_hold(quantized: Done, place: Path) -> None:
     assert not partials(place)
 
 
+@pytest.mark.slow
 def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: Path) -> None:
     """A channel that is never active and weighs a millionfold leaves its convolution's other weights no int8 step."""
     checkpoint = load_checkpoint(str(small_checkpoint))

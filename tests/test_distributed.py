@@ -101,6 +101,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_the_run_of_one(runs: Path) -> None:
     """But for float32's rounding, which an untrained network blows up step by step."""
     one, two = (json.loads((runs / name / "history.json").read_text()) for name in ("one", "two"))
@@ -115,6 +116,7 @@ def test_a_run_of_two_processes_is_the_run_of_one(runs: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_only_the_first_process_writes_and_speaks(runs: Path) -> None:
     document = json.loads((runs / "two.json").read_text())
     assert Path(document["checkpoint"]).name == "distributed_net-net.safetensors"

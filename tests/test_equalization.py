@@ -164,6 +164,7 @@ def collapsed() -> tuple[DeployableGraph, DeployableGraph]:
     return graph, equalized(graph, scales)
 
 
+@pytest.mark.slow
 def test_a_network_whose_channels_are_a_thousandfold_apart_keeps_its_accuracy() -> None:
     def frames() -> Iterator[UInt8]:
         from calibration.streets import draw

@@ -493,6 +493,7 @@ if "edgekit.pipeline.converter" in sys.orig_argv:
 """
 
 
+@pytest.mark.slow
 def test_a_calibration_that_dies(small_checkpoint: Path, tmp_path: Path) -> None:
     """What int8 is to represent cannot be worked out: int8 fails, float artifacts are made; the next run goes on."""
     (tmp_path / "sitecustomize.py").write_text(KILLED)

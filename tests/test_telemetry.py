@@ -121,6 +121,7 @@ def witness(tmp_path: Path) -> dict[str, str]:
     return {key: value for key, value in given.items() if key not in unset}
 
 
+@pytest.mark.slow
 def test_no_command_leaves_this_machine(tmp_path: Path, witness: dict[str, str]) -> None:
     """Convert, quantize, evaluate and bench, for every target and on what each uses: nothing is looked up or connected to."""
     own_network(tmp_path)
