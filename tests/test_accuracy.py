@@ -36,7 +36,7 @@ def nine() -> Split:
 def test_evaluation_gives_the_numbers_of_the_plain_loop(nine: Split, threads: int) -> None:
     checkpoint = load_checkpoint("spssn-streets")
     with pytorch_labeller(checkpoint, SIZE, threads) as labeller:
-        taken = measure_accuracy("PyTorch", labeller, SIZE, Frames(nine), None, None, 0, Progress(silent=True))
+        taken = measure_accuracy("PyTorch", labeller, SIZE, Frames(nine), Progress(silent=True))
     counts = [counts_from_json(count, 19) for count in taken["counts"]]
     network = load_network(checkpoint)
     confusion = np.zeros((19, 19), np.int64)

@@ -34,6 +34,8 @@ from edgekit.runtimes.common import bounded_threads
 MEMORY_FOR_FRAMES = 1 << 30
 FRAMES_AT_ONCE = 8
 """More are not labelled side by side however many cores there are: each holds its activations."""
+PICTURES = 4
+"""Frames whose labels are kept to be shown."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,10 @@ def measure_accuracy(
     label: Labeller,
     size: Size,
     frames: Frames,
-    reference: Path | None,
-    pictures: Path | None,
-    picture_frames: int,
     progress: Progress,
+    *,
+    reference: Path | None = None,
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
     """Counts and agreement per frame: the ``accuracy`` object of a measurement without its provenance.
 
@@ -263,7 +265,7 @@ def measure_accuracy(
 
     Args:
         reference: folder of float PyTorch's labels, for the agreement.
-        pictures: folder that receives the labels of the first ``picture_frames`` frames.
+        pictures: folder that receives the labels of the first ``PICTURES`` frames, for the report's strips.
     """
     counts, agreement = [], []
     started = time.monotonic()
@@ -272,7 +274,7 @@ def measure_accuracy(
         counts.append(_count(labels, frame, frames.split))
         if reference is not None:
             agreement.append(float((labels == read_reference(reference, index)).mean()))
-        if pictures is not None and index < picture_frames:
+        if pictures is not None and index < PICTURES:
             write_bytes(pictures / f"{index:05d}.png", png(labels))
     if not sum(int(count.confusion.sum()) for count in counts):
         raise DataError(

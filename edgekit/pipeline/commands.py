@@ -117,7 +117,7 @@ def evaluate(
         import importlib.metadata
 
         with pytorch_labeller(checkpoint, size, threads, progress.say) as label:
-            taken = measure_accuracy(checkpoint.name, label, size, frames, None, None, 0, progress)
+            taken = measure_accuracy(checkpoint.name, label, size, frames, progress)
         taken["provenance"] = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}").to_json()
         subject, training = checkpoint.name, checkpoint.recipe
     seen = trained_on(training, split.dataset, split.split)

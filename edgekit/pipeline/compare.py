@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.datasets import Split, resize_image
 from edgekit.core.errors import ArtifactError, EdgekitError, TargetError, UsageError
-from edgekit.core.files import write_bytes, write_json, write_text
+from edgekit.core.files import write_json
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target
 from edgekit.core.seam import Inspectable
@@ -19,6 +19,7 @@ from edgekit.core.values import Artifact, Size, UInt8
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, shipped_names
 from edgekit.pipeline.accuracy import artifact_labeller, pytorch_labeller
 from edgekit.pipeline.artifacts import lazy_graph
+from edgekit.pipeline.pages import write_pages
 
 FLOAT_TOLERANCE, INT8_TOLERANCE = 0.01, 0.2
 """Distances that rounding explains: of fp16 against float, and of int8 on both or one side."""
@@ -120,9 +121,7 @@ def compare(
         "labels_alike": float(np.mean([(one == other).mean() for one, other in zip(*labels, strict=True)])),
         "layers": [asdict(row) for row in distances],
     }
-    for name, content in render_comparison(document).items():
-        path = folder / name
-        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+    write_pages(folder, render_comparison(document))
     write_json(folder / "compare.json", document)
     return document
 

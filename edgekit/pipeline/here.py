@@ -124,13 +124,22 @@ def latencies_here(
 
 
 def accuracy_here(
-    artifact: Artifact, frames: Frames, threads: int | None, logs: Path, progress: Progress
+    artifact: Artifact,
+    frames: Frames,
+    threads: int | None,
+    logs: Path,
+    progress: Progress,
+    *,
+    reference: Path | None = None,
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
-    """The ``accuracy`` object of an artifact on this machine."""
+    """The ``accuracy`` object of an artifact on this machine; ``reference`` and ``pictures`` as :func:`measure_accuracy` has them."""
     target = load_target(artifact.target)
     engine = target.engine()
     with artifact_labeller(target, artifact, threads, logs / f"{artifact.folder.name}.log") as label:
-        taken = measure_accuracy(artifact.title, label, artifact.size, frames, None, None, 0, progress)
+        taken = measure_accuracy(
+            artifact.title, label, artifact.size, frames, progress, reference=reference, pictures=pictures
+        )
     return {**taken, "provenance": Provenance(engine.kind, engine.by, engine.why).to_json()}
 
 

@@ -35,6 +35,7 @@ from edgekit.pipeline.artifacts import lazy_graph, recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all, is_prepared, preparing
 from edgekit.pipeline.here import bench_frames_of, latencies_here
 from edgekit.pipeline.inputs import refuse_guided, split_for_agreement
+from edgekit.pipeline.pages import write_pages
 from edgekit.pipeline.quantization import (
     Calibration,
     equalized_graph,
@@ -210,7 +211,7 @@ def _yardstick(
     frames = Frames(split)
     reference = reference_labels_folder(checkpoint, size, frames, folder, progress, threads)
     label = stored_labeller(reference, len(frames))
-    taken = measure_accuracy("PyTorch fp32", label, size, frames, None, None, 0, progress)
+    taken = measure_accuracy("PyTorch fp32", label, size, frames, progress)
     counts = tuple(counts_from_json(count, len(split.classes)) for count in taken["counts"])
     seen = trained_on(checkpoint.recipe, split.dataset, split.split)
     return Yardstick(frames, reference, counts, seen)
@@ -222,7 +223,7 @@ def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Ya
 
     split = yardstick.frames.split
     taken = measure_accuracy(
-        artifact.title, label, artifact.size, yardstick.frames, yardstick.reference, None, 0, common.progress
+        artifact.title, label, artifact.size, yardstick.frames, common.progress, reference=yardstick.reference
     )
     counts = [counts_from_json(count, len(split.classes)) for count in taken["counts"]]
     floats, ours = (np.stack([count.confusion for count in one]) for one in (yardstick.counts, counts))
@@ -486,7 +487,6 @@ def sensitivity(
     progress: Progress,
 ) -> dict[str, Any]:
     """Which layers cost int8 its accuracy; writes ``folder/sensitivity``: a page, a figure, and what they show."""
-    from edgekit.core.files import write_bytes, write_text
     from reports.sensitivity import render_sensitivity
 
     clean_partials(folder / "cache", alone=is_held(folder))
@@ -504,8 +504,6 @@ def sensitivity(
         "layers": {scheme: ranking["layers"] for scheme, ranking in rankings.items()},
         "others": sorted(set.intersection(*(set(ranking["others"]) for ranking in rankings.values()))),
     }  # fmt: skip
-    for name, content in render_sensitivity(document).items():
-        path = folder / "sensitivity" / name
-        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+    write_pages(folder / "sensitivity", render_sensitivity(document))
     write_json(folder / "sensitivity" / "sensitivity.json", document)
     return document

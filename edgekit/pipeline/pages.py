@@ -22,12 +22,11 @@ from edgekit.core.seam import Target
 from edgekit.core.values import MANIFEST, Artifact, Size, is_plain_name
 from edgekit.devices.inventory import LOCAL
 from edgekit.networks.checkpoint import trained_on
-from edgekit.pipeline.accuracy import Frames
+from edgekit.pipeline.accuracy import PICTURES, Frames
 from edgekit.pipeline.artifacts import checkpoint_names
 from edgekit.pipeline.plans import Bench
 
 MEASUREMENT_SCHEMA = 1
-PICTURES = 4
 
 
 def described(split: Split, seen: bool | None) -> dict[str, Any]:
@@ -104,12 +103,7 @@ def write_report(
         run_folder=str(folder),
     )
     with progress.stage("writing the report"):
-        for relative, content in render(list(documents), context).items():
-            path = folder / "report" / relative
-            if isinstance(content, str):
-                write_text(path, content)
-            else:
-                write_bytes(path, content)
+        write_pages(folder / "report", render(list(documents), context))
     return folder / "report" / "index.md"
 
 
@@ -167,6 +161,13 @@ def _measured_before(folder: Path, name: str, device: str, command: str) -> dict
     return document
 
 
+def write_pages(folder: Path, pages: Mapping[str, str | bytes]) -> None:
+    """Write texts and figures, by their paths under the folder."""
+    for relative, content in pages.items():
+        path = folder / relative
+        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+
+
 def page_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file of the report, so that one changed by hand is written again."""
     files = sorted(path for path in (folder / "report").rglob("*") if path.is_file())
@@ -214,6 +215,4 @@ def write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
         edgekit_version=__version__,
         run_folder=str(first.folder.parent.parent),
     )
-    for relative, content in render_bench(documents, context).items():
-        path = plan.folder / "report" / relative
-        write_text(path, content) if isinstance(content, str) else write_bytes(path, content)
+    write_pages(plan.folder / "report", render_bench(documents, context))

@@ -35,7 +35,6 @@ from edgekit.devices.inventory import THIS_MACHINE
 from edgekit.networks.checkpoint import trained_on
 from edgekit.pipeline.accuracy import (
     Frames,
-    artifact_labeller,
     measure_accuracy,
     reference_labels_folder,
     stored_labeller,
@@ -43,11 +42,10 @@ from edgekit.pipeline.accuracy import (
 from edgekit.pipeline.artifacts import recipe_for
 from edgekit.pipeline.conversion import Job, Order, convert_all
 from edgekit.pipeline.devices import Work, check_devices, check_targets, connect, measure_on_devices
-from edgekit.pipeline.here import known_sustained, measure_latencies
+from edgekit.pipeline.here import accuracy_here, known_sustained, measure_latencies
 from edgekit.pipeline.inputs import check_classes, check_labelled, check_precisions, precisions_of
 from edgekit.pipeline.pages import (
     MEASUREMENT_SCHEMA,
-    PICTURES,
     described,
     measurement_document,
     page_hashes,
@@ -192,18 +190,20 @@ def _measurements(
         stored = _stored_with_pictures(path, key, pictures)
         if stored is None:
             try:
-                log = plan.folder / "logs" / f"{artifact.folder.name}.log"
-                with artifact_labeller(target, artifact, plan.threads, log) as label:
-                    stored = measure_accuracy(
-                        artifact.title, label, artifact.size, frames, reference, pictures, PICTURES, progress
-                    )
+                stored = accuracy_here(
+                    artifact,
+                    frames,
+                    plan.threads,
+                    plan.folder / "logs",
+                    progress,
+                    reference=reference,
+                    pictures=pictures,
+                )
             except EdgekitError as error:
                 progress.say(f"{artifact.title}: failed, {error}")
                 failed.append(_failure(target.name, target.title, artifact.precision, artifact.size, str(error)))
                 made.remove((target, artifact))
                 continue
-            engine = target.engine()
-            stored["provenance"] = Provenance(engine.kind, engine.by, engine.why).to_json()
             write_sealed(path, {"key": key, "accuracy": stored, "pictures": sha256_path(pictures)})
         else:
             progress.say(f"{artifact.title}: already evaluated")
@@ -268,8 +268,8 @@ def _reference_document(plan: Plan, frames: Frames, reference: Path, progress: P
     by = f"PyTorch {importlib.metadata.version('torch')}"
     if stored is None:
         stored = measure_accuracy(
-            "PyTorch fp32", stored_labeller(reference, len(frames)), plan.size, frames, reference, pictures, PICTURES,
-            progress,
+            "PyTorch fp32", stored_labeller(reference, len(frames)), plan.size, frames, progress, reference=reference,
+            pictures=pictures,
         )  # fmt: skip
         stored["provenance"] = Provenance("measured", by).to_json()
         write_sealed(path, {"key": key, "accuracy": stored, "pictures": sha256_path(pictures)})
