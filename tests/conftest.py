@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,6 @@ import torch
 from PIL import Image
 from seam import MOMENT, Done, edgekit, environment
 from torch.nn import functional as F
-from torch.utils.data._utils import signal_handling
 
 from calibration import streets
 from calibration.classes import CITYSCAPES
@@ -23,14 +24,39 @@ from edgekit.export.graph import normalize
 from edgekit.networks.checkpoint import SHIPPED_FOLDER, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 
+SS_DISABLE = 2
 torch.set_num_threads(1)
 # Tests call vendors' tools directly too: those report every conversion to their makers, from a fork of this process.
 os.environ["CI"] = "true"
-# torch's loader with workers sets a handler of SIGCHLD for good. With the converters' libraries in the same process, as only
-# tests have them, that signal killed the process while it was delivered (SIGSEGV). The loader looks after dead workers without, too.
-signal_handling._set_SIGCHLD_handler = lambda: None
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts background jobs; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True)
+def _signals_arrive() -> None:
+    """Signals are handled on this thread's own stack.
+
+    OpenVINO's int8 conversion leaves a stack for signals behind whose memory is gone. A signal that a test then waits for, of a
+    timer or of a child that ends, kills the process without a word. edgekit itself converts in processes of their own.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc, found = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(found))
+    if found.flags != SS_DISABLE and not _is_mapped(found.place or 0):
+        found.flags = SS_DISABLE
+        libc.sigaltstack(ctypes.byref(found), None)
+
+
+def _is_mapped(place: int) -> bool:
+    spans = (line.split(" ", 1)[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(first, 16) <= place < int(end, 16) for first, end in spans)
 
 
 def _frames(count: int, height: int, width: int, split: str = "val") -> list[Frame]:
