@@ -20,7 +20,9 @@ from measured import keep
 
 from edgekit.core.errors import EdgekitError
 from edgekit.core.files import read_json, write_text
-from edgekit.metrics.scores import counts_from_json, mean_iou
+from edgekit.core.measurement import Counts
+from edgekit.core.record import read
+from edgekit.metrics.scores import dense, mean_iou
 from reports.statistics import bootstrap_drop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -190,7 +192,9 @@ def confusions(run: Path, target: str, device: str) -> np.ndarray:
     path = run / "measurements" / f"{target}-int8-{SIZE}.{device}.json"
     document = read_json(path)
     classes = len(read_json(run / "report" / "report.json")["checkpoint"]["classes"])
-    return np.stack([counts_from_json(counts, classes).confusion for counts in document["accuracy"]["counts"]])
+    return np.stack(
+        [dense(read(Counts, counts, "counts"), classes).confusion for counts in document["accuracy"]["counts"]]
+    )
 
 
 def pinned(package: str) -> str:

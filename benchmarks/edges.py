@@ -24,7 +24,7 @@ from vendor_speed import VENDOR_WORKER, describe, interleaved
 from edgekit.core.progress import noise_to
 from edgekit.core.values import DeployableGraph, Size
 from edgekit.devices.environment import available_cores
-from edgekit.devices.local import Worker
+from edgekit.devices.local import Subject, Worker
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from reports.statistics import bootstrap_ratio
 
@@ -84,11 +84,13 @@ def main() -> None:
                 with noise_to(log):
                     alone = network_alone(artifact.target, graph(), checkpoint, folder)
             sides = {
-                scope: Worker(artifact.folder, scope, frames, None, scope, log)
+                scope: Worker(Subject(artifact.folder, scope), frames, None, scope, log)
                 for scope in ("frame-to-labels", "graph")
             }
             if alone is not None:
-                sides["network"] = Worker(alone, "network", frames, available_cores(), "graph", log, VENDOR_WORKER)
+                sides["network"] = Worker(
+                    Subject(alone, "network"), frames, available_cores(), "graph", log, VENDOR_WORKER
+                )
             try:
                 taken = interleaved(sides, rounds, QUERIES, WARMUP)
             finally:

@@ -21,10 +21,12 @@ from calibration.datasets import Split, open_split, resize_image, resize_labels
 from edgekit.core.progress import Progress
 from edgekit.core.values import IGNORE, Size
 from edgekit.devices.environment import available_cores
+from edgekit.devices.inventory import THIS_MACHINE
 from edgekit.metrics.scores import mean_iou
-from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
+from edgekit.networks.checkpoint import Checkpoint, Description, load_checkpoint, load_network, save_checkpoint
 from edgekit.pipeline.commands import evaluate
 from edgekit.pipeline.inputs import default_size
+from edgekit.pipeline.plans import Work
 from reports.statistics import bootstrap_ratio
 
 SLOW = "obvious loop, subnormal weights not flushed, an eighth of the frames"
@@ -68,9 +70,18 @@ def with_subnormals(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
             value.data[chosen] *= 1e-39
     path = folder / "subnormal.safetensors"
     save_checkpoint(
-        path, network, network=checkpoint.network, arguments=checkpoint.arguments, class_names=checkpoint.class_names,
-        normalization=checkpoint.normalization, dataset=checkpoint.dataset, recipe=checkpoint.recipe, metrics={},
-    )  # fmt: skip
+        path,
+        network,
+        Description(
+            network=checkpoint.network,
+            arguments=checkpoint.arguments,
+            class_names=checkpoint.class_names,
+            normalization=checkpoint.normalization,
+            dataset=checkpoint.dataset,
+            recipe=checkpoint.recipe,
+            metrics={},
+        ),
+    )
     return replace(load_checkpoint(str(path)), name="with subnormal weights")
 
 
@@ -85,8 +96,8 @@ def main() -> None:
         subnormal = with_subnormals(checkpoint, Path(name))
 
         def ours(which: Checkpoint) -> float:
-            result = evaluate(which, None, split, size, None, Path(name), Progress(silent=True))
-            return float(result["miou"])
+            result = evaluate(which, split, size, Work(THIS_MACHINE, None, Path(name)), Progress(silent=True))
+            return result.scores.miou
 
         few = split.first(max(2, frames // 8))  # that one takes tens of seconds a frame
         kinds: dict[str, tuple[int, Callable[[], float]]] = {

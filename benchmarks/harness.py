@@ -22,7 +22,7 @@ from shipped_artifacts import artifacts, save_frames
 from edgekit.core.errors import EdgekitError
 from edgekit.core.values import Artifact, Size
 from edgekit.devices.environment import available_cores
-from edgekit.devices.local import Worker
+from edgekit.devices.local import Subject, Worker
 from edgekit.networks.checkpoint import load_checkpoint
 from reports.statistics import bootstrap_ratio
 
@@ -110,7 +110,7 @@ def main() -> None:
         save_frames(size, 1, frames)
         for artifact, _ in artifacts(checkpoint, size, tuple(TOOLS), folder, "benchmarks/harness.py"):
             tool, measure = TOOLS[artifact.target]
-            worker = Worker(artifact.folder, artifact.title, frames, None, "graph", folder / "log")
+            worker = Worker(Subject(artifact.folder, artifact.title), frames, None, "graph", folder / "log")
             try:
                 worker.ask({"do": "warm", "runs": 10, "seconds": 1})
                 own, other = [], []

@@ -31,10 +31,11 @@ from edgekit.decoder import decode
 from edgekit.devices.environment import local_environment
 from edgekit.export.graph import Logits, normalize
 from edgekit.metrics.scores import class_iou, count_frame, mean_iou
-from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, save_checkpoint
+from edgekit.networks.checkpoint import Checkpoint, Description, load_checkpoint, load_network, save_checkpoint
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.pipeline.inputs import default_size
-from edgekit.pipeline.int8 import Budget, quantize
+from edgekit.pipeline.int8 import quantize
+from edgekit.pipeline.plans import Budget, Quantize
 from reports.statistics import bootstrap_drop
 
 APART = "spssn-camvid-apart"
@@ -126,10 +127,11 @@ def vendor_side(checkpoint: Checkpoint, size: Size, test: Split) -> dict[str, An
 
 def edgekit_side(checkpoint: Checkpoint, size: Size, test: Split) -> list[dict[str, Any]]:
     """Rows of ``edgekit quantize --max-drop 0.01``."""
-    return quantize(
-        checkpoint, TARGETS, open_split("camvid", "train"), SAMPLES, open_split("camvid", "val"), "", size, None, 1, (),
-        Budget(0.01, test), Path("runs") / f"int8-{checkpoint.name}", None, "benchmarks/int8_accuracy.py", Progress(),
+    plan = Quantize(
+        checkpoint, TARGETS, size, open_split("camvid", "train"), SAMPLES, open_split("camvid", "val"),
+        Path("runs") / f"int8-{checkpoint.name}", "benchmarks/int8_accuracy.py", budget=Budget(0.01, test),
     )  # fmt: skip
+    return [row.to_json() for row in quantize(plan, Progress())]
 
 
 def apart() -> Checkpoint:
@@ -156,9 +158,18 @@ def apart() -> Checkpoint:
     assert changed >= 10
     path = Path("runs") / f"{APART}.safetensors"
     save_checkpoint(
-        path, network, network=original.network, arguments=original.arguments, class_names=original.class_names,
-        normalization=original.normalization, dataset=original.dataset, recipe=original.recipe, metrics={},
-    )  # fmt: skip
+        path,
+        network,
+        Description(
+            network=original.network,
+            arguments=original.arguments,
+            class_names=original.class_names,
+            normalization=original.normalization,
+            dataset=original.dataset,
+            recipe=original.recipe,
+            metrics={},
+        ),
+    )
     return load_checkpoint(str(path))
 
 

@@ -19,19 +19,23 @@ from measured import gpu, keep
 
 from calibration.choice import choose_frames
 from calibration.datasets import open_split
+from edgekit.core.contract import Scope, Terms
+from edgekit.core.errors import EdgekitError
+from edgekit.core.measurement import Latency, Timed
 from edgekit.core.progress import Progress
 from edgekit.core.registry import require
 from edgekit.core.values import Artifact, Size
 from edgekit.devices.environment import available_cores
-from edgekit.devices.local import Scope
 from edgekit.export.graph import Logits, normalize, reference_labels
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, shipped_names
 from edgekit.networks.subnormals import flush_subnormals
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
-from edgekit.pipeline.here import bench_frames_of, latencies_here
+from edgekit.pipeline.here import Here, bench_frames_of
 from edgekit.pipeline.inputs import default_size
+from edgekit.pipeline.plans import Order
 from edgekit.pipeline.quantization import Calibration
+from edgekit.pipeline.stored import bench_frames
 
 SIZES = ("1024x2048", "1024x1024", "512x1024")
 TARGETS = ("openvino", "tflite", "onnxruntime")
@@ -45,14 +49,12 @@ def artifacts(checkpoint: Checkpoint, size: Size, folder: Path) -> list[Artifact
     progress = Progress(silent=True)
     graph = lazy_graph(checkpoint, size, progress)
     calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
+    order = Order(checkpoint, size, folder, "benchmarks/paper_speed.py", calibration)
     return [
-        make_artifact(
-            require(name), checkpoint, graph, recipe_for(require(name), precision, None, 1), size, calibration if precision == "int8" else None,
-            folder, "benchmarks/paper_speed.py", progress,
-        )
+        make_artifact(require(name), order, recipe_for(require(name), precision, None, 1), graph, progress)
         for name in TARGETS
         for precision in ("fp32", "int8")
-    ]  # fmt: skip
+    ]
 
 
 class PyTorch:
@@ -161,8 +163,11 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 def timed(made: list[Artifact], scope: Scope, folder: Path) -> list[list[float]]:
     """Milliseconds of each artifact, all in turns, as `edgekit bench` takes them."""
-    found = latencies_here(made, bench_frames_of(made[0]), "quick", scope, None, folder, Progress(silent=True))
-    return [[value for part in found[str(one.folder)]["rounds_ms"] for value in part] for one in made]
+    samples = bench_frames(bench_frames_of(made[0]), made[0].size, folder)
+    found = Here(None, folder / "logs", Progress(silent=True)).times(made, samples, Terms("quick", scope))
+    if failed := [one for one in found if isinstance(one, EdgekitError)]:
+        raise failed[0]
+    return [one.latency.samples for one in found if isinstance(one, Timed) and isinstance(one.latency, Latency)]
 
 
 def measured(checkpoint: Checkpoint, size: Size, folder: Path) -> dict[str, dict[str, Any]]:
@@ -197,11 +202,9 @@ def camvid(folder: Path) -> dict[str, dict[str, Any]]:
         size = default_size(checkpoint)
         calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
         progress = Progress(silent=True)
-        made[name] = make_artifact(
-            require("openvino"), checkpoint, lazy_graph(checkpoint, size, progress),
-            recipe_for(require("openvino"), "int8", None, 1), size, calibration,
-            folder / name, "benchmarks/paper_speed.py", progress,
-        )  # fmt: skip
+        order = Order(checkpoint, size, folder / name, "benchmarks/paper_speed.py", calibration)
+        recipe = recipe_for(require("openvino"), "int8", None, 1)
+        made[name] = make_artifact(require("openvino"), order, recipe, lazy_graph(checkpoint, size, progress), progress)
     samples: dict[str, list[float]] = {name: [] for name in made}
     while samples and min(map(len, samples.values())) < ITERATIONS:
         for name, artifact in made.items():  # each has a size of its own

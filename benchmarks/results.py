@@ -487,7 +487,7 @@ def main() -> None:
 def keep_run(run: Path) -> None:
     """What the page shows of an ``edgekit run``."""
     measured = read_json(run / "measurements" / "latency.local.json")["latency"]
-    environment = next(one["environment"] for one in measured if one.get("rounds_ms"))
+    environment = measured["artifacts"][0]["environment"]
     write_json(FOLDER / "run.json", {**read_json(run / "report" / "report.json"), "environment": environment})
     strip = sorted((run / "report" / "figures").glob("strip-*.png"))[0]
     (ROOT / "docs" / "figures").mkdir(parents=True, exist_ok=True)

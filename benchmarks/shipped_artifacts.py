@@ -14,6 +14,7 @@ from edgekit.core.registry import require
 from edgekit.core.values import Artifact, DeployableGraph, Precision, Size
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.plans import Order
 from edgekit.pipeline.quantization import Calibration
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
@@ -40,8 +41,6 @@ def artifacts(
         target = require(name)
         for precision in PRECISIONS:
             with noise_to(folder / "log"):
-                artifact = make_artifact(
-                    target, checkpoint, graph, recipe_for(target, precision, None, 1), size,
-                    calibration if precision == "int8" else None, folder, command, progress,
-                )  # fmt: skip
+                order = Order(checkpoint, size, folder, command, calibration)
+                artifact = make_artifact(target, order, recipe_for(target, precision, None, 1), graph, progress)
             yield artifact, graph

@@ -37,8 +37,9 @@ from edgekit.core.registry import load_target
 from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.pipeline.artifacts import recipe_for
-from edgekit.pipeline.conversion import Job, Order, convert_all
+from edgekit.pipeline.conversion import convert_all
 from edgekit.pipeline.inputs import open_calibration, precisions_of
+from edgekit.pipeline.plans import Job, Order
 from reports.statistics import Interval, bootstrap_ratio
 
 TARGETS = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")

@@ -114,18 +114,19 @@ def child(kind: str, epochs: int, seed: int, device: str, folder: Path) -> None:
     else:
         from edgekit.networks.checkpoint import read_metadata
         from edgekit.training.distributed import leads
-        from edgekit.training.loop import Progress, train
+        from edgekit.training.loop import Progress, Reports, Training, train
 
         initial = load_checkpoint(INITIAL)
 
         def report(now: Progress) -> None:
             log.write_text(str((now.epoch - 1) * now.steps + now.step))
 
-        checkpoint = train(
-            replace(recipe, **EDGEKIT, initial=initial.sha256), data, validation, None, folder / "run", "network", "", report,
-            lambda line: None, validate_every=epochs, workers=0 if device == "cpu" else None, device=device, initial=initial,
+        plan = Training(
+            replace(recipe, **EDGEKIT, initial=initial.sha256), data, folder / "run", "network", "", validation=validation,
+            validate_every=epochs, workers=0 if device == "cpu" else None, device=device, initial=initial,
             threads=None if kind == "edgekit" else 1,
         )  # fmt: skip
+        checkpoint = train(plan, Reports(report))
         if not leads():
             return
         miou = (read_metadata(checkpoint) or {})["metrics"]["camvid:val"]["miou"]

@@ -33,11 +33,12 @@ from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import require
 from edgekit.core.values import Artifact, Float32, Precision, SessionOptions, Size, UInt8
 from edgekit.devices.environment import available_cores
-from edgekit.devices.local import Worker
+from edgekit.devices.local import Subject, Worker
 from edgekit.export.graph import Logits
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network
 from edgekit.pipeline.accuracy import pytorch_labeller
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.plans import Order
 from edgekit.pipeline.quantization import Calibration
 from reports.statistics import bootstrap_ratio
 
@@ -173,10 +174,12 @@ def measured(
     try:
         for name, folder in vendors.items():
             title = f"vendor {name}"
-            workers[title] = Worker(folder, title, frames, available_cores(), "frame-to-labels", log, VENDOR_WORKER)
+            workers[title] = Worker(
+                Subject(folder, title), frames, available_cores(), "frame-to-labels", log, VENDOR_WORKER
+            )
         for name, artifact in artifacts.items():
             title = f"edgekit {name}"
-            workers[title] = Worker(artifact.folder, title, frames, None, "frame-to-labels", log)
+            workers[title] = Worker(Subject(artifact.folder, title), frames, None, "frame-to-labels", log)
         taken = interleaved(workers, rounds, QUERIES, WARMUP)
         result = {}
         for name, worker in workers.items():
@@ -254,17 +257,15 @@ def main() -> None:
                 (folder / "vendor").mkdir()
                 np.save(folder / "frames.npy", np.concatenate(test))
                 network = FullSize(Logits(load_network(checkpoint), len(checkpoint.class_names))).eval()
+                order = Order(checkpoint, size, folder, "benchmarks/vendor_speed.py", calibration)
                 target = require("openvino" if family == "pytorch" else family)
                 precisions = dict.fromkeys(pair.precision for pair in FAMILIES[family])
                 with noise_to(folder / "log"):
                     vendors = VENDORS[family](network, checkpoint, calibration_frames, folder / "vendor")
                     artifacts = {
-                        precision: make_artifact(
-                            target, checkpoint, graph, recipe_for(target, precision, None, 1), size,
-                            calibration if precision == "int8" else None, folder, "benchmarks/vendor_speed.py", progress,
-                        )
+                        precision: make_artifact(target, order, recipe_for(target, precision, None, 1), graph, progress)
                         for precision in precisions
-                    }  # fmt: skip
+                    }
                 gc.collect()
                 result = measured(vendors, artifacts, folder / "frames.npy", arguments.rounds, folder / "log")
                 agreements = {precision: agreement(made, test, expected) for precision, made in artifacts.items()}

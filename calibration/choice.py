@@ -15,7 +15,7 @@ CANDIDATES = 4
 """Labels are read of so many frames for each one that is chosen."""
 
 FIRST_PIXELS = 1e-3
-"""Of a frame: a class's first pixels count most, and from about this share on more of them count ever less."""
+"""A class's first pixels in a frame count most; from about this share of the frame on, more of them count ever less."""
 
 
 @dataclass(frozen=True)

@@ -206,14 +206,13 @@ def find_root(dataset: str, root: Path | None) -> Path:
 
 
 def _streets(split: str, size: Size) -> Split:
-    code = sha256_path(Path(streets.__file__))
     area = size.height * size.width / (1024 * 2048)
     classes = replace(
         CITYSCAPES, instance_pixels={name: pixels * area for name, pixels in CITYSCAPES.instance_pixels.items()}
     )
 
     def reference(index: int) -> FrameReference:
-        identity = partial(_streets_identity, code, split, index, size)
+        identity = partial(_streets_identity, split, index, size)
         load = partial(_load_streets, split, index, size)
         labels = partial(_labels_of_streets, split, index, size)
         return FrameReference(f"{split}-{index:04d}", identity, load, identity, partial(_image_of, load), labels)
@@ -221,8 +220,8 @@ def _streets(split: str, size: Size) -> Split:
     return Split("streets", split, classes, tuple(reference(index) for index in range(STREETS_FRAMES[split])))
 
 
-def _streets_identity(code: str, split: str, index: int, size: Size) -> str:
-    return sha256_json(["streets", code, split, index, str(size)])
+def _streets_identity(split: str, index: int, size: Size) -> str:
+    return sha256_json(["streets", streets.VERSION, split, index, str(size)])
 
 
 def _load_streets(split: str, index: int, size: Size) -> Frame:

@@ -34,10 +34,10 @@ SIMULATED_PIXELS, MOST_SIMULATED = 4 << 20, 12
 """Estimators are compared on frames of so many pixels together, and on no more frames."""
 
 LEAST_SQUARES_BINS = 1 << 13
-"""Of a histogram: some thirty in each step of int8."""
+"""The bins of a histogram: some thirty in each step of int8."""
 
 SAMPLES_PER_FRAME = 8192
-"""Of each map of each frame, at random positions: 32 frames give a 99.99th percentile some 26 values above it."""
+"""So many values of each map of each frame are kept, at random positions: of 32 frames, some 26 lie above the 99.99th percentile."""
 
 
 @dataclass(frozen=True)

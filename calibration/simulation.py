@@ -37,7 +37,7 @@ OUTPUT_AXIS: dict[Any, int] = {aten.conv2d.default: 0, aten.linear.default: 0, a
 
 
 SMALLEST_SCALE = 1e-30
-"""Of what is always zero."""
+"""The scale of what is always zero."""
 
 
 def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:

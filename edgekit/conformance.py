@@ -19,6 +19,7 @@ from edgekit.core.values import PRECISIONS, Artifact, OutputKind, Precision, Rec
 from edgekit.networks.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, load_checkpoint
 from edgekit.pipeline.accuracy import Labeller, pytorch_labeller
 from edgekit.pipeline.artifacts import lazy_graph, load_artifact, make_artifact
+from edgekit.pipeline.plans import Order
 from edgekit.pipeline.quantization import Calibration
 
 AGREEMENT: dict[Precision, float] = {"fp32": 0.999, "fp16": 0.99, "int8": 0.8}
@@ -63,14 +64,12 @@ def check_target(
     calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
     progress = Progress(silent=True)
     graph = lazy_graph(used, size, progress)
+    order = Order(used, size, folder, "conformance", calibration)
     with pytorch_labeller(used, size) as reference:
         for recipe in _recipes(target, precisions or target.precisions):
             name = recipe.precision if recipe.output == target.output else f"{recipe.precision} as {recipe.output}"
             try:
-                artifact = make_artifact(
-                    target, used, graph, recipe, size, calibration if recipe.precision == "int8" else None, folder,
-                    "conformance", progress,
-                )  # fmt: skip
+                artifact = make_artifact(target, order, recipe, graph, progress)
             except EdgekitError as error:
                 findings.append(f"{name}: {error}")
                 continue

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
-
-from edgekit.metrics.scores import counts_from_json
+from edgekit.core import measurement
+from edgekit.core.measurement import HEADLINE_SCOPE, LOCAL, Latency, LoadInterval, Placement, Unheld, Unit, Watched
 from reports import figures
-from reports.document import HEADLINE_SCOPE, LOCAL, ReportContext, Result
+from reports.document import ReportContext, Result, confusions_of
 from reports.numbers import megabytes, milliseconds, percent
 from reports.statistics import bootstrap_drop
 from reports.sustained import SHORT, SLOWER, Sustained, summarize_sustained, throttling
@@ -21,17 +19,18 @@ MIXED = "tegrastats did not always say that the GPU was under load: moments with
 
 
 def _sustained(results: Sequence[Result]) -> list[tuple[str, Result, Sustained]]:
-    held = [result for result in results if result.document.get("sustained") and not _unheld(result)]
-    return [
-        (name, result, summarize_sustained(result.document["sustained"]))
-        for name, result in zip(distinct_names(held), held, strict=True)
-    ]
+    held = [(result, load) for result in results if isinstance(load := _load(result), measurement.Sustained)]
+    names = distinct_names([result for result, _ in held])
+    return [(name, result, summarize_sustained(load)) for name, (result, load) in zip(names, held, strict=True)]
 
 
-def _unheld(result: Result) -> str | None:
-    """Why what was measured under load cannot be shown, None where it can."""
-    why = (result.document.get("sustained") or {}).get("failed")
-    return None if why is None else str(why)
+def _load(result: Result) -> measurement.Sustained | Unheld | None:
+    return None if result.measured is None else result.measured.sustained
+
+
+def _intervals(result: Result) -> tuple[LoadInterval, ...]:
+    load = _load(result)
+    return load.intervals if isinstance(load, measurement.Sustained) else ()
 
 
 def sustained_chart(results: Sequence[Result], colours: Mapping[str, str], form: str = "svg") -> bytes | None:
@@ -39,27 +38,25 @@ def sustained_chart(results: Sequence[Result], colours: Mapping[str, str], form:
     held = sorted(_sustained(results), key=lambda entry: entry[2].first)[:SHOWN]
     if not held:
         return None
-    lines = [
-        figures.Load(name, result.document["target"], result.document["precision"], found)
-        for name, result, found in held
-    ]
+    lines = [figures.Load(name, result.row.target, result.row.precision, found) for name, result, found in held]
     return figures.sustained(lines, colours, form)
 
 
 def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) -> list[str]:
     """What heat left of the speed; empty where nothing was kept under load."""
     held = _sustained(results)
-    unheld = [result for result in results if _unheld(result)]
+    unheld = [result for result in results if isinstance(_load(result), Unheld)]
     if not held and not unheld:
         return []
     rows, notes = [], Notes()
     for name, result in zip(distinct_names(unheld), unheld, strict=True):
-        rows.append([escape(name), *[notes.mark("not measured", str(_unheld(result)))] * 7])
+        load = _load(result)
+        assert isinstance(load, Unheld)
+        rows.append([escape(name), *[notes.mark("not measured", load.failed)] * 7])
     for name, result, found in held:
         heats = [entry.temperature for entry in found.intervals if entry.temperature is not None]
         clocks = [entry.clock for entry in found.intervals if entry.clock is not None]
-        raw = result.document["sustained"]["intervals"]
-        mixed = [MIXED] if any(entry.get("under_load") is False for entry in raw) else []
+        mixed = [MIXED] if any(entry.under_load is False for entry in _intervals(result)) else []
         rows.append([
             escape(name), f"{found.seconds / 60:.3g}", milliseconds(found.first), milliseconds(found.last),
             f"{100 * found.slowdown:+.1f}", throttling(found),
@@ -85,32 +82,20 @@ def sustained_section(results: Sequence[Result], pictures: Mapping[str, str]) ->
 
 def _whose_clock(held: Sequence[tuple[str, Result, Sustained]]) -> str:
     """A load by trtexec comes with the GPU's clock, any other with the cores'."""
-    gpus = [
-        any("GPU" in _mapping(entry.get("clock_khz")) for entry in result.document["sustained"]["intervals"])
-        for _, result, _ in held
-    ]
+    gpus = [any("GPU" in entry.conditions.clock_khz for entry in _intervals(result)) for _, result, _ in held]
     if gpus and all(gpus):
         return "the GPU's under load (the median of each interval)"
     return "the fastest core's (the GPU's under load for TensorRT)" if any(gpus) else "the fastest core's"
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def units_section(results: Sequence[Result]) -> list[str]:
     """Latency on each choice of Core ML's compute units, and where its compute plan puts the operations."""
     rows, plans, notes = [], [], Notes()
-    chosen = [
-        result
-        for result in results
-        if result.document["target"] == "coreml" and (result.document.get("latency") or {}).get("compute_units")
-    ]
-    units = list(dict.fromkeys(unit for result in chosen for unit in result.document["latency"]["compute_units"]))
-    for name, result in zip(distinct_names(chosen), chosen, strict=True):
-        latency = result.document["latency"]
-        rows.append([escape(name), *(_unit_cell(latency["compute_units"].get(unit), notes) for unit in units)])
-        for unit, plan in (latency.get("placement") or {}).items():
+    chosen = timed_by_unit(results, "coreml")
+    units = list(dict.fromkeys(unit for _, _, own in chosen for unit in own))
+    for name, latency, own in chosen:
+        rows.append([escape(name), *(_unit_cell(own.get(unit), notes) for unit in units)])
+        for unit, plan in (latency.placement or {}).items():
             plans.append([escape(name), escape(unit), *_plan_cells(plan, notes)])
     if not rows:
         return []
@@ -125,56 +110,68 @@ def units_section(results: Sequence[Result]) -> list[str]:
     return lines + notes.lines()
 
 
-def _plan_cells(plan: Any, notes: Notes) -> list[str]:
+def timed_by_unit(results: Sequence[Result], target: str) -> list[tuple[str, Latency, Mapping[str, Unit]]]:
+    """A target's results that were timed on several compute units or backends: name, latency, and by unit."""
+    chosen = [(result, taken) for result in results if (taken := _taken(result)) and result.row.target == target]
+    chosen = [(result, taken) for result, taken in chosen if taken.compute_units]
+    names = distinct_names([result for result, _ in chosen])
+    return [(name, taken, taken.compute_units or {}) for name, (_, taken) in zip(names, chosen, strict=True)]
+
+
+def _taken(result: Result) -> Latency | None:
+    latency = None if result.measured is None else result.measured.latency
+    return latency if isinstance(latency, Latency) else None
+
+
+def _plan_cells(plan: Placement, notes: Notes) -> list[str]:
     """Operations by where they run, and those that are not where most of the cost is."""
-    if not isinstance(plan, Mapping) or not plan.get("operations"):
-        why = plan.get("failed") if isinstance(plan, Mapping) else None
-        return [notes.mark("not planned", str(why or "Core ML's plan names no operation")), "not planned"]
-    costs = plan.get("cost") or {}
+    if not plan.operations:
+        return [notes.mark("not planned", plan.failed or "Core ML's plan names no operation"), "not planned"]
+    costs = plan.cost or {}
     shares = [
         f"{device} {count} ({percent(costs.get(device, 0.0))} % of the cost)"
-        for device, count in plan["operations"].items()
+        for device, count in plan.operations.items()
     ]
-    rest = [f"{count} x {what}" for what, count in (plan.get("elsewhere") or {}).items()]
+    rest = [f"{count} x {what}" for what, count in (plan.elsewhere or {}).items()]
     return [escape(", ".join(shares)), escape(", ".join(rest)) or "none"]
 
 
-def _unit_cell(unit: Any, notes: Notes) -> str:
-    if not isinstance(unit, Mapping):
+def _unit_cell(unit: Unit | None, notes: Notes) -> str:
+    if unit is None:
         return notes.mark("not measured", "it was not asked for there")
-    if "p50" not in unit:
-        return notes.mark("not measured", str(unit.get("failed") or "it did not run"))
-    return milliseconds(unit["p50"])
+    if unit.p50 is None:
+        return notes.mark("not measured", unit.failed or "it did not run")
+    return milliseconds(unit.p50)
 
 
 def tensorrt_section(results: Sequence[Result]) -> list[str]:
     """What trtexec tells beside the latency: copies, memory, power, and the slowest layers."""
     rows, layers, notes = [], [], Notes()
-    chosen = [result for result in results if (result.document.get("latency") or {}).get("trtexec")]
-    for name, result in zip(distinct_names(chosen), chosen, strict=True):
-        told = result.document["latency"]["trtexec"]
-        watched = told.get("tegrastats") or {}
-        graph, copies, memory = told.get("graph_ms"), told.get("with_copies_ms"), told.get("gpu_bytes")
-        failed = [f"trtexec failed: {why}"] if (why := told.get("failed")) else []
+    chosen = [(result, taken.trtexec) for result in results if (taken := _taken(result)) and taken.trtexec]
+    names = distinct_names([result for result, _ in chosen])
+    for name, (result, told) in zip(names, chosen, strict=True):
+        watched = told.tegrastats or Watched()
+        graph, copies, memory = told.graph_ms, told.with_copies_ms, told.gpu_bytes
+        failed = [f"trtexec failed: {why}"] if (why := told.failed) else []
         if graph is None and result.latency is not None and not failed:
             graph = result.latency.p50
-        unstable = told.get("unstable_cv")
+        unstable = told.unstable_cv
         beside = [f"warning, unstable by trtexec's own word: CV is {100 * unstable:.1f} %"] if unstable else failed
-        without = [f"trtexec failed when it timed the copies: {why}"] if (why := told.get("with_copies_failed")) else []
-        mixed = [MIXED] if watched.get("under_load") is False else []
-        watts = watched.get("mean_watts")
-        heat = max((watched.get("max_celsius") or {}).values(), default=None)
+        without = [f"trtexec failed when it timed the copies: {why}"] if (why := told.with_copies_failed) else []
+        mixed = [MIXED] if watched.under_load is False else []
+        watts = watched.mean_watts
+        heat = max((watched.max_celsius or {}).values(), default=None)
         rows.append([
             escape(name), notes.mark("unavailable" if graph is None else milliseconds(graph), *beside),
             notes.mark("unavailable" if copies is None else milliseconds(copies), *without),
             "unavailable" if memory is None else megabytes(memory, 0),
             "unavailable" if watts is None else notes.mark(f"{watts:.1f}", *mixed),
             "unavailable" if heat is None else f"{heat:.0f}",
-            escape(", ".join(f"{count} {kind}" for kind, count in (told.get("precisions") or {}).items())) or "unavailable",
+            escape(", ".join(f"{count} {kind}" for kind, count in (told.precisions or {}).items())) or "unavailable",
         ])  # fmt: skip
         layers += [
-            [escape(name), escape(layer["name"]), milliseconds(layer["mean_ms"]), percent(layer["share"])]
-            for layer in told.get("layers") or ()
+            [escape(name), escape(layer.name), milliseconds(layer.mean_ms), percent(layer.share)]
+            for layer in told.layers
         ]
     if not rows:
         return []
@@ -204,18 +201,19 @@ def against_local(page: Sequence[Result], everything: Sequence[Result], context:
                 other
                 for other in everything
                 if other.device == LOCAL and other.scores is not None
-                and other.document.get("artifact") == result.document.get("artifact")
+                and other.row.artifact == result.row.artifact
             ),
             None,
         )  # fmt: skip
-        if local is None or local.scores is None:
+        if local is None or local.measured is None or result.measured is None:
             continue
+        assert local.scores is not None
         if (
             result.accuracy_provenance.by == local.accuracy_provenance.by
             and result.accuracy_provenance.kind == "reference"
         ):
             continue  # what stands on the page are this machine's own numbers
-        drop = bootstrap_drop(_confusions(local, context), _confusions(result, context))
+        drop = bootstrap_drop(confusions_of(local.measured, context), confusions_of(result.measured, context))
         rows.append([
             escape(name), percent(local.scores.miou), percent(result.scores.miou), interval(drop),
             escape(local.accuracy_provenance.by), escape(result.accuracy_provenance.by),
@@ -225,9 +223,3 @@ def against_local(page: Sequence[Result], everything: Sequence[Result], context:
     header = ["Artifact", "mIoU here, %", "mIoU there, %", "Here minus there, points [95 %]", "By", "By, there"]
     lead = "The same artifact on the same frames, on the machine that made this report and on the device."
     return ["## Against this machine", "", lead, "", *table(header, rows)]
-
-
-def _confusions(result: Result, context: ReportContext) -> Any:
-    """int64 [frames, C, C]."""
-    classes = len(context.class_names)
-    return np.stack([counts_from_json(counts, classes).confusion for counts in result.document["accuracy"]["counts"]])

@@ -1,4 +1,4 @@
-"""From measurement documents to ``report.json``, and the check of its schema."""
+"""From measurements to ``report.json``, and the check of its schema."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any, get_args
 import numpy as np
 
 from edgekit.core.errors import EdgekitError
-from edgekit.core.values import PRECISIONS, ClassSet, Int64, Provenance, ProvenanceKind, UInt8, filled_note
-from edgekit.metrics.scores import Scores, add_counts, counts_from_json, score
-from reports.measurement import check, shown
+from edgekit.core.measurement import LOCAL, SCHEMA, Failure, Latency, Measurement, Row, Untimed
+from edgekit.core.values import PRECISIONS, ClassSet, Int64, Provenance, ProvenanceKind, Size, UInt8, filled_note
+from edgekit.metrics.scores import Scores, add_counts, dense, score
+from reports.counts import shown
 from reports.statistics import (
     Interval,
     LatencySummary,
@@ -23,9 +24,7 @@ from reports.statistics import (
     summarize_latency,
 )
 
-SCHEMA = 1
-LOCAL = "local"
-HEADLINE_SCOPE = "frame-to-labels"
+REPORT_SCHEMA = 1
 SEEN = "The network was trained on these frames: on others it does worse."
 NO_DEVICE = "no device connected"
 
@@ -92,16 +91,17 @@ class Result:
     """One artifact on one device, with everything derived from its raw samples.
 
     Attributes:
-        document: the measurement document; of a failed artifact only target, title, precision, size and failed.
-        device: where the result stands; another than the document's for a page without a connected device.
+        row: what was measured, or the failure.
+        device: where the result stands; another than the row's for a page without a connected device.
         scores: None when the accuracy was not measured.
         drop: float PyTorch minus artifact, fractions of mIoU; None for the float itself or without scores.
         latency: None when it was not measured.
         accuracy_provenance, latency_provenance: how the numbers were obtained.
         agreement: mean fraction of pixels labelled as float PyTorch does; None when not recorded.
+        reference: float PyTorch at the same size, which the drop is measured from; None for itself, or without one.
     """
 
-    document: Mapping[str, Any]
+    row: Row
     device: str
     scores: Scores | None
     drop: Interval | None
@@ -109,32 +109,38 @@ class Result:
     accuracy_provenance: Provenance
     latency_provenance: Provenance
     agreement: float | None = None
+    reference: Result | None = None
 
     @property
     def failed(self) -> str | None:
         """Why there is no artifact, or None."""
-        reason = self.document.get("failed")
-        return None if reason is None else str(reason)
+        return self.row.failed if isinstance(self.row, Failure) else None
+
+    @property
+    def measured(self) -> Measurement | None:
+        """What was measured, None for a failure."""
+        return self.row if isinstance(self.row, Measurement) else None
+
+    @property
+    def taken(self) -> Latency | None:
+        """The times behind ``latency``; None when there are none on this page or of this artifact."""
+        found = self.row.latency if isinstance(self.row, Measurement) else None
+        return found if isinstance(found, Latency) and self.latency is not None else None
 
     @property
     def is_float(self) -> bool:
         """Whether it is the float PyTorch that drops are measured from."""
-        return is_float(self.document)
+        return self.row.is_float
 
     @property
     def name(self) -> str:
         """Title and precision, as charts and tables name it."""
-        return f"{self.document.get('title', self.document['target'])} {self.document['precision']}"
+        return f"{self.row.named} {self.row.precision}"
 
     @property
     def scope(self) -> str | None:
         """The latency's scope, None when it was not measured."""
-        return None if self.latency is None else str(self.document["latency"].get("scope", HEADLINE_SCOPE))
-
-
-def is_float(document: Mapping[str, Any]) -> bool:
-    """Whether a measurement document is the float PyTorch reference."""
-    return bool(document["target"] == "pytorch" and document["precision"] == "fp32")
+        return None if self.taken is None else self.taken.scope
 
 
 def trainings(recipe: Mapping[str, Any]) -> list[str]:
@@ -147,158 +153,151 @@ def trainings(recipe: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*(command for other in others if other for command in trainings(other)), *own]))
 
 
-def artifact_folder(document: Mapping[str, Any], context: ReportContext) -> str:
+def artifact_folder(row: Measurement, context: ReportContext) -> str:
     """An artifact's folder as commands should name it."""
-    return f"{document.get('run_folder', context.folder)}/artifacts/{document['artifact']}"
+    return f"{row.run_folder or context.folder}/artifacts/{row.artifact}"
 
 
-def bench_command(document: Mapping[str, Any], context: ReportContext, device: str) -> str:
+def bench_command(row: Measurement, context: ReportContext, device: str) -> str:
     """The command that would measure an artifact's latency on a device: what its target notes for it, or the bench."""
-    artifact = artifact_folder(document, context)
+    artifact = artifact_folder(row, context)
     quoted = shlex.quote(artifact)
-    if device == document.get("device") != LOCAL:
+    if device == row.device != LOCAL:
         return f"edgekit bench {quoted} --device {device}"
-    noted = (document.get("notes") or {}).get(f"measure on {device}")
+    noted = row.notes.get(f"measure on {device}")
     return filled_note(noted, artifact) if noted else f"edgekit bench {quoted}"
 
 
-def analyse(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> tuple[Result, ...]:
-    """Everything derived from the documents: one result per document and one more for each page it stands on.
+def analyse(rows: Sequence[Row], context: ReportContext) -> tuple[Result, ...]:
+    """Everything derived from what was measured: one result for each and one more for each page it stands on.
 
-    The order is that of the documents; the float reference comes first.
+    The order is that of the rows; the float reference comes first.
 
     Raises:
-        EdgekitError: one is no measurement document, two documents' accuracies are not of the same frames, or one is of
-            another checkpoint than the run. Numbers that cannot be shown are ``not measured`` instead, with the reason.
+        EdgekitError: two accuracies are not of the same frames, or one is of another checkpoint than the run. Counts that
+            cannot be shown are ``not measured`` instead, with the reason.
     """
-    for document in documents:
-        check(document)
     whole = context.checkpoint.get("sha256")
-    for document in documents:
-        own = (document.get("checkpoint") or {}).get("sha256")
+    for row in rows:
+        own = row.checkpoint.sha256 if isinstance(row, Measurement) and row.checkpoint is not None else None
         if whole is not None and own is not None and own != whole:
-            raise EdgekitError(f"{_label(document)} is of another checkpoint than the run was: run it again to its end")
-    ordered: list[Mapping[str, Any]] = []
-    confusions: dict[tuple[int, int], Any] = {}
+            raise EdgekitError(f"{_label(row)} is of another checkpoint than the run was: run it again to its end")
+    ordered: list[Row] = []
+    floats: dict[Size, Result] = {}
+    confusions: dict[Size, Int64] = {}
     frames: Sequence[str] | None = None
     truth: Int64 | None = None
-    for raw in sorted(documents, key=lambda document: not is_float(document)):
-        document = shown(raw, context.classes, truth)
-        ordered.append(document)
-        accuracy = document.get("accuracy")
-        if not accuracy:
+    for raw in sorted(rows, key=lambda row: not row.is_float):
+        if isinstance(raw, Failure):
+            ordered.append(raw)
             continue
-        if frames is not None and list(accuracy["frames"]) != list(frames):
+        row = shown(raw, context.classes, truth)
+        ordered.append(row)
+        if row.accuracy is None:
+            continue
+        if frames is not None and row.accuracy.frames != frames:
             raise EdgekitError(
-                f"{_label(document)} was evaluated on other frames than {_label(ordered[0])}: evaluate both again"
+                f"{_label(row)} was evaluated on other frames than {_label(ordered[0])}: evaluate both again"
             )
-        frames = accuracy["frames"]
-        if is_float(document):
-            confusions[_size(document)] = _confusions(document, context)
-            truth = confusions[_size(document)].sum(2)
-    connected = {(document.get("artifact"), document.get("device", LOCAL)) for document in ordered}
-    there = {document.get("stands_for") for document in ordered}
+        frames = row.accuracy.frames
+        if row.is_float:
+            confusions[row.size] = confusions_of(row, context)
+            truth = confusions[row.size].sum(2)
+    connected = {(row.artifact, row.device) for row in ordered if isinstance(row, Measurement)}
+    there = {row.stands_for for row in ordered}
     results: list[Result] = []
-    for document in ordered:
-        result = _own_result(document, context, confusions.get(_size(document)))
+    for row in ordered:
+        result = _own_result(row, context, floats.get(row.size), confusions.get(row.size))
+        if result.is_float and result.scores is not None:
+            floats.setdefault(row.size, result)
         results.append(result)
         if result.device != LOCAL:
             continue
-        for page in document.get("device_pages", ()):
+        for page in row.device_pages:
             if page in there:  # a device of that kind has a page of its own
                 continue
-            if "artifact" not in document or (document["artifact"], page) not in connected:
-                results.append(_unconnected(result, context, str(page)))
+            if isinstance(row, Failure) or (row.artifact, page) not in connected:
+                results.append(_unconnected(result, context, page))
     return tuple(results)
 
 
-def _label(document: Mapping[str, Any]) -> str:
-    return str(document.get("artifact", f"{document['target']} {document['precision']}"))
+def _label(row: Row) -> str:
+    return row.artifact or f"{row.target} {row.precision}"
 
 
-def _size(document: Mapping[str, Any]) -> tuple[int, int]:
-    height, width = document["size"]
-    return int(height), int(width)
-
-
-def _confusions(document: Mapping[str, Any], context: ReportContext) -> Any:
-    """int64 [frames, C, C]."""
+def confusions_of(row: Measurement, context: ReportContext) -> Int64:
+    """int64 [frames, C, C] of a row that has an accuracy."""
+    assert row.accuracy is not None
     classes = len(context.class_names)
-    return np.stack([counts_from_json(counts, classes).confusion for counts in document["accuracy"]["counts"]])
+    found: Int64 = np.stack([dense(counts, classes).confusion for counts in row.accuracy.counts])
+    return found
 
 
-def latency_summary(latency: Mapping[str, Any]) -> LatencySummary | None:
-    """Everything derived from a ``latency`` object; None where it says that nothing was measured."""
-    if latency["provenance"]["kind"] == "not measured":
+def latency_summary(latency: Latency | Untimed) -> LatencySummary | None:
+    """Everything derived from a latency; None where nothing was measured."""
+    if isinstance(latency, Untimed):
         return None
-    if latency.get("rounds_ms") is not None:
-        summary = summarize_latency(
-            latency["rounds_ms"], latency["mode"], latency.get("warmup_ms"), latency.get("first_ms")
-        )
+    if latency.rounds_ms is not None:
+        summary = summarize_latency(latency.rounds_ms, latency.mode, latency.warmup_ms, latency.first_ms)
     else:
-        summary = printed_latency(latency["statistics"], latency["mode"])
+        assert latency.statistics is not None
+        summary = printed_latency(latency.statistics, latency.mode)
     return replace(summary, warnings=(*summary.warnings, *condition_warnings(latency)))
 
 
-def _own_result(document: Mapping[str, Any], context: ReportContext, reference: Any) -> Result:
-    device = str(document.get("device", LOCAL))
-    if document.get("failed") is not None:
-        nothing = Provenance("not measured", "", f"no artifact: {document['failed']}")
-        return Result(document, device, None, None, None, nothing, nothing)
-    if document.get("schema") != SCHEMA:
-        raise EdgekitError(f"the measurement of {_label(document)} has another schema than {SCHEMA}: measure it again")
-    accuracy, latency = document.get("accuracy"), document["latency"]
+def _own_result(row: Row, context: ReportContext, floating: Result | None, reference: Int64 | None) -> Result:
+    if isinstance(row, Failure):
+        nothing = Provenance("not measured", "", f"no artifact: {row.failed}")
+        return Result(row, row.device, None, None, None, nothing, nothing)
+    if row.schema != SCHEMA:
+        raise EdgekitError(f"the measurement of {_label(row)} has another schema than {SCHEMA}: measure it again")
     scores, drop, agreement = None, None, None
-    if accuracy:
-        counts = [counts_from_json(frame, len(context.class_names)) for frame in accuracy["counts"]]
+    if row.accuracy is not None:
+        counts = [dense(frame, len(context.class_names)) for frame in row.accuracy.counts]
         scores = score(add_counts(counts), context.classes)
-        accuracy_provenance = _provenance(accuracy["provenance"])
-        if accuracy.get("agreement"):
-            agreement = float(np.mean(accuracy["agreement"]))
-        if reference is not None and not is_float(document):
+        accuracy_provenance = row.accuracy.provenance
+        if row.accuracy.agreement:
+            agreement = float(np.mean(row.accuracy.agreement))
+        if reference is not None and not row.is_float:
             drop = bootstrap_drop(reference, np.stack([frame.confusion for frame in counts]))
             drop = None if any(math.isnan(value) for value in (drop.value, drop.low, drop.high)) else drop
     else:
-        subject = artifact_folder(document, context)
-        if is_float(document):
+        subject = artifact_folder(row, context)
+        if row.is_float:
             subject = str(context.checkpoint.get("name", "CHECKPOINT"))
         data, split = context.dataset.get("name", "DATA"), context.dataset.get("split", "SPLIT")
         way = f"edgekit evaluate {shlex.quote(subject)} --data {data} --split {split}"
-        why = document.get("accuracy_why") or f"it was not evaluated; measure with: {way}"
-        accuracy_provenance = Provenance("not measured", "", str(why))
-    latency_provenance = _provenance(latency["provenance"])
-    summary = latency_summary(latency)
+        why = row.accuracy_why or f"it was not evaluated; measure with: {way}"
+        accuracy_provenance = Provenance("not measured", "", why)
+    latency_provenance = row.latency.provenance
+    summary = latency_summary(row.latency)
     if summary is None and not latency_provenance.why:
-        way = bench_command(document, context, device)
+        way = bench_command(row, context, row.device)
         latency_provenance = Provenance("not measured", "", f"it was not timed; measure with: {way}")
-    return Result(document, device, scores, drop, summary, accuracy_provenance, latency_provenance, agreement)
-
-
-def _provenance(document: Mapping[str, Any]) -> Provenance:
-    return Provenance(document["kind"], str(document.get("by") or ""), str(document.get("why") or ""))
+    return Result(
+        row, row.device, scores, drop, summary, accuracy_provenance, latency_provenance, agreement, floating
+    )  # fmt: skip
 
 
 def _unconnected(local: Result, context: ReportContext, device: str) -> Result:
     """The result of a device that is not there: accuracy by the local engine, latency by nobody."""
-    if local.failed is not None:
-        return Result(
-            local.document, device, None, None, None, local.accuracy_provenance, local.latency_provenance
-        )  # fmt: skip
+    if isinstance(local.row, Failure):
+        return replace(local, device=device)
     accuracy = local.accuracy_provenance
     if local.scores is not None:
         why = "; ".join(part for part in ("ran on this machine, not on the device", accuracy.why) if part)
         accuracy = Provenance("reference", accuracy.by, why)
     latency = local.latency_provenance
     if local.latency is not None:
-        way = bench_command(local.document, context, device)
+        way = bench_command(local.row, context, device)
         latency = Provenance("not measured", "", f"{NO_DEVICE}; measure with: {way}")
-    return Result(local.document, device, local.scores, local.drop, None, accuracy, latency, local.agreement)
+    return replace(local, device=device, latency=None, accuracy_provenance=accuracy, latency_provenance=latency)
 
 
 def build(results: Sequence[Result], context: ReportContext) -> dict[str, Any]:
     """The ``report.json`` document of :func:`analyse`'s results; validated."""
     document = {
-        "schema": SCHEMA,
+        "schema": REPORT_SCHEMA,
         "checkpoint": _finite(dict(context.checkpoint)),
         "dataset": _finite(dict(context.dataset)),
         "rows": [_row(result) for result in results],
@@ -307,9 +306,9 @@ def build(results: Sequence[Result], context: ReportContext) -> dict[str, Any]:
     return document
 
 
-def build_document(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, Any]:
-    """The ``report.json`` document of measurement documents; see :func:`analyse` for what it raises."""
-    return build(analyse(documents, context), context)
+def build_document(rows: Sequence[Row], context: ReportContext) -> dict[str, Any]:
+    """The ``report.json`` document of what was measured; see :func:`analyse` for what it raises."""
+    return build(analyse(rows, context), context)
 
 
 def _finite(value: Any) -> Any:
@@ -324,15 +323,15 @@ def _finite(value: Any) -> Any:
 
 
 def _row(result: Result) -> dict[str, Any]:
-    document, latency, drop = result.document, result.latency, result.drop
+    source, latency, drop = result.row, result.latency, result.drop
     row: dict[str, Any] = dict.fromkeys(ROW_KEYS)
     row.update(
-        target=document["target"],
-        precision=document["precision"],
+        target=source.target,
+        precision=source.precision,
         device=result.device,
-        size=list(_size(document)),
-        output_stride=document.get("output_stride"),
-        model_bytes=document.get("model_bytes"),
+        size=[source.size.height, source.size.width],
+        output_stride=source.output_stride if isinstance(source, Measurement) else None,
+        model_bytes=source.model_bytes if isinstance(source, Measurement) else None,
         provenance={"miou": result.accuracy_provenance.to_json(), "latency": result.latency_provenance.to_json()},
     )
     if result.scores is not None:
@@ -344,7 +343,7 @@ def _row(result: Result) -> dict[str, Any]:
             latency_scope=result.scope,
             latency_ms={key: getattr(latency, key) for key in LATENCY_KEYS},
             fps=latency.fps,
-            peak_rss_bytes=document["latency"].get("peak_rss_bytes"),
+            peak_rss_bytes=None if result.taken is None else result.taken.peak_rss_bytes,
         )
     return row
 
@@ -356,7 +355,7 @@ def validate(document: Any) -> None:
         EdgekitError: names the first place that is wrong, for example ``rows[3].latency_ms.p50``.
     """
     for problem in _problems(document):
-        raise EdgekitError(f"this is not a report of schema {SCHEMA}: {problem}")
+        raise EdgekitError(f"this is not a report of schema {REPORT_SCHEMA}: {problem}")
 
 
 def _problems(document: Any) -> Iterator[str]:
@@ -364,8 +363,8 @@ def _problems(document: Any) -> Iterator[str]:
         yield "the document must be an object"
         return
     yield from _keys(document, ("schema", "checkpoint", "dataset", "rows"), "the document")
-    if document["schema"] != SCHEMA or isinstance(document["schema"], bool):
-        yield f"schema must be {SCHEMA}"
+    if document["schema"] != REPORT_SCHEMA or isinstance(document["schema"], bool):
+        yield f"schema must be {REPORT_SCHEMA}"
     for key in ("checkpoint", "dataset"):
         if not isinstance(document[key], Mapping):
             yield f"{key} must be an object"

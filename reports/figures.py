@@ -140,7 +140,9 @@ def scatter(
                 [point.p50], [100 * point.miou], marker=_MARKERS.get(point.precision, "X"), color=colour,
                 markersize=8, markeredgecolor="white", markeredgewidth=0.9, linestyle="none", zorder=3,
             )  # fmt: skip
-        _marker_legend(axes, [point.precision for point in points], any(point.miou_interval for point in points))
+        _marker_legend(
+            axes, [point.precision for point in points], intervals=any(point.miou_interval for point in points)
+        )
         canvas.draw()
         _name_points(canvas, axes, points, colours, reference_miou)
         return _bytes(figure, form)
@@ -156,7 +158,7 @@ def _log_ticks(axes: Any) -> None:
     axes.tick_params(which="minor", length=0)
 
 
-def _marker_legend(axes: Any, precisions: Sequence[str], intervals: bool) -> None:
+def _marker_legend(axes: Any, precisions: Sequence[str], *, intervals: bool) -> None:
     order = [*_MARKERS, *sorted(set(precisions) - set(_MARKERS))]
     handles = [
         Line2D([], [], marker=_MARKERS.get(name, "X"), linestyle="none", color=_QUIET, markersize=7, label=name)

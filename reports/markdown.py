@@ -12,12 +12,11 @@ import numpy as np
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
+from edgekit.core.measurement import HEADLINE_SCOPE, LOCAL, CalibrationSummary, Measurement, Row
 from edgekit.core.values import filled_note
 from reports import figures
 from reports.devices import against_local, sustained_chart, sustained_section, tensorrt_section, units_section
 from reports.document import (
-    HEADLINE_SCOPE,
-    LOCAL,
     NO_DEVICE,
     SEEN,
     ReportContext,
@@ -66,7 +65,7 @@ _SCOPES = {
 
 
 def _target(result: Result) -> str:
-    return str(result.document.get("title", result.document["target"]))
+    return result.row.named
 
 
 def _missing(notes: Notes, why: str) -> str:
@@ -102,7 +101,7 @@ def _latency_cells(result: Result, notes: Notes) -> list[str]:
     p90 = _missing(notes, unprinted) if latency.p90 is None else milliseconds(latency.p90)
     if latency.p90_early_stopping:
         p90 = notes.mark(p90, "MLPerf's early-stopping estimate: with 99 % confidence the p90 is not above it")
-    peak = result.document["latency"].get("peak_rss_bytes")
+    peak = None if result.taken is None else result.taken.peak_rss_bytes
     memory = _missing(notes, "the device did not offer its peak memory") if peak is None else megabytes(peak, 0)
     p50 = notes.mark(milliseconds(latency.p50), *(f"warning, {text}" for text in latency.warnings))
     return [p50, p90, f"{latency.fps:.3g}" if latency.fps < 100 else f"{latency.fps:.0f}", memory]
@@ -127,12 +126,12 @@ def _main_table(results: Sequence[Result]) -> list[str]:
     notes = Notes()
     rows = []
     for result in results:
-        start = [escape(_target(result)), str(result.document["precision"]), size_of(result)]
+        start = [escape(_target(result)), str(result.row.precision), size_of(result)]
         if result.failed is not None:
             why = f"failed, no artifact: {result.failed}"
             rows.append([*start, notes.mark("failed", why), *[_missing(notes, why)] * 6, notes.mark("failed", why)])
             continue
-        size = result.document.get("model_bytes")
+        size = None if result.measured is None else result.measured.model_bytes
         rows.append([
             *start, "does not apply" if result.is_float and size is None else megabytes(size),
             _accuracy_cell(result, notes), _drop_cell(result, notes), *_latency_cells(result, notes),
@@ -192,16 +191,8 @@ def _accuracy_section(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _float_of(result: Result, results: Sequence[Result]) -> Result | None:
-    """Float PyTorch at the result's size."""
-    for other in results:
-        if other.is_float and other.scores is not None and size_of(other) == size_of(result):
-            return other
-    return None
-
-
-def _class_section(page: Sequence[Result], everything: Sequence[Result], context: ReportContext) -> list[str]:
-    compared = [(result, _float_of(result, everything)) for result in page if result.drop is not None]
+def _class_section(page: Sequence[Result], context: ReportContext) -> list[str]:
+    compared = [(result, result.reference) for result in page if result.drop is not None]
     lines: list[str] = []
     sizes = dict.fromkeys(size_of(result) for result, _ in compared)
     for size in sizes:
@@ -232,10 +223,10 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
     """int8 against float of one target, where both ran in the same interleaved rounds and have the same scope."""
     rows = []
     for result in results:
-        if result.latency is None or result.document["precision"] != "int8":
+        if result.taken is None or result.row.precision != "int8":
             continue
         for other in results:
-            if other.latency is None or other.document["precision"] == "int8" or not _interleaved(result, other):
+            if other.taken is None or other.row.precision == "int8" or not _interleaved(result, other):
                 continue
             ratio = bootstrap_ratio(_rounds(result), _rounds(other))
             if ratio.high < 1:
@@ -245,7 +236,7 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
             else:
                 reading = "no difference shown"
             rows.append([
-                escape(_target(result)), size_of(result), str(result.scope), f"int8 / {other.document['precision']}",
+                escape(_target(result)), size_of(result), str(result.scope), f"int8 / {other.row.precision}",
                 f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]", reading,
             ])  # fmt: skip
     lead = (
@@ -261,30 +252,33 @@ def _ratio_section(results: Sequence[Result]) -> list[str]:
 
 def _interleaved(first: Result, second: Result) -> bool:
     """Whether a ratio of two measured artifacts has a meaning."""
-    one, two = first.document, second.document
+    one, two = first.measured, second.measured
+    if one is None or two is None or first.taken is None or second.taken is None:
+        return False
+    alike = ("target", "checkpoint", "size", "output", "output_stride", "device")
     return (
-        one["target"] == two["target"]
-        and one.get("checkpoint") == two.get("checkpoint")
-        and all(one.get(key) == two.get(key) for key in ("size", "output", "output_stride", "device"))
+        all(getattr(one, key) == getattr(two, key) for key in alike)
         and first.scope == second.scope
-        and one["latency"]["mode"] == two["latency"]["mode"]
+        and first.taken.mode == second.taken.mode
         and len(_rounds(first)) == len(_rounds(second)) >= 2
-        and one["latency"].get("settings", {}).get("threads") == two["latency"].get("settings", {}).get("threads")
+        and first.taken.settings.get("threads") == second.taken.settings.get("threads")
     )
 
 
 def _rounds(result: Result) -> Sequence[Sequence[float]]:
     """Raw samples by round, or each round's median where a tool keeps its samples to itself; none where it has neither."""
-    latency = result.document["latency"]
-    rounds: Sequence[Sequence[float]] = latency.get("rounds_ms") or ()
-    printed = [one.get("median_ms") for one in latency.get("rounds") or ()]
-    return rounds or (() if None in printed else [[median] for median in printed])
+    if result.taken is None:
+        return ()
+    printed = [one.median_ms for one in result.taken.rounds]
+    medians = [[median] for median in printed if median is not None]
+    return result.taken.rounds_ms or (medians if len(medians) == len(printed) else ())
 
 
 def _sizes(result: Result) -> list[int]:
     """Samples of each round."""
-    latency = result.document["latency"]
-    return [len(one) for one in latency.get("rounds_ms") or ()] or [one["count"] for one in latency.get("rounds") or ()]
+    if result.taken is None:
+        return []
+    return [len(one) for one in result.taken.rounds_ms or ()] or [one.count for one in result.taken.rounds]
 
 
 def _plain(value: Any) -> str:
@@ -305,7 +299,7 @@ def _spread(values: Sequence[int]) -> str:
 
 def _how_section(results: Sequence[Result]) -> list[str]:
     lines = ["## How it was measured", ""]
-    timed = [result for result in results if result.latency is not None]
+    timed = [result for result in results if result.taken is not None]
     if not timed:
         return [*lines, "Latency: not measured on this device. The notes above say why and how to get it.", ""]
     for scope in dict.fromkeys(str(result.scope) for result in timed):
@@ -315,7 +309,7 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         "- Each artifact runs in a fresh process. The process that runs the model reads the clock.",
         f"- Warm-up: at least {warm.warmup_runs} runs and {warm.warmup_seconds:g} s before the first sample.",
     ]
-    for mode in dict.fromkeys(str(result.document["latency"]["mode"]) for result in timed):
+    for mode in dict.fromkeys(result.taken.mode for result in timed if result.taken is not None):
         queries, seconds = LATENCY_CONTRACTS[mode].queries, LATENCY_CONTRACTS[mode].seconds
         text = f"- {mode.capitalize()} mode: at least {queries} queries and {seconds:g} s."
         if mode == "full":
@@ -331,10 +325,10 @@ def _how_section(results: Sequence[Result]) -> list[str]:
     ]
     rows = []
     for name, result in zip(distinct_names(timed), timed, strict=True):
-        latency, raw = result.latency, result.document["latency"]
-        assert latency is not None
-        warmup = raw.get("warmup_ms")
-        settings = "; ".join(f"{key.replace('_', ' ')}: {_plain(v)}" for key, v in (raw.get("settings") or {}).items())
+        latency, raw = result.latency, result.taken
+        assert latency is not None and raw is not None
+        warmup = raw.warmup_ms
+        settings = "; ".join(f"{key.replace('_', ' ')}: {_plain(v)}" for key, v in raw.settings.items())
         rows.append([
             escape(name), escape(settings) or "not recorded",
             escape("; ".join(latency.warnings)) or "none", latency.mode,
@@ -345,7 +339,7 @@ def _how_section(results: Sequence[Result]) -> list[str]:
             "needs --full" if latency.mode != "full"
             else "too few queries" if latency.p99 is None else milliseconds(latency.p99),
             *("not recorded" if value is None else milliseconds(value)
-              for value in (latency.first, raw.get("load_ms"))),
+              for value in (latency.first, raw.load_ms)),
         ])  # fmt: skip
     header = [
         "Artifact", "Settings", "Warnings", "Mode", "Rounds", "Samples a round", "Samples", "Warm-up", "Mean, ms",
@@ -359,7 +353,7 @@ def _environment_section(results: Sequence[Result]) -> list[str]:
     packages: dict[str, set[str]] = {}
     temperatures: dict[str, list[str]] = {}
     for name, result in zip(distinct_names(results), results, strict=True):
-        environment = result.document.get("environment")
+        environment = {} if result.measured is None else result.measured.environment
         if not environment:
             continue
         rest = {key: value for key, value in environment.items() if key not in ("packages", "temperature")}
@@ -391,50 +385,48 @@ def _environment_section(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _calibration(calibration: Mapping[str, Any]) -> str:
-    text = f"{calibration['frames']} frames of {calibration['dataset']} {calibration['split']}"
-    if chosen := calibration.get("chosen"):
-        text += f", {chosen}"
-    estimator = calibration.get("estimator")
+def _calibration(calibration: CalibrationSummary) -> str:
+    text = f"{calibration.frames} frames of {calibration.dataset} {calibration.split}"
+    if calibration.chosen:
+        text += f", {calibration.chosen}"
+    estimator = calibration.estimator
     if estimator is None:
         return text
-    drop = 100 * calibration["expected_drop"][estimator]
-    equalization = calibration.get("equalization", "none")
+    drop = (calibration.expected_drop or {}).get(estimator)
+    equalization = calibration.equalization or "none"
     equalized = "" if equalization == "none" else f", channels equalized ({equalization})"
-    correction = calibration.get("bias_correction", {"taken": False})
-    if correction["taken"]:
-        drop, equalized = 100 * correction["expected_drop"], f"{equalized}, biases corrected"
+    correction = calibration.bias_correction
+    if correction is not None and correction.taken:
+        drop, equalized = correction.expected_drop, f"{equalized}, biases corrected"
+    cost = "" if drop is None else f", expected to cost {100 * drop:.2f} points of mIoU"
     text += (
-        f"; {calibration['scheme']} ranges by {estimator}{equalized}, expected to cost {drop:.2f} points of mIoU "
-        f"(simulated on {calibration['simulated_frames']} of them)"
+        f"; {calibration.scheme} ranges by {estimator}{equalized}{cost} "
+        f"(simulated on {calibration.simulated_frames} of them)"
     )
-    if halves := calibration.get("expected_drop_of_halves"):
-        costs = " and ".join(f"{100 * half:.2f}" for half in halves)
+    if calibration.expected_drop_of_halves:
+        costs = " and ".join(f"{100 * half:.2f}" for half in calibration.expected_drop_of_halves)
         text += f"; {costs} points with ranges from either half of the frames alone"
-    if without := calibration.get("left_out"):
-        text += f"; too few frames for {' and '.join(without)}"
-    if len(sizes := calibration.get("frame_sizes", {})) > 1:
+    if calibration.left_out:
+        text += f"; too few frames for {' and '.join(calibration.left_out)}"
+    if len(sizes := calibration.frame_sizes or {}) > 1:
         text += f"; resized from {', '.join(f'{size} ({count})' for size, count in sizes.items())}"
     return text
 
 
 def _artifact_section(results: Sequence[Result], context: ReportContext) -> list[str]:
     rows, commands = [], []
-    artifacts = [result for result in results if result.failed is None and not result.is_float]
+    artifacts = [result for result in results if not result.is_float]
     for name, result in zip(distinct_names(artifacts), artifacts, strict=True):
-        document = result.document
-        calibration = document.get("calibration")
-        frames = (
-            _calibration(calibration)
-            if calibration
-            else ("not recorded" if document["precision"] == "int8" else "does not apply")
-        )
-        kept = list(document.get("kept_float") or ())
-        output = f"{document.get('output', 'labels')}, stride {document.get('output_stride', 1)}"
-        layers = ", ".join(kept) or "none"
-        rows.append([escape(name), escape(output), escape(frames), escape(layers)])
-        for key, text in (document.get("notes") or {}).items():
-            note = filled_note(text, artifact_folder(document, context))
+        row = result.measured
+        if row is None:
+            continue
+        frames = "not recorded" if row.precision == "int8" else "does not apply"
+        if row.calibration is not None:
+            frames = _calibration(row.calibration)
+        output = f"{row.output}, stride {row.output_stride or 1}"
+        rows.append([escape(name), escape(output), escape(frames), escape(", ".join(row.kept_float) or "none")])
+        for key, text in row.notes.items():
+            note = filled_note(text, artifact_folder(row, context))
             commands += [f"{escape(name)}, {escape(key)}:", "", code(note), ""]
     if not rows:
         return []
@@ -467,7 +459,7 @@ def _scatter(page: Sequence[Result], everything: Sequence[Result], form: str = "
     if not chosen:
         return None
     sizes = {size_of(result) for result in chosen}
-    references = [_float_of(result, everything) for result in chosen]
+    references = [result if result.is_float else result.reference for result in chosen]
     # One line can only stand for one size.
     reference = references[0] if len(sizes) == 1 else None
     drawn = []
@@ -477,18 +469,14 @@ def _scatter(page: Sequence[Result], everything: Sequence[Result], form: str = "
         if result.drop is not None and floating is not None and floating.scores is not None:
             base = floating.scores.miou
             interval = (base - result.drop.high, base - result.drop.low)
-        document = result.document
-        drawn.append(
-            figures.Point(
-                name, document["target"], document["precision"], result.latency.p50, result.scores.miou, interval
-            )
-        )
+        row = result.row
+        drawn.append(figures.Point(name, row.target, row.precision, result.latency.p50, result.scores.miou, interval))
     miou = None if reference is None or reference.scores is None else reference.scores.miou
     return figures.scatter(drawn, miou, _colours(everything), form)
 
 
 def _colours(results: Sequence[Result]) -> dict[str, str]:
-    return figures.target_colours([str(result.document["target"]) for result in results if not result.is_float]) | {
+    return figures.target_colours([result.row.target for result in results if not result.is_float]) | {
         "pytorch": "#1f2937"
     }
 
@@ -501,10 +489,10 @@ def _class_chart(
         return None
     artifacts = []
     for name, result in zip(distinct_names(compared), compared, strict=True):
-        floating = _float_of(result, everything)
+        floating = result.reference
         assert floating is not None and floating.scores is not None and result.scores is not None
         drops = np.asarray(floating.scores.per_class_iou - result.scores.per_class_iou, np.float64)
-        artifacts.append(figures.ClassDrops(name, result.document["target"], result.document["precision"], drops))
+        artifacts.append(figures.ClassDrops(name, result.row.target, result.row.precision, drops))
     return figures.class_drops(artifacts, context.class_names, _colours(everything), form)
 
 
@@ -542,13 +530,14 @@ def _verdicts(results: Sequence[Result], device: str) -> list[str]:
     if any(result.scope == scope for result in artifacts):
         return [f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."]
     if good:
-        best = min(good, key=lambda result: (result.document.get("model_bytes") or math.inf, names[id(result)]))
+        sizes = {id(result): result.measured.model_bytes if result.measured else None for result in good}
+        best = min(good, key=lambda result: (sizes[id(result)] or math.inf, names[id(result)]))
         # What was not timed on this machine does not run on it, or was made for others.
         aim = "Smallest, for a device that runs it," if device == LOCAL else f"Smallest for {escape(device)}"
         return [
             (
                 f"{aim} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
-                f"{megabytes(best.document.get('model_bytes'))} MB. mIoU: {best.accuracy_provenance.kind}. "
+                f"{megabytes(sizes[id(best)])} MB. mIoU: {best.accuracy_provenance.kind}. "
                 "Latency: not measured."
             )
         ]
@@ -598,7 +587,7 @@ def _measured_page(
     if "scatter" in pictures:
         alternative = f"mIoU over p50 latency of each artifact on {escape(device)}"
         lines += [f"![{alternative}]({pictures['scatter']})", ""]
-        if any(r.document["size"] != page[0].document["size"] for r in page if r.latency is not None):
+        if any(result.row.size != page[0].row.size for result in page if result.latency is not None):
             lines += ["The artifacts have several sizes; each is compared with float PyTorch at its own size.", ""]
     else:
         lines += ["No chart: no artifact of this page has both a measured latency and a mIoU.", ""]
@@ -609,7 +598,7 @@ def _measured_page(
     lines += tensorrt_section(page)
     lines += against_local(page, everything, context)
     lines += _accuracy_section(page)
-    lines += _class_section(page, everything, context)
+    lines += _class_section(page, context)
     if "drops" in pictures:
         lines += [f"![Points of IoU lost by class]({pictures['drops']})", ""]
         if sum(result.drop is not None for result in page) > 5:
@@ -648,7 +637,7 @@ def _unconnected_page(device: str, page: Sequence[Result], context: ReportContex
         "and not on the device. The latency is not measured."), "",
     ]  # fmt: skip
     lines += ["## Accuracy, and latency to be measured", "", *_result_sections(page)]
-    commands = [bench_command(result.document, context, device) for result in page if result.failed is None]
+    commands = [bench_command(row, context, device) for row in (result.measured for result in page) if row is not None]
     if commands:
         lines += [
             "## How to measure",
@@ -771,21 +760,21 @@ def _matrix(pages: Mapping[str, Sequence[Result]], everything: Sequence[Result])
 
 
 def _key(result: Result) -> str:
-    document = result.document
-    return str(document.get("artifact", f"{document['target']} {document['precision']} {document['size']}"))
+    row = result.row
+    return row.artifact or f"{row.target} {row.precision} {row.size}"
 
 
-def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
+def render_bench(rows: Sequence[Measurement], context: ReportContext) -> dict[str, bytes | str]:
     """A page for each device of artifacts that were measured apart from a run, and its figure.
 
     Args:
-        documents: measurement documents, without a float reference.
+        rows: what was measured, without a float reference.
         context: ``dataset`` is empty where no accuracy was taken.
 
     Returns:
         Path relative to the report's folder -> text or bytes.
     """
-    everything = analyse(documents, context)
+    everything = analyse(rows, context)
     colours = _colours(everything)
     files: dict[str, bytes | str] = {}
     for device in dict.fromkeys(result.device for result in everything):
@@ -816,11 +805,11 @@ def render_bench(documents: Sequence[Mapping[str, Any]], context: ReportContext)
     return files
 
 
-def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> dict[str, bytes | str]:
+def render(rows: Sequence[Row], context: ReportContext) -> dict[str, bytes | str]:
     """All files of a report.
 
     Args:
-        documents: measurement documents of a run, the float reference and failed artifacts among them.
+        rows: what a run measured, the float reference and failed artifacts among them.
         context: checkpoint, dataset, classes, strips.
 
     Returns:
@@ -829,10 +818,10 @@ def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> di
         report.json, figures/*.
 
     Raises:
-        EdgekitError: the documents contradict each other or lack what they must have.
+        EdgekitError: the rows contradict each other.
     """
-    everything = analyse(documents, context)
-    stood_for = {result.document.get("stands_for") for result in everything}
+    everything = analyse(rows, context)
+    stood_for = {result.row.stands_for for result in everything}
     standing = [page for page in STANDING_PAGES if page not in stood_for]  # else the device has a page of its own
     devices = dict.fromkeys([LOCAL, *standing, *(result.device for result in everything)])
     pages = {device: [result for result in everything if result.device == device] for device in devices}
@@ -841,8 +830,8 @@ def render(documents: Sequence[Mapping[str, Any]], context: ReportContext) -> di
         raise EdgekitError(f"two devices would share a page: rename one of {', '.join(devices)}")
     files: dict[str, bytes | str] = {"index.md": _index(pages, everything, context)}
     for device, page in pages.items():
-        # A page is measured when a document is from that device; a page of borrowed accuracies is not connected.
-        connected = any(str(result.document.get("device", LOCAL)) == device for result in page)
+        # A page is measured when a row is from that device; a page of borrowed accuracies is not connected.
+        connected = any(result.row.device == device for result in page)
         if device != LOCAL and not connected:
             files[f"{_file_name(device)}.md"] = _unconnected_page(device, page, context)
             continue

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgekit.core.measurement import Conditions, Unit
+from reports.devices import timed_by_unit
 from reports.document import Result
 from reports.numbers import milliseconds
-from reports.text import Notes, distinct_names, escape, table
+from reports.text import Notes, escape, table
 
 
 def phone_section(results: Sequence[Result]) -> list[str]:
@@ -16,15 +18,10 @@ def phone_section(results: Sequence[Result]) -> list[str]:
 
 
 def _backends(results: Sequence[Result]) -> list[str]:
-    chosen = [
-        result
-        for result in results
-        if result.document["target"] == "tflite" and (result.document.get("latency") or {}).get("compute_units")
-    ]
-    names = list(dict.fromkeys(name for result in chosen for name in result.document["latency"]["compute_units"]))
+    chosen = timed_by_unit(results, "tflite")
+    names = list(dict.fromkeys(name for _, _, backends in chosen for name in backends))
     rows, notes = [], Notes()
-    for title, result in zip(distinct_names(chosen), chosen, strict=True):
-        backends = result.document["latency"]["compute_units"]
+    for title, _, backends in chosen:
         rows.append([escape(title), *(_backend(backends.get(name), notes) for name in names)])
     if not rows:
         return []
@@ -36,29 +33,30 @@ def _backends(results: Sequence[Result]) -> list[str]:
     return ["## Backends", "", lead, "", *table(header, rows), *notes.lines()]
 
 
-def _backend(found: Any, notes: Notes) -> str:
-    if not isinstance(found, Mapping) or "failed" in found:
-        return notes.mark("not measured", str((found or {}).get("failed", "this tool does not have it")))
-    said = [f"{name} took {share} operations" for name, share in (found.get("operations") or {}).items()]
-    if "p50" not in found:
+def _backend(found: Unit | None, notes: Notes) -> str:
+    middle = None if found is None else found.p50 or found.mean
+    if found is None or middle is None:
+        why = None if found is None else found.failed
+        return notes.mark("not measured", why or "this tool does not have it")
+    said = [f"{name} took {share} operations" for name, share in (found.operations or {}).items()]
+    if found.p50 is None:
         said.append("the mean: this version of the tool prints no median")
-    return notes.mark(milliseconds(found.get("p50", found.get("mean"))), *said)
+    return notes.mark(milliseconds(middle), *said)
 
 
 def _conditions(results: Sequence[Result]) -> list[str]:
-    rows, seen = [], []
+    rows: list[list[str]] = []
+    seen: list[tuple[Conditions, ...]] = []
     for result in results:
-        conditions = (result.document.get("latency") or {}).get("conditions") or []
-        if conditions in seen or not any("thermal_status" in entry for entry in conditions):
+        conditions = result.taken.conditions if result.taken is not None else ()
+        if conditions in seen or all(entry.thermal_status is None for entry in conditions):
             continue  # artifacts that took turns share them
         seen.append(conditions)
         for number, entry in enumerate(conditions):
             when = "before" if not number else "after" if number == len(conditions) - 1 else f"after round {number}"
-            heats = [value for value in (entry.get("temperature_c") or {}).values() if isinstance(value, (int, float))]
-            clocks = [value for value in (entry.get("clock_khz") or {}).values() if isinstance(value, (int, float))]
-            battery = entry.get("battery")
+            heats, clocks, battery = entry.temperatures, entry.clocks, entry.battery
             rows.append([
-                when, escape(entry.get("thermal_status", "unavailable")),
+                when, escape(entry.thermal_status or "unavailable"),
                 f"{max(heats):.1f}" if heats else "unavailable",
                 f"{max(clocks) / 1e6:.2f}" if clocks else "unavailable",
                 *_battery(battery if isinstance(battery, Mapping) else {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, lgamma, log, log1p
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgekit.core.contract import LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
+from edgekit.core.measurement import Latency, Statistics
 from edgekit.core.quantities import LONGEST_MS, SHORTEST_MS, is_milliseconds
 from edgekit.metrics.scores import mean_iou
 
@@ -219,28 +220,23 @@ def _short(queries: int, milliseconds: float, mode: str, rounding: float = 0.0) 
     ]
 
 
-def printed_latency(statistics: Mapping[str, Any], mode: str) -> LatencySummary:
+def printed_latency(printed: Statistics, mode: str) -> LatencySummary:
     """Summary of a tool that keeps its samples to itself and prints statistics of them.
 
-    Args:
-        statistics: ``p50``, ``p90``, ``mean`` (milliseconds), ``cv``, ``first`` and ``n``; p50 and p90 may be None.
-
     Raises:
-        EdgekitError: there is neither a median nor a mean.
+        EdgekitError: its mean or median is no time.
     """
-    mean: Any = statistics.get("mean")
-    p50: Any = statistics.get("p50")
+    mean, p50, cv, n = printed.mean, printed.p50, printed.cv, printed.n
     if not is_milliseconds(mean) or not (p50 is None or is_milliseconds(p50)):
         raise EdgekitError("a printed latency must have a mean above zero and below an hour: measure again")
     warnings = [] if p50 else ["the tool prints no median: the mean stands for it"]
     middle = float(p50 or mean)
-    cv, n = statistics.get("cv"), int(statistics.get("n") or 1)
     if cv is not None and cv > MAXIMUM_CV:
         warnings.append(f"unsteady: CV is {100 * cv:.1f} %, above 2.5 %")
     warnings += _short(n, n * mean, mode, rounding=0.01)  # the tool's own mean is rounded
     return LatencySummary(
-        p50=middle, p90=statistics.get("p90"), p99=None, p90_early_stopping=False, mean=float(mean), cv=cv,
-        first=statistics.get("first"), n=n, fps=1000.0 / middle, mode=mode,
+        p50=middle, p90=printed.p90, p99=None, p90_early_stopping=False, mean=float(mean), cv=cv,
+        first=printed.first, n=n, fps=1000.0 / middle, mode=mode,
         warnings=tuple(warnings),
     )  # fmt: skip
 
@@ -253,23 +249,23 @@ _HOT = ("moderate", "severe", "critical", "emergency", "shutdown")
 """Android's thermal statuses from which on it throttles, the least first; ``light`` does not touch what a user sees."""
 
 
-def condition_warnings(latency: Mapping[str, Any]) -> list[str]:
+def condition_warnings(latency: Latency) -> list[str]:
     """What the conditions beside the samples say against a number: heat, a clock that fell, a time of day that was set."""
     warnings = []
     highest = []
-    said = [str(entry.get("thermal_status")) for entry in latency.get("conditions") or ()]
+    said = [entry.thermal_status for entry in latency.conditions]
     if hot := [status for status in _HOT if status in said]:
         warnings.append(f"throttled: the phone's thermal status was {hot[-1]}")
-    for entry in latency.get("conditions") or ():
-        clocks = [value for value in (entry.get("clock_khz") or {}).values() if isinstance(value, (int, float))]
-        if clocks:
+    for entry in latency.conditions:
+        if clocks := entry.clocks:
             highest.append(max(clocks))
-    watched = (latency.get("trtexec") or {}).get("tegrastats") or {}
-    if watched.get("under_load") and (gpu := watched.get("gpu_clock_mhz")) and gpu["min"] < THROTTLED * gpu["max"]:
-        warnings.append(f"throttled: the GPU's clock was between {gpu['min']} and {gpu['max']} MHz under load")
+    watched = latency.trtexec.tegrastats if latency.trtexec is not None else None
+    gpu = watched.gpu_clock_mhz if watched is not None and watched.under_load else None
+    if gpu is not None and gpu.min < THROTTLED * gpu.max:
+        warnings.append(f"throttled: the GPU's clock was between {gpu.min} and {gpu.max} MHz under load")
     if highest and min(highest) < THROTTLED * max(highest):
         warnings.append(f"throttled: the clock was between {min(highest) / 1e6:.2f} and {max(highest) / 1e6:.2f} GHz")
-    if jump := latency.get("clock_set_seconds"):
+    if jump := latency.clock_set_seconds:
         warnings.append(f"the time of day was set by {jump:+.0f} s meanwhile; the samples are of a clock that keeps on")
     return warnings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.document import HEADLINE_SCOPE
+from edgekit.core.measurement import HEADLINE_SCOPE
 from reports.numbers import milliseconds, points
 
 WIDTH = 100

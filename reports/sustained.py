@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.core import measurement
 from edgekit.core.errors import EdgekitError
+from edgekit.core.measurement import LoadInterval
 from reports.numbers import milliseconds
 
 SLOWER = 0.05
@@ -66,26 +68,26 @@ class Sustained:
         return self.last / self.first - 1
 
 
-def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
-    """Everything derived from the ``sustained`` object of a measurement.
+def summarize_sustained(taken: measurement.Sustained) -> Sustained:
+    """Everything derived from a sustained load.
 
     Raises:
         EdgekitError: it holds no samples.
     """
-    raw = document["intervals"]
+    raw = taken.intervals
     if not raw or not all(_samples(entry) for entry in raw):
         raise EdgekitError("a sustained load without samples says nothing: measure it again")
     # Minutes; shorter loads are cut into six parts, so that there is a first and a last one.
-    part = 60.0 if document["seconds"] >= SHORT else document["seconds"] / 6
+    part = 60.0 if taken.seconds >= SHORT else taken.seconds / 6
     minutes: dict[int, list[float]] = {}
     for entry in raw:
-        middle = (entry["begin_s"] + entry["end_s"]) / 2
+        middle = (entry.begin_s + entry.end_s) / 2
         minutes.setdefault(int(middle / part), []).extend(_samples(entry))
     order = sorted(minutes)
     medians = [float(np.median(minutes[minute])) for minute in order]
     slow = [median > medians[0] * (1 + SLOWER) for median in medians]
     throttled = None
-    if document["seconds"] < SHORT:
+    if taken.seconds < SHORT:
         slow = []
     for index in range(len(slow) - 1, 0, -1):
         if not slow[index]:
@@ -93,47 +95,38 @@ def summarize_sustained(document: Mapping[str, Any]) -> Sustained:
         throttled = index
     return Sustained(
         intervals=tuple(_interval(entry) for entry in raw),
-        seconds=float(document["seconds"]),
+        seconds=float(taken.seconds),
         first=medians[0],
         last=medians[-1],
         throttled=None if throttled is None else order[throttled] + 1,
-        settings=document.get("settings") or {},
+        settings=taken.settings,
     )
 
 
-def _samples(entry: Mapping[str, Any]) -> Sequence[float]:
+def _samples(entry: LoadInterval) -> Sequence[float]:
     """Milliseconds: all of an interval, or the one that a tool prints for it (the median, or the mean without one)."""
-    if "samples_ms" in entry:
-        samples: Sequence[float] = entry["samples_ms"]
-        return samples
-    printed = entry["statistics"]
-    return [float(printed.get("p50") or printed["mean"])]
+    if entry.statistics is None:
+        return entry.samples_ms or ()
+    return [float(entry.statistics.p50 or entry.statistics.mean)]
 
 
-def _interval(entry: Mapping[str, Any]) -> Interval:
+def _interval(entry: LoadInterval) -> Interval:
     samples = np.asarray(_samples(entry), np.float64)
-    printed = entry.get("statistics")
-    clocks = _numbers(entry.get("clock_khz"))
-    temperatures = _numbers(entry.get("temperature_c"))
+    printed = entry.statistics
+    clocks, temperatures = entry.conditions.clocks, entry.conditions.temperatures
     return Interval(
-        end=entry["end_s"] / 60,
+        end=entry.end_s / 60,
         p50=float(np.median(samples)),
-        p90=float(np.percentile(samples, 90)) if printed is None else printed.get("p90"),
-        n=len(samples) if printed is None else int(printed["n"]),
+        p90=float(np.percentile(samples, 90)) if printed is None else printed.p90,
+        n=len(samples) if printed is None else printed.n,
         clock=max(clocks) / 1e6 if clocks else None,
         temperature=max(temperatures) if temperatures else None,
     )
 
 
-def _numbers(values: Any) -> Sequence[float]:
-    if not isinstance(values, Mapping):
-        return ()
-    return [float(value) for value in values.values() if isinstance(value, (int, float))]
-
-
-def sustained_line(document: Mapping[str, Any]) -> str:
+def sustained_line(taken: measurement.Sustained) -> str:
     """One line for the terminal."""
-    found = summarize_sustained(document)
+    found = summarize_sustained(taken)
     text = f"sustained {found.seconds / 60:.3g} min: p50 {milliseconds(found.first)} ms first, {milliseconds(found.last)} ms last"
     text += f" ({100 * found.slowdown:+.1f} %)"
     return f"{text}, {throttling(found)}"

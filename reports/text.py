@@ -89,8 +89,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
 
 
 def size_of(result: Result) -> str:
-    height, width = result.document["size"]
-    return f"{height}x{width}"
+    return str(result.row.size)
 
 
 def distinct_names(results: Sequence[Result]) -> list[str]:
@@ -98,11 +97,11 @@ def distinct_names(results: Sequence[Result]) -> list[str]:
     sizes = {size_of(result) for result in results}
     found = [result.name + (f" {size_of(result)}" if len(sizes) > 1 else "") for result in results]
     variants = [
-        f"{name} ({result.document.get('output', 'labels')}, stride {result.document.get('output_stride', 1)})"
+        f"{name} ({result.row.output}, stride {result.row.output_stride or 1})"
         for name, result in zip(found, results, strict=True)
     ]
     found = [variant if found.count(name) > 1 else name for name, variant in zip(found, variants, strict=True)]
     return [
-        f"{name} {result.document.get('artifact', '')}".strip() if found.count(name) > 1 else name
+        f"{name} {result.row.artifact}".strip() if found.count(name) > 1 else name
         for name, result in zip(found, results, strict=True)
     ]

@@ -17,7 +17,7 @@ from edgekit.core.values import (
 )
 
 SMALLEST_REACH = 1e-30
-"""Of a range: what is smaller is zero."""
+"""A range that reaches less far is zero."""
 
 
 def planes(frame: NDArray[Any]) -> NDArray[Any]:
@@ -115,7 +115,7 @@ def is_lost(constant: float, of_sum: tuple[float, float]) -> bool:
     return 0 < constant < (high - low) / 255
 
 
-def float_edges(recipe: Recipe, centred: bool = True) -> tuple[str, ...]:
+def float_edges(recipe: Recipe, *, centred: bool = True) -> tuple[str, ...]:
     """What of the frame's way lies outside an int8 core, as a manifest words it.
 
     Args:
@@ -125,7 +125,9 @@ def float_edges(recipe: Recipe, centred: bool = True) -> tuple[str, ...]:
     return (*centring, *(("final upsampling and argmax",) if recipe.output == "labels" else ()))
 
 
-def native_output(graph: DeployableGraph, recipe: Recipe, channels_last: bool = False, dtype: str = "float32") -> str:
+def native_output(
+    graph: DeployableGraph, recipe: Recipe, *, channels_last: bool = False, dtype: str = "float32"
+) -> str:
     """What a model with labels or logits (of ``dtype``) as its output gives, as a manifest words it."""
     if recipe.output == "logits":
         classes, height, width = len(graph.class_names), graph.logits_size.height, graph.logits_size.width

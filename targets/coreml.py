@@ -58,7 +58,7 @@ JOINED_OPS = ("relu", "relu6", "leaky_relu", "prelu", "clip")
 """What is part of the op before."""
 
 WEIGHTED_OPS = ("conv", "conv_transpose", "linear")
-"""Whose weights are int8."""
+"""The operations whose weights are int8."""
 
 SMALLEST_RANGE = 127 * 2.0**-14
 """Activation ranges are at least this, so that their scale is a normal fp16 number: devices may flush smaller ones."""
@@ -67,7 +67,7 @@ SMALLEST_SCALE = 2.0**-14
 """fp16's smallest normal number, in which the scales of weights are kept too."""
 
 PIXEL_FACTOR = 2.0**-6
-"""Of the centred pixels that int8 reads, so that the weights that read them are about as large as the network's own."""
+"""The factor on the centred pixels that int8 reads: the weights that read them are then about as large as the network's own."""
 
 LARGEST_HALF = 65504.0
 """The largest fp16 number."""

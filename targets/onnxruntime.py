@@ -72,7 +72,7 @@ class OnnxRuntime:
             native_input=f"uint8 [1,{graph.size.height},{graph.size.width},3] RGB",
             native_output=native_output(graph, recipe),
             tools=self.tools(),
-            kept_float=(*kept, *float_edges(recipe, centred)) if quantized else (),
+            kept_float=(*kept, *float_edges(recipe, centred=centred)) if quantized else (),
             scheme="asymmetric" if quantized else None,
             notes={"on x86 without VNNI": WITHOUT_VNNI} if quantized else {},
         )

@@ -72,7 +72,7 @@ QUANTIZED = (
 """Operations that NNCF has read int8."""
 
 ELEMENTS_AT_ONCE = 1 << 28
-"""Of tensors that are read together."""
+"""Tensors of so many elements are read together."""
 
 SMALLEST_SHARE = 1e-3
 """The least of a channel's range, as a share of the widest channel's."""

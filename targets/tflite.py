@@ -45,7 +45,7 @@ from targets.common import (
 from targets.tflite_graph.floats import FLOAT32, kind_of, left_in_float
 
 LARGEST_BIAS = 2.0**30
-"""Of an int8 convolution, in steps of input scale times weight scale: int32 with room for the sum."""
+"""The most that an int8 convolution's bias may be, in steps of input scale times weight scale: int32 with room for the sum."""
 
 BENCHMARK_MODEL = (
     "adb push {artifact}/model.tflite /data/local/tmp/ && adb shell /data/local/tmp/benchmark_model "
@@ -157,7 +157,7 @@ def _convert(graph: DeployableGraph, output: OutputKind, output_stride: int) -> 
     from edgekit.export.litert import for_litert
     from edgekit.export.refusals import refusal
 
-    module = FrameToLabels(graph, True, output, output_stride).eval()
+    module = FrameToLabels(graph, channels_last=True, output=output, output_stride=output_stride).eval()
     for_litert(module.core)
     frame = torch.zeros(1, graph.size.height, graph.size.width, 3, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as name:

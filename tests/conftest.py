@@ -21,7 +21,7 @@ from calibration.classes import CITYSCAPES
 from calibration.datasets import Frame, open_split
 from edgekit.core.values import IGNORE, Normalization, Size
 from edgekit.export.graph import normalize
-from edgekit.networks.checkpoint import SHIPPED_FOLDER, save_checkpoint
+from edgekit.networks.checkpoint import SHIPPED_FOLDER, Description, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 
 SS_DISABLE = 2
@@ -93,9 +93,18 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         optimizer.step()
     path = tmp_path_factory.mktemp("checkpoint") / "spssn-small.safetensors"
     save_checkpoint(
-        path, network.eval(), network="spssn", arguments={}, class_names=CITYSCAPES.names,
-        normalization=Normalization(), dataset="streets", recipe={}, metrics={},
-    )  # fmt: skip
+        path,
+        network.eval(),
+        Description(
+            network="spssn",
+            arguments={},
+            class_names=CITYSCAPES.names,
+            normalization=Normalization(),
+            dataset="streets",
+            recipe={},
+            metrics={},
+        ),
+    )
     return path
 
 

@@ -153,7 +153,7 @@ def _digest_of(path: Path) -> Path:
 
 
 @contextmanager
-def new_folder(path: Path, keep: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the block succeeds and vanishes when it does not.
 
     Args:

@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 class Progress:
     """Writes to the standard error of the moment it was made, whatever is redirected later."""
 
-    def __init__(self, silent: bool = False) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self._stream: TextIO | None = None
         if not silent:
             try:

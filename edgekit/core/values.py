@@ -127,7 +127,7 @@ Batches = Callable[[], Iterator[UInt8]]
 """Starts a fresh pass over calibration frames, each uint8 [1, H, W, 3] RGB. A bad frame raises; it never ends a pass."""
 
 Scheme = Literal["symmetric", "asymmetric"]
-"""Of int8 activations: signed with zero point 0, or with a zero point that uses all 256 levels."""
+"""How int8 holds activations: signed with zero point 0, or with a zero point that uses all 256 levels."""
 
 Ranges = Mapping[str, Float32]
 """The values that int8 is to represent, by graph node: float32 [channels, 2], smallest and largest; of maps that are not
@@ -228,7 +228,7 @@ class Converted:
 
 
 MANIFEST = "manifest.json"
-"""Of an artifact's folder."""
+"""The file that describes an artifact, in its folder."""
 OUTPUT_STRIDES = (1, 2, 4, 8)
 
 
@@ -320,7 +320,7 @@ class Provenance:
     """How a number was obtained: ``measured``, ``reference`` or ``not measured``, by what, and why."""
 
     kind: ProvenanceKind
-    by: str
+    by: str = ""
     why: str = ""
 
     def to_json(self) -> dict[str, str]:

@@ -19,19 +19,31 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.contract import LATENCY_CONTRACTS, Terms
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import open_log, sha256_bytes, sha256_path
+from edgekit.core.measurement import (
+    Conditions,
+    Counted,
+    Environment,
+    Latency,
+    LoadInterval,
+    Round,
+    Statistics,
+    Sustained,
+    Timed,
+    Unit,
+)
 from edgekit.core.progress import Progress
 from edgekit.core.quantities import MOST_CORES, is_bytes
-from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
+from edgekit.core.record import plain
+from edgekit.core.values import Artifact, ClassSet, Provenance, SessionOptions, UInt8
 from edgekit.devices import adb
 from edgekit.devices.agent.lock import Busy, DeviceLock
 from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
 from edgekit.devices.formats import battery, benchmark_model, thermalservice
 from edgekit.devices.formats.text import clean_text, lines, shortened
 from edgekit.devices.inventory import Device
-from edgekit.devices.local import Mode, Scope
 from edgekit.devices.worker import count_pack
 from edgekit.runtimes.common import label_map
 
@@ -153,7 +165,7 @@ class Phone:
         return {TARGET: self.found["benchmark_model"]}
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """The phone, as it was when it was connected."""
         return dict(self.found["environment"])
 
@@ -193,7 +205,7 @@ class Phone:
 
     def evaluate(
         self, artifact: Artifact, packs: Sequence[Callable[[], Path]], classes: ClassSet, threads: int | None
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    ) -> tuple[list[Counted], Environment]:
         """Counts of each frame, and the environment.
 
         Args:
@@ -207,7 +219,7 @@ class Phone:
                 f"device '{self.device.name}': this benchmark_model writes no outputs: use LiteRT's classic one, "
                 "of 2024 or newer, which has --output_filepath"
             )
-        frames: list[dict[str, Any]] = []
+        frames: list[Counted] = []
         with self._alone():  # others' frames would stand in the same files
             label = self.labeller(artifact, threads)
             for pack in packs:
@@ -263,35 +275,32 @@ class Phone:
 
         return label
 
-    def measure(
-        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
-    ) -> list[dict[str, Any] | EdgekitError]:
-        """Latency of artifacts on every backend, in turns; per artifact the object or the error.
+    def measure(self, artifacts: Sequence[Artifact], frames: Path, terms: Terms) -> list[Timed | EdgekitError]:
+        """Latency of artifacts on every backend, in turns; per artifact the value or the error.
 
         Args:
             frames: not used, the tool times random input, to which a convolution's time does not matter.
-            scope: whatever is asked for, the tool times one forward pass.
+            terms: whatever scope is asked for, the tool times one forward pass.
 
         Returns:
-            Per artifact a ``latency`` object without provenance: scope ``graph``, ``statistics`` in the place of raw samples
-            (milliseconds; p50 and p95 are the medians of the rounds'), its ``rounds``, ``conditions`` before the first and
-            after each of them, and by backend ``compute_units``. The headline is the CPU's.
+            Per artifact, of scope ``graph``, statistics in the place of raw samples (p50 and p95 are the medians of the
+            rounds'), its rounds, conditions before the first and after each of them, and compute units by backend. The
+            headline is the CPU's.
         """
-        contract = LATENCY_CONTRACTS[mode]
+        contract = LATENCY_CONTRACTS[terms.mode]
         share = (
             f"--num_runs={math.ceil(contract.queries / ROUNDS)}", f"--min_secs={contract.seconds / ROUNDS:g}",
             f"--max_secs={MOST_SECONDS:g}", f"--warmup_runs={contract.warmup_runs}",
             f"--warmup_min_secs={contract.warmup_seconds:g}",
         )  # fmt: skip
         with self._alone():
-            return self._measure(artifacts, mode, share, threads)
+            return self._measure(artifacts, terms, share)
 
-    def _measure(
-        self, artifacts: Sequence[Artifact], mode: Mode, share: Sequence[str], threads: int | None
-    ) -> list[dict[str, Any] | EdgekitError]:
+    def _measure(self, artifacts: Sequence[Artifact], terms: Terms, share: Sequence[str]) -> list[Timed | EdgekitError]:
+        threads = terms.threads
         work: list[tuple[int, Backend]] = []
         models: dict[int, str] = {}
-        results: list[dict[str, Any] | EdgekitError] = []
+        results: list[Timed | EdgekitError] = []
         for index, artifact in enumerate(artifacts):
             models[index] = self._send(artifact.model_path)
             work += [(index, backend) for backend in self.backends()]
@@ -327,33 +336,34 @@ class Phone:
             if isinstance(headline, EdgekitError):
                 results[index] = headline
                 continue
-            latency = self._latency(headline, mode, threads)
-            latency["conditions"] = conditions
-            latency["peak_rss_bytes"] = self._peak(models[index], threads)
-            latency["compute_units"] = {
-                backend.name: _unit(runs[index, backend.name]) for of, backend in work if of == index
-            }
-            latency["environment"] = self.environment
-            results[index] = latency
+            latency = Latency(
+                Provenance("measured", self.title(artifact.target)), terms.mode, "graph",
+                statistics=_statistics(headline),
+                rounds=tuple(
+                    Round(one.inference.count, one.inference.mean_ms, one.inference.median_ms, one.inference.std_ms)
+                    for one in headline
+                ),
+                first_ms=headline[0].first_ms, load_ms=headline[0].init_ms,
+                peak_rss_bytes=self._peak(models[index], threads), settings=self._settings(headline[0], threads),
+                conditions=tuple(conditions),
+                compute_units={backend.name: _unit(runs[index, backend.name]) for of, backend in work if of == index},
+            )  # fmt: skip
+            results[index] = Timed(latency, self.environment)
             self.progress.update(f"{self.device.name}: {artifact.title} measured")
         return results
 
-    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
-        """One artifact on the CPU under load for so long; an interval is a call of the tool, its model loaded anew.
-
-        Returns:
-            ``seconds``, ``scope``, ``settings``, ``before``, and ``intervals`` with ``statistics`` and conditions at their ends.
-        """
+    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> Sustained:
+        """One artifact on the CPU under load for so long; an interval is a call of the tool, its model loaded anew."""
         with self._alone():
             model = self._send(artifact.model_path)
             # A phone cools while it is waited for, so that a load that was cut begins anew.
             return self._again(lambda: self._sustain(artifact, model, seconds, threads))
 
-    def _sustain(self, artifact: Artifact, model: str, seconds: float, threads: int | None) -> dict[str, Any]:
+    def _sustain(self, artifact: Artifact, model: str, seconds: float, threads: int | None) -> Sustained:
         interval = min(10.0, max(1.0, seconds / 60))
         before = self._conditions()
-        intervals: list[dict[str, Any]] = []
-        settings: dict[str, Any] = {}
+        intervals: list[LoadInterval] = []
+        settings: Mapping[str, Any] = {}
         begin = now = time.monotonic()
         while now - begin < seconds - 1e-3:
             span = min(interval, seconds - (now - begin))
@@ -367,27 +377,14 @@ class Phone:
             run, _ = self._tool(command)
             end = time.monotonic()
             settings = self._settings(run, threads)
+            printed = _statistics([run])
             intervals.append(
-                {
-                    "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "statistics": _statistics([run]),
-                    **self._conditions(),
-                }
-            )  # fmt: skip
+                LoadInterval(round(now - begin, 3), round(end - begin, 3), self._conditions(), statistics=printed)
+            )
             now = time.monotonic()
-        return {
-            "seconds": seconds, "scope": "graph", "settings": settings, "before": before, "intervals": intervals,
-        }  # fmt: skip
+        return Sustained(seconds, tuple(intervals), "graph", settings, before)
 
-    def _latency(self, runs: Sequence[benchmark_model.BenchmarkRun], mode: Mode, threads: int | None) -> dict[str, Any]:
-        return {
-            "scope": "graph", "mode": mode,
-            "rounds": [{key: value for key, value in asdict(run.inference).items() if value is not None} for run in runs],
-            "statistics": _statistics(runs),
-            "first_ms": runs[0].first_ms, "load_ms": runs[0].init_ms,
-            "settings": self._settings(runs[0], threads),
-        }  # fmt: skip
-
-    def _settings(self, run: benchmark_model.BenchmarkRun, threads: int | None) -> dict[str, Any]:
+    def _settings(self, run: benchmark_model.BenchmarkRun, threads: int | None) -> Mapping[str, Any]:
         by = {one.name: f"{one.nodes} of {one.of} operations" if one.of else one.share for one in run.delegates}
         return {
             "tool": f"{'classic' if run.tool == 'tflite' else 'LiteRT'} benchmark_model",
@@ -466,7 +463,7 @@ class Phone:
         name = self._bring_tool()
         return {
             "system": "android", "machine": environment["architecture"], "environment": environment,
-            "benchmark_model": name, "conditions": self._conditions(),
+            "benchmark_model": name, "conditions": plain(self._conditions()),
             "boot": self._boot(),
             "free_bytes": self._free(), "backends": [backend.name for backend in self.backends()],
             "cache": {"folder": self._folder, "bytes": sum(size for size, _ in self._held()),
@@ -495,23 +492,24 @@ class Phone:
             raise DeviceError(f"device '{self.device.name}': {error}") from error
         return f"benchmark_model {sha256_path(path)[:8]}"
 
-    def _conditions(self) -> dict[str, Any]:
+    def _conditions(self) -> Conditions:
         """Heat, the clocks that are allowed, and battery now; what the phone does not tell is left out."""
-        found: dict[str, Any] = {"clock_khz": {}, "temperature_c": {}}
+        clocks: dict[str, int] = {}
         for row in map(_POLICY.fullmatch, lines(self._read("sh", "-c", _POLICIES))):
             if row is not None and re.fullmatch(r"[0-9]{4,8}", row[4]):
-                found["clock_khz"]["-".join(row[1].split())] = int(row[4])
+                clocks["-".join(row[1].split())] = int(row[4])
+        temperatures: Mapping[str, float] = {}
         try:
             heat = thermalservice.parse(self._read("dumpsys", "thermalservice"))
-            found["temperature_c"] = dict(heat.celsius)
-            found["thermal_status"] = heat.name
+            temperatures, status = dict(heat.celsius), heat.name
         except DeviceError as error:
-            found["thermal_status"] = f"unavailable: {error}"
+            status = f"unavailable: {error}"
+        charge: Any
         try:
-            found["battery"] = asdict(battery.parse(self._read("dumpsys", "battery")))
+            charge = asdict(battery.parse(self._read("dumpsys", "battery")))
         except DeviceError as error:
-            found["battery"] = f"unavailable: {error}"
-        return found
+            charge = f"unavailable: {error}"
+        return Conditions(clocks, temperatures, status, charge)
 
     def _read(self, *command: str) -> bytes:
         """What a command prints; nothing where the phone refuses it."""
@@ -653,7 +651,7 @@ def _tensor(artifact: Artifact) -> tuple[np.dtype[Any], tuple[int, ...]]:
     return np.dtype(match[1]), tuple(int(part) for part in match[2].split(","))
 
 
-def _statistics(runs: Sequence[benchmark_model.BenchmarkRun]) -> dict[str, Any]:
+def _statistics(runs: Sequence[benchmark_model.BenchmarkRun]) -> Statistics:
     """Statistics of some rounds together, milliseconds: means are weighted, medians are those of the rounds'."""
     rounds = [run.inference for run in runs]
     count = sum(one.count for one in rounds)
@@ -665,22 +663,20 @@ def _statistics(runs: Sequence[benchmark_model.BenchmarkRun]) -> dict[str, Any]:
         spread = math.sqrt(squares / count)
     medians = [one.median_ms for one in rounds if one.median_ms is not None]
     tails = [one.p95_ms for one in rounds if one.p95_ms is not None]
-    return {
-        "p50": statistics.median(medians) if len(medians) == len(rounds) else None,
-        "p90": None,
-        "p95": statistics.median(tails) if len(tails) == len(rounds) else None,
-        "mean": mean,
-        "cv": spread / mean if spread is not None and mean else None,
-        "first": runs[0].first_ms,
-        "n": count,
-    }
+    return Statistics(
+        mean, count,
+        p50=statistics.median(medians) if len(medians) == len(rounds) else None,
+        p95=statistics.median(tails) if len(tails) == len(rounds) else None,
+        cv=spread / mean if spread is not None and mean else None,
+        first=runs[0].first_ms,
+    )  # fmt: skip
 
 
-def _unit(runs: list[benchmark_model.BenchmarkRun] | EdgekitError) -> dict[str, Any]:
+def _unit(runs: list[benchmark_model.BenchmarkRun] | EdgekitError) -> Unit:
     """One backend as a report shows it."""
     if isinstance(runs, EdgekitError):
-        return {"failed": str(runs)}
+        return Unit(failed=str(runs))
     taken = _statistics(runs)
     shares = {one.name: f"{one.nodes} of {one.of}" for one in runs[0].delegates if one.of}
-    middle = {"mean": taken["mean"]} if taken["p50"] is None else {"p50": taken["p50"]}  # old tools print no median
-    return {**middle, **({"operations": shares} if shares else {})}
+    # Old tools print no median.
+    return Unit(taken.p50, taken.mean if taken.p50 is None else None, shares or None)

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.contract import LATENCY_CONTRACTS, Scope, Terms
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import sha256_json, sha256_path
+from edgekit.core.measurement import (
+    Counted,
+    Environment,
+    Latency,
+    LoadInterval,
+    Placement,
+    Sustained,
+    Timed,
+    Trtexec,
+    Unit,
+)
 from edgekit.core.progress import Progress
 from edgekit.core.quantities import is_bytes
 from edgekit.core.values import Artifact, ClassSet
 from edgekit.devices import jetson
 from edgekit.devices.formats import trtexec
 from edgekit.devices.inventory import Device
-from edgekit.devices.local import Mode, Scope, interval_of
+from edgekit.devices.local import interval_of
 from edgekit.devices.remote import (
     Agent,
     Event,
@@ -151,7 +162,7 @@ class Board:
         return dict(self.found.get("runtimes") or {})
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """The machine, as it was when it was connected."""
         return dict(self.found.get("environment") or {})
 
@@ -200,7 +211,7 @@ class Board:
     # Work
 
     def _have(
-        self, agent: Agent, artifacts: Sequence[Artifact], frames: Path | None = None, engines: bool = True
+        self, agent: Agent, artifacts: Sequence[Artifact], frames: Path | None = None, *, engines: bool = True
     ) -> list[str]:
         """Have artifacts, their engines and frames there, also when the device lost them meanwhile; the artifacts' keys."""
         keys = [device_key(artifact) for artifact in artifacts]
@@ -215,7 +226,7 @@ class Board:
 
     def evaluate(
         self, artifact: Artifact, packs: Sequence[Callable[[], Path]], classes: ClassSet, threads: int | None
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    ) -> tuple[list[Counted], Environment]:
         """Counts of each frame, and the environment; a cut connection goes on with the pack it was at.
 
         Args:
@@ -225,9 +236,9 @@ class Board:
             ArtifactError: it cannot be run there.
         """
         document = asdict(classes)
-        frames: list[dict[str, Any]] = []
+        frames: list[Counted] = []
         done = 0
-        environment: dict[str, Any] = {}
+        environment: Environment = {}
 
         def work(agent: Agent) -> None:
             nonlocal done, environment
@@ -240,9 +251,9 @@ class Board:
                 path = packs[done]()
                 content, truths = sha256_path(path), truths_in(path, classes)
                 agent.send(packs={content: path})
-                taken: list[dict[str, Any]] = []
+                taken: list[Counted] = []
 
-                def take(event: Event, taken: list[dict[str, Any]] = taken, truths: Sequence[Truth] = truths) -> None:
+                def take(event: Event, taken: list[Counted] = taken, truths: Sequence[Truth] = truths) -> None:
                     if "frame" in event:
                         if len(taken) == len(truths):
                             raise DeviceError(
@@ -262,11 +273,10 @@ class Board:
         self._as_artifact(lambda: self.step(work))
         return frames, environment
 
-    def measure(
-        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
-    ) -> list[dict[str, Any] | EdgekitError]:
-        """Latency of artifacts by the device's own clock, interleaved; per artifact the object or the error."""
-        results: list[dict[str, Any] | EdgekitError] = [
+    def measure(self, artifacts: Sequence[Artifact], frames: Path, terms: Terms) -> list[Timed | EdgekitError]:
+        """Latency of artifacts by the device's own clock, interleaved; per artifact the value or the error."""
+        scope = terms.scope
+        results: list[Timed | EdgekitError] = [
             ArtifactError(f"device '{self.device.name}' gave no result for {one.title}") for one in artifacts
         ]
         broken: dict[int, EdgekitError] = {}
@@ -281,30 +291,31 @@ class Board:
         by_agent = [index for index, one in enumerate(artifacts) if index not in broken and self._by_agent(one, scope)]
         if by_agent:
             chosen = [artifacts[index] for index in by_agent]
-            for index, outcome in zip(by_agent, self._interleaved(chosen, frames, mode, scope, threads), strict=True):
+            for index, outcome in zip(by_agent, self._interleaved(chosen, frames, terms), strict=True):
                 results[index] = outcome
         for index, artifact in enumerate(artifacts):
             if artifact.target != "tensorrt" or index in broken:
                 continue
             try:
                 timed = self.step(
-                    lambda agent, one=artifact: jetson.measure(agent, self._have(agent, [one], engines=False)[0], mode)  # type: ignore[misc]
+                    lambda agent, one=artifact: jetson.measure(agent, self._have(agent, [one], engines=False)[0], terms)  # type: ignore[misc]
                 )
             except DeviceLost:
                 raise
             except EdgekitError as error:
                 headline = results[index]
-                if index in by_agent and isinstance(headline, dict):  # measured, and good without trtexec's figures
-                    headline["trtexec"] = {"failed": str(error)}
+                if index in by_agent and isinstance(headline, Timed):  # measured, and good without trtexec's figures
+                    results[index] = _with_trtexec(headline, Trtexec(failed=str(error)))
                     self._say(f"{artifact.title}, no figures of trtexec's own, {error}")
                 else:
                     results[index] = error
                 continue
             outcome = results[index]
-            if index in by_agent and isinstance(outcome, dict):  # the agent's own is the headline
-                outcome["trtexec"] = {**timed["trtexec"], "graph_ms": _median(timed["rounds_ms"][0])}
+            if index in by_agent and isinstance(outcome, Timed):  # the agent's own is the headline
+                assert timed.trtexec is not None
+                results[index] = _with_trtexec(outcome, replace(timed.trtexec, graph_ms=_median(timed.samples)))
             else:
-                results[index] = timed
+                results[index] = Timed(timed, self.environment)
         return results
 
     def _by_agent(self, artifact: Artifact, scope: Scope) -> bool:
@@ -317,15 +328,13 @@ class Board:
         """What the device has or lacks so that its labels cannot be had there; None when they can."""
         return None if self._by_agent(artifact, "frame-to-labels") else "has no Python package of TensorRT"
 
-    def _interleaved(
-        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
-    ) -> list[dict[str, Any] | EdgekitError]:
+    def _interleaved(self, artifacts: Sequence[Artifact], frames: Path, terms: Terms) -> list[Timed | EdgekitError]:
         subjects: list[tuple[int, dict[str, Any]]] = []
         for index, artifact in enumerate(artifacts):
             key = device_key(artifact)
             for units in COMPUTE_UNITS if artifact.target == "coreml" else COMPUTE_UNITS[:1]:
                 subjects.append((index, {"artifact": key, "title": artifact.title, "compute_units": units}))
-        found: dict[int, dict[str, Any] | EdgekitError] = {}
+        found: dict[int, Latency | EdgekitError] = {}
 
         def take(event: Event) -> None:
             if isinstance(event.get("progress"), str):
@@ -334,7 +343,8 @@ class Board:
             if not isinstance(number, int) or not 0 <= number < len(subjects):
                 return
             if "latency" in event:
-                found[number] = checked_latency(self.device, event["latency"], mode, scope)
+                target = artifacts[subjects[number][0]].target
+                found[number] = checked_latency(self.device, event["latency"], terms, self.title(target))
             else:
                 found[number] = failure_of(self.device, event.get("failed"))
 
@@ -344,13 +354,14 @@ class Board:
             return agent.ask(
                 {
                     "do": "bench", "subjects": [subject for _, subject in subjects], "frames": sha256_path(frames),
-                    "mode": mode, "contract": asdict(LATENCY_CONTRACTS[mode]), "scope": scope, "threads": threads,
+                    "mode": terms.mode, "contract": asdict(LATENCY_CONTRACTS[terms.mode]), "scope": terms.scope,
+                    "threads": terms.threads,
                 },
                 take,
             )  # fmt: skip
 
         environment = checked_environment(self.step(work).get("environment"))
-        results: list[dict[str, Any] | EdgekitError] = []
+        results: list[Timed | EdgekitError] = []
         for index, artifact in enumerate(artifacts):
             own = {
                 subject["compute_units"]: found.get(
@@ -360,20 +371,19 @@ class Board:
                 if owner == index
             }
             headline = own[COMPUTE_UNITS[0]]
-            if isinstance(headline, dict):
-                headline["environment"] = environment
-                if artifact.target == "coreml":
-                    headline["compute_units"] = {
-                        units: {"p50": _median([s for part in one["rounds_ms"] for s in part])}
-                        if isinstance(one, dict)
-                        else {"failed": str(one)}
-                        for units, one in own.items()
-                    }
-                    headline["placement"] = self._placement(artifact)
-            results.append(headline)
+            if isinstance(headline, EdgekitError):
+                results.append(headline)
+                continue
+            if artifact.target == "coreml":
+                chosen = {
+                    units: Unit(p50=_median(one.samples)) if isinstance(one, Latency) else Unit(failed=str(one))
+                    for units, one in own.items()
+                }
+                headline = replace(headline, compute_units=chosen, placement=self._placement(artifact))
+            results.append(Timed(headline, environment))
         return results
 
-    def _placement(self, artifact: Artifact) -> dict[str, Any]:
+    def _placement(self, artifact: Artifact) -> Mapping[str, Placement]:
         """Where Core ML runs each operation, by compute units; ``failed`` and why for those that it has no plan for."""
 
         def work(agent: Agent) -> Event:
@@ -385,29 +395,29 @@ class Board:
         except DeviceLost:
             raise
         except EdgekitError as error:  # the latencies are measured and good without it
-            return {units: {"failed": str(error)} for units in COMPUTE_UNITS}
+            return {units: Placement(failed=str(error)) for units in COMPUTE_UNITS}
 
-    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
-        """One artifact under load for so long; see :func:`edgekit.devices.local.sustain`."""
+    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> Sustained:
+        """One artifact under load for so long; see :meth:`edgekit.devices.local.Clock.sustain`."""
         if self.cannot_evaluate(artifact):  # TensorRT without its Python package
 
-            def load(agent: Agent) -> dict[str, Any]:
+            def load(agent: Agent) -> Sustained:
                 (key,) = self._have(agent, [artifact], engines=False)
                 return jetson.sustain(agent, key, seconds, interval_of(seconds))
 
             return self._as_artifact(lambda: self.step(load))
-        intervals: list[dict[str, Any]] = []
+        intervals: list[LoadInterval] = []
 
         def take(event: Event) -> None:
             if len(intervals) > 2 * seconds / interval_of(seconds) + 10:
                 raise DeviceError(f"device '{self.device.name}' does not end its sustained load: run again")
             if "interval" in event:
                 interval = checked_interval(self.device, event["interval"])
-                if intervals and interval["begin_s"] < intervals[-1]["begin_s"]:
+                if intervals and interval.begin_s < intervals[-1].begin_s:
                     raise DeviceError(f"device '{self.device.name}' counts the time of its load backwards: run again")
                 intervals.append(interval)
                 self.progress.update(
-                    f"{self.device.name}: {artifact.title}, sustained load for {intervals[-1]['end_s']:.0f} of {seconds:.0f} s"
+                    f"{self.device.name}: {artifact.title}, sustained load for {interval.end_s:.0f} of {seconds:.0f} s"
                 )
 
         def work(agent: Agent) -> Event:
@@ -425,10 +435,10 @@ class Board:
         done = self._as_artifact(lambda: self.step(work))
         if not intervals:
             raise ArtifactError(f"device '{self.device.name}' gave no interval for {artifact.title}")
-        return {
-            "seconds": seconds, "scope": "frame-to-labels", "settings": plain_values(done.get("settings")),
-            "before": checked_conditions(done.get("before")), "intervals": intervals,
-        }  # fmt: skip
+        return Sustained(
+            seconds, tuple(intervals), settings=plain_values(done.get("settings")),
+            before=checked_conditions(done.get("before")),
+        )  # fmt: skip
 
     def _as_artifact(self, work: Callable[[], Answer]) -> Answer:
         """What the agent refuses for an artifact's sake is the artifact's error, not the device's."""
@@ -440,6 +450,12 @@ class Board:
             if getattr(error, "kind", "") in ("missing", "artifact"):
                 raise ArtifactError(str(error)) from error
             raise
+
+
+def _with_trtexec(timed: Timed, told: Trtexec) -> Timed:
+    """A latency of the agent's with what trtexec tells besides."""
+    assert isinstance(timed.latency, Latency)
+    return replace(timed, latency=replace(timed.latency, trtexec=told))
 
 
 def tensorrt_version(found: Mapping[str, Any]) -> str | None:

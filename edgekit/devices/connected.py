@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgekit.core.contract import Terms
 from edgekit.core.errors import EdgekitError
+from edgekit.core.measurement import Counted, Environment, Sustained, Timed
 from edgekit.core.progress import Progress
 from edgekit.core.values import Artifact, ClassSet
 from edgekit.devices.inventory import Device
-from edgekit.devices.local import Mode, Scope
 
 
 class Connected(Protocol):
@@ -37,7 +38,7 @@ class Connected(Protocol):
         ...
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Environment:
         """The machine, as it was when it was connected."""
         ...
 
@@ -55,21 +56,16 @@ class Connected(Protocol):
 
     def evaluate(
         self, artifact: Artifact, packs: Sequence[Callable[[], Path]], classes: ClassSet, threads: int | None
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    ) -> tuple[list[Counted], Environment]:
         """Counts of each frame of the packs (see :func:`edgekit.devices.worker.count_pack`), and the environment."""
         ...
 
-    def measure(
-        self, artifacts: Sequence[Artifact], frames: Path, mode: Mode, scope: Scope, threads: int | None
-    ) -> list[dict[str, Any] | EdgekitError]:
-        """Per artifact a ``latency`` object without provenance, or the error.
-
-        It holds ``rounds_ms``, or ``statistics`` where a tool keeps its samples to itself.
-        """
+    def measure(self, artifacts: Sequence[Artifact], frames: Path, terms: Terms) -> list[Timed | EdgekitError]:
+        """Per artifact its latency, which holds samples, or statistics where a tool keeps those to itself; or the error."""
         ...
 
-    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> dict[str, Any]:
-        """One artifact under load for so long: see :func:`edgekit.devices.local.sustain`."""
+    def sustain(self, artifact: Artifact, frames: Path, seconds: float, threads: int | None) -> Sustained:
+        """One artifact under load for so long: see :meth:`edgekit.devices.local.Clock.sustain`."""
         ...
 
     def clean(self) -> int:

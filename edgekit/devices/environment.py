@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from edgekit.core.measurement import Conditions
 from edgekit.core.quantities import is_celsius, is_khz
 from edgekit.core.registry import versions
 from edgekit.runtimes.common import available_cores as available_cores
@@ -122,9 +123,9 @@ def cluster(cores: str, governor: str, highest: str) -> str:
     return f"cores {cores}: {governor}, to {limit}"
 
 
-def conditions() -> dict[str, Any]:
+def conditions() -> Conditions:
     """What may change while a measurement goes on, cheap enough to look at between any two blocks of samples."""
-    return {"clock_khz": clocks(), "temperature_c": temperatures()}
+    return Conditions(clocks(), temperatures())
 
 
 def _temperature() -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgekit.core.errors import UsageError
+from edgekit.core.measurement import LOCAL
 from edgekit.core.quantities import is_whole
 
 FILE = "devices.toml"
 LARGEST = 64 << 10
 """Bytes of an inventory: hundreds of devices."""
-LOCAL = "local"
 Kind = Literal["local", "ssh", "adb"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -84,7 +84,7 @@ HARMLESS = (
 )  # fmt: skip
 """What an ssh configuration beside a project's inventory may say: nothing of it runs a program here, loads code, or forwards."""
 _IN_COMMANDS = ("hostname", "hostkeyalias", "proxyjump", "user")
-"""Of these, what ssh puts into command lines of its own."""
+"""The keywords among these whose values ssh puts into command lines of its own."""
 
 
 def _own_file() -> Path:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.contract import LATENCY_CONTRACTS, Terms
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
+from edgekit.core.measurement import Conditions, Latency, Layer, LoadInterval, Spread, Sustained, Trtexec, Watched
 from edgekit.core.quantities import are_milliseconds
+from edgekit.core.values import Provenance
 from edgekit.devices.formats import tegrastats, trtexec
 from edgekit.devices.formats.text import clean_text
-from edgekit.devices.local import Mode
 from edgekit.devices.remote import Agent, told
 
 BUILD_SECONDS = 3600.0
@@ -31,17 +32,6 @@ LOADED = 50
 """Percent of GPU load above which a sample of tegrastats' counts: it is there before trtexec has loaded its engine."""
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What trtexec is asked for; see :func:`edgekit.devices.formats.trtexec.time_command`."""
-
-    queries: int
-    seconds: float
-    warmup_ms: int = 1000
-    transfers: bool = False
-    profiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +80,7 @@ def version_of(agent: Agent) -> trtexec.Version:
 
 
 @_of_one_artifact
-def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
+def build(agent: Agent, artifact: str, *, anew: bool = False) -> Engine:
     """The engine of an artifact that was sent: built on the device, or the one of the same ONNX, TensorRT and GPU.
 
     Args:
@@ -124,17 +114,17 @@ def build(agent: Agent, artifact: str, anew: bool = False) -> Engine:
 
 
 @_of_one_artifact
-def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
-    """Latency of the bare graph by trtexec: a ``latency`` object without its provenance.
+def measure(agent: Agent, artifact: str, terms: Terms) -> Latency:
+    """Latency of the bare graph by trtexec, and what else it tells.
 
-    ``trtexec`` holds what else it tells: the time with the copies, memory, the slowest layers, power and heat.
+    That is the time with the copies, memory, the slowest layers, power and heat.
 
     Raises:
         ArtifactError: TensorRT cannot build or run it.
     """
     engine = build(agent, artifact)
-    contract = LATENCY_CONTRACTS[mode]
-    plain = Timing(contract.queries, contract.seconds, profiled=True)
+    contract = LATENCY_CONTRACTS[terms.mode]
+    plain = trtexec.Timing(contract.queries, contract.seconds, profiled=True)
     done = _time(agent, engine, plain)
     if done["code"] != 0 and trtexec.built_elsewhere(done["output"]):  # kept from before a change of the board
         engine = build(agent, artifact, anew=True)
@@ -142,89 +132,86 @@ def measure(agent: Agent, artifact: str, mode: Mode) -> dict[str, Any]:
     run, times = _timed(agent, engine, done)
     profile = trtexec.parse_profile(_read(agent, engine, PROFILE))
     precisions = Counter(trtexec.parse_layers(_read(agent, engine, LAYERS)).values())
-    with_copies, why = _with_copies(agent, engine, Timing(contract.queries, contract.seconds, transfers=True))
-    return {
-        "scope": "graph",
-        "mode": mode,
-        "rounds_ms": [list(times)],
-        "warmup_ms": None,
-        "first_ms": None,
-        "load_ms": None if run.seconds is None else run.seconds * 1e3,
-        "peak_rss_bytes": None,
-        "settings": {**_settings(engine, run), "flags": " ".join(_flags(engine, plain))},
-        "conditions": [],
-        "trtexec": {
-            "built_seconds": engine.built_seconds,
-            "gpu_bytes": run.gpu_bytes,
-            "unstable_cv": trtexec.unstable(run),
-            "with_copies_ms": with_copies,
-            "with_copies_failed": why,
-            "layers": [
-                {"name": clean_text(layer.name, 160), "mean_ms": layer.mean_ms, "share": layer.share}
-                for layer in sorted(profile, key=lambda layer: -layer.share)[:SLOWEST]
-            ],
-            "precisions": {clean_text(name, 20): count for name, count in precisions.items()},
-            "warnings": [clean_text(warning, 200) for warning in run.warnings[:10]],
-            **_watched(done.get("tegrastats")),
-        },
-    }
+    with_copies, why = _with_copies(agent, engine, trtexec.Timing(contract.queries, contract.seconds, transfers=True))
+    settings = {**_settings(engine, run), "flags": " ".join(_flags(engine, plain))}
+    told = Trtexec(
+        built_seconds=engine.built_seconds,
+        gpu_bytes=run.gpu_bytes,
+        unstable_cv=trtexec.unstable(run),
+        with_copies_ms=with_copies,
+        with_copies_failed=why,
+        layers=tuple(
+            Layer(clean_text(layer.name, 160), layer.mean_ms, layer.share)
+            for layer in sorted(profile, key=lambda layer: -layer.share)[:SLOWEST]
+        ),
+        precisions={clean_text(name, 20): count for name, count in precisions.items()},
+        warnings=tuple(clean_text(warning, 200) for warning in run.warnings[:10]),
+        tegrastats=_watched(done.get("tegrastats")),
+    )
+    return Latency(
+        Provenance("measured", settings["engine"]), terms.mode, "graph", (tuple(times),), settings=settings,
+        load_ms=None if run.seconds is None else run.seconds * 1e3, trtexec=told,
+    )  # fmt: skip
 
 
 @_of_one_artifact
-def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> dict[str, Any]:
+def sustain(agent: Agent, artifact: str, seconds: float, interval: float) -> Sustained:
     """The bare graph under load for so long: each interval is a call of trtexec, its engine loaded anew.
 
     Returns:
-        As :func:`edgekit.devices.local.sustain`, scope ``graph``; clocks are the GPU's, and where ``under_load`` is false
-        they are not only those under load.
+        Scope ``graph``; clocks are the GPU's, and where ``under_load`` is false they are not only those under load.
 
     Raises:
         ArtifactError: TensorRT cannot build or run it.
     """
     engine = build(agent, artifact)
-    intervals: list[dict[str, Any]] = []
-    settings: dict[str, Any] = {}
+    intervals: list[LoadInterval] = []
+    settings: Mapping[str, str] = {}
     begin = now = time.monotonic()
     while now - begin < seconds - 1e-3:
         span = min(interval, seconds - (now - begin))
-        done = _time(agent, engine, Timing(1, span, warmup_ms=0))
+        done = _time(agent, engine, trtexec.Timing(1, span, warmup_ms=0))
         run, times = _timed(agent, engine, done)
         settings = _settings(engine, run)
-        watched = (_watched(done.get("tegrastats"))["tegrastats"]) or {}
-        clocks = watched.get("gpu_clock_mhz")
+        watched = _watched(done.get("tegrastats")) or Watched()
+        clocks = watched.gpu_clock_mhz
+        conditions = Conditions({"GPU": clocks.median * 1000} if clocks else {}, watched.max_celsius or {})
         end = time.monotonic()
         intervals.append(
-            {
-                "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3), "samples_ms": list(times),
-                "clock_khz": {"GPU": clocks["median"] * 1000} if clocks else {},
-                "temperature_c": watched.get("max_celsius") or {}, "under_load": watched.get("under_load"),
-            }
-        )  # fmt: skip
+            LoadInterval(
+                round(now - begin, 3), round(end - begin, 3), conditions, tuple(times), under_load=watched.under_load
+            )
+        )
         now = end
-    return {"seconds": seconds, "scope": "graph", "settings": settings, "before": {}, "intervals": intervals}
+    return Sustained(seconds, tuple(intervals), "graph", settings)
 
 
-def _settings(engine: Engine, run: trtexec.TrtexecRun) -> dict[str, Any]:
+def _settings(engine: Engine, run: trtexec.TrtexecRun) -> dict[str, str]:
     return {
         "engine": f"TensorRT {'.'.join(map(str, engine.version))}",
         "GPU": run.gpu or engine.gpu or "unavailable",
     }
 
 
-def _flags(engine: Engine, timing: Timing) -> tuple[str, ...]:
+def _flags(engine: Engine, timing: trtexec.Timing) -> tuple[str, ...]:
     command = trtexec.time_command(
-        engine.version, engine.path, f"{engine.folder}/{TIMES}", f"{engine.folder}/{PROFILE}" if timing.profiled else None,
-        warmup_ms=timing.warmup_ms, seconds=max(1, round(timing.seconds)), queries=timing.queries,
-        transfers=timing.transfers,
-    )  # fmt: skip
+        engine.version, engine.path, timing, f"{engine.folder}/{TIMES}", f"{engine.folder}/{PROFILE}"
+    )
     return command[1:]
 
 
-def _time(agent: Agent, engine: Engine, timing: Timing) -> Mapping[str, Any]:
-    return _run(agent, engine.key, _flags(engine, timing), TIMING_SECONDS + 20 * timing.seconds, True, (TIMES, PROFILE))
+def _time(agent: Agent, engine: Engine, timing: trtexec.Timing) -> Mapping[str, Any]:
+    return _run(
+        agent,
+        engine.key,
+        _flags(engine, timing),
+        TIMING_SECONDS + 20 * timing.seconds,
+        watched=True,
+        writes=(TIMES, PROFILE),
+    )
 
 
-def _with_copies(agent: Agent, engine: Engine, timing: Timing) -> tuple[float | None, str | None]:
+def _with_copies(agent: Agent, engine: Engine, timing: trtexec.Timing) -> tuple[float | None, str | None]:
     """Median in ms with the copies to the GPU and back, or why there is none: the graph's own time stands either way."""
     try:
         done = _time(agent, engine, timing)
@@ -262,6 +249,7 @@ def _run(
     key: str,
     arguments: tuple[str, ...],
     seconds: float,
+    *,
     watched: bool = False,
     writes: tuple[str, ...] = (),
 ) -> Mapping[str, Any]:
@@ -283,17 +271,17 @@ def _read(agent: Agent, engine: Engine, name: str) -> str:
     return text
 
 
-def _watched(output: Any) -> dict[str, Any]:
-    """Heat meanwhile, and power and clocks under load; nothing where the board has no tegrastats.
+def _watched(output: Any) -> Watched | None:
+    """Heat meanwhile, and power and clocks under load; None where the board has no tegrastats.
 
     ``under_load`` is false where no sample says that it was: power and clocks are of all of them then, idle ones too.
     """
     if not isinstance(output, str):
-        return {"tegrastats": None}
+        return None
     try:
         samples = tegrastats.parse(output)
     except DeviceError:
-        return {"tegrastats": None}
+        return None
     loaded = [sample for sample in samples if sample.gpu_load is not None and sample.gpu_load > LOADED]
     # Thor's tegrastats tells no load, and a short call may end before the second sample.
     kept: Sequence[tegrastats.TegraSample] = loaded or samples
@@ -303,17 +291,11 @@ def _watched(output: Any) -> dict[str, Any]:
         for name, value in sample.celsius.items():
             celsius[name] = max(value, celsius.get(name, value))
     clocks = sorted(sample.gpu_clock for sample in kept if sample.gpu_clock)
-    return {
-        "tegrastats": {
-            "samples": len(kept),
-            "under_load": bool(loaded),
-            "mean_watts": sum(watts) / len(watts) if watts else None,
-            "max_watts": max(watts, default=None),
-            "max_celsius": celsius,
-            "gpu_clock_mhz": _spread(clocks) if clocks else None,
-        }
-    }
-
-
-def _spread(ordered: Sequence[int]) -> dict[str, int]:
-    return {"median": ordered[len(ordered) // 2], "min": ordered[0], "max": ordered[-1]}
+    return Watched(
+        samples=len(kept),
+        under_load=bool(loaded),
+        mean_watts=sum(watts) / len(watts) if watts else None,
+        max_watts=max(watts, default=None),
+        max_celsius=celsius,
+        gpu_clock_mhz=Spread(clocks[len(clocks) // 2], clocks[0], clocks[-1]) if clocks else None,
+    )

@@ -1,6 +1,6 @@
 """Measuring on the machine that this runs on: a fresh process for each artifact, interleaved rounds, raw samples kept.
 
-The agent does on a device what edgekit does here: both call :func:`measure` and :func:`sustain`. Python 3.9 and numpy.
+The agent does on a device what edgekit does here: both have a :class:`Clock`. Python 3.9 and numpy.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Union
 
-from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
+from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract, Scope, Terms
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
 from edgekit.core.files import open_log
+from edgekit.core.measurement import Conditions, Latency, LoadInterval, Sustained
 from edgekit.core.progress import Progress
+from edgekit.core.values import Provenance
 from edgekit.devices.environment import conditions
 
 ROUNDS = 8
@@ -30,9 +33,7 @@ LOCK_SECONDS = 3600.0
 """How long a device that somebody else measures on is waited for."""
 CLOCK_SLACK = 2.0
 """Seconds by which the time of day may run apart from the clock that measures before it is said."""
-Mode = Literal["quick", "full"]
-Scope = Literal["frame-to-labels", "graph"]
-Outcome = Union["dict[str, Any]", EdgekitError]
+Outcome = Union[Latency, EdgekitError]  # noqa: UP007  Python 3.9 evaluates it
 
 
 WORKER = (sys.executable, "-P", "-m", "edgekit.devices.worker")
@@ -46,37 +47,46 @@ class Subject:
         folder: the artifact's.
         title: as messages name it.
         compute_units: of Core ML.
+        by: what runs it, as its provenance says; empty on a device, since whoever asked knows.
+        described: the artifact, where its folder holds no manifest.
     """
 
     folder: Path
     title: str
     compute_units: str = "ALL"
+    by: str = ""
+    described: Any = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """A sustained load: seconds in all and of each interval; ``threads`` None for all cores."""
+
+    seconds: float
+    interval: float
+    threads: int | None = None
 
 
 class Worker:
     """One artifact in a process of its own.
 
     Args:
-        folder: the artifact's.
-        title: as messages name it.
         frames: an ``.npy``, for latency; None where frames come in packs.
+        scope: of the latency.
+        log: for what its runtime prints.
         command: what serves; a benchmark brings its own for what is no artifact.
-        described: the artifact, where its folder holds no manifest.
     """
 
     def __init__(
         self,
-        folder: Path,
-        title: str,
+        subject: Subject,
         frames: Path | None,
         threads: int | None,
         scope: Scope,
         log: Path,
         command: Sequence[str] = WORKER,
-        compute_units: str = "ALL",
-        described: Any = None,
     ) -> None:
-        self.title = title
+        self.title = subject.title
         self.log = log
         with open_log(log) as errors:
             self._process = subprocess.Popen(
@@ -87,12 +97,12 @@ class Worker:
             self.opened = self.ask(
                 {
                     "do": "open",
-                    "artifact": str(folder),
+                    "artifact": str(subject.folder),
                     "frames": None if frames is None else str(frames),
                     "threads": threads,
                     "scope": scope,
-                    "compute_units": compute_units,
-                    "described": described,
+                    "compute_units": subject.compute_units,
+                    "described": subject.described,
                 }
             )
         except BaseException:
@@ -184,162 +194,169 @@ class _Clocks:
         return apart if abs(apart) > CLOCK_SLACK else 0.0
 
 
-def measure(
-    subjects: Sequence[Subject],
-    frames: Path,
-    mode: Mode,
-    scope: Scope,
-    threads: int | None,
-    logs: Path,
-    progress: Progress,
-    command: Sequence[str] = WORKER,
-    contract: LatencyContract | None = None,
-) -> list[Outcome]:
-    """Latency of artifacts that are to be compared, one result for each.
-
-    All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
-    minute of the machine falls on all of them, after a moment in which the one before comes to rest. Clocks and
-    temperatures are read after each share.
-
-    Args:
-        frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
-        scope: ``frame-to-labels``, or ``graph`` for one forward pass of the bare model.
-        command: what serves.
-        contract: the mode's own by default.
-
-    Returns:
-        Per artifact the ``latency`` object of a measurement without its provenance, or the error that stopped it.
-    """
-    contract = contract or LATENCY_CONTRACTS[mode]
-    clocks = _Clocks()
-    started: list[Worker] = []
-    workers: list[Worker | None] = []
-    results: list[Outcome] = []
-    counts: list[int] = []
-    try:
-        for subject in subjects:
-            progress.update(f"loading {subject.title}")
-            try:
-                log = logs / f"{subject.folder.name}.bench.log"
-                worker = Worker(
-                    subject.folder, subject.title, frames, threads, scope, log, command, subject.compute_units
-                )
-                started.append(worker)
-                warmup = worker.ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
-            except EdgekitError as error:
-                workers.append(None)
-                counts.append(0)
-                results.append(error)
-                continue
-            pace = sorted(warmup["samples_ms"])[len(warmup["samples_ms"]) // 2] / 1e3
-            total = max(contract.queries, math.ceil(contract.seconds / pace))
-            workers.append(worker)
-            counts.append(math.ceil(total / ROUNDS))
-            results.append(
-                {
-                    "scope": scope, "mode": mode, "rounds_ms": [], "warmup_ms": warmup["samples_ms"],
-                    "first_ms": worker.opened["first_ms"], "load_ms": worker.opened["load_ms"],
-                    "peak_rss_bytes": None, "settings": worker.opened["settings"], "conditions": [],
-                }
-            )  # fmt: skip
-        number = 0
-        # The share of a round is planned from the warm-up's pace; where that was slow, rounds are added for all.
-        while number < ROUNDS or (number < 4 * ROUNDS and not all(_enough(result, contract) for result in results)):
-            number += 1
-            for index, opened in enumerate(workers):
-                result = results[index]
-                if opened is None or isinstance(result, EdgekitError):
-                    continue
-                progress.update(f"measuring latency: round {number} of {max(number, ROUNDS)}, {opened.title}")
-                try:
-                    if len(workers) > 1:
-                        time.sleep(SETTLING)
-                        opened.ask({"do": "warm", "runs": 1, "seconds": 0})
-                    result["rounds_ms"].append(opened.ask({"do": "round", "count": counts[index]})["samples_ms"])
-                    result["conditions"].append(conditions())
-                except EdgekitError as error:
-                    results[index] = error
-            if all(isinstance(result, EdgekitError) for result in results):
-                break
-        for index, opened in enumerate(workers):
-            result = results[index]
-            if opened is not None and not isinstance(result, EdgekitError):
-                try:
-                    result["peak_rss_bytes"] = opened.ask({"do": "close"})["peak_rss_bytes"]
-                except EdgekitError as error:
-                    results[index] = error
-    finally:
-        for worker in started:
-            worker.stop()
-    if jump := clocks.jumped():
-        for result in results:
-            if isinstance(result, dict):
-                result["clock_set_seconds"] = round(jump, 1)
-    return results
-
-
-def _enough(result: Outcome, contract: LatencyContract) -> bool:
-    if isinstance(result, EdgekitError):
-        return True
-    samples = [sample for part in result["rounds_ms"] for sample in part]
-    return len(samples) >= contract.queries and sum(samples) >= 1e3 * contract.seconds
-
-
 def interval_of(seconds: float) -> float:
     """Length of an interval of a sustained load: sixty of them, but none shorter than a second or longer than ten."""
     return min(10.0, max(1.0, seconds / 60))
 
 
-def sustain(
-    subject: Subject,
-    frames: Path,
-    seconds: float,
-    interval: float,
-    threads: int | None,
-    logs: Path,
-    progress: Progress,
-    command: Sequence[str] = WORKER,
-    each: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> dict[str, Any]:
-    """One artifact for as long as asked without a pause: what the device's heat leaves of its speed.
+class _Turns:
+    """One artifact that is measured in turns with others: its process, its share of a round, and what came of it."""
 
-    There is no warm-up beyond the first frame: a cold start is part of what is looked for.
+    def __init__(self, subject: Subject, terms: Terms, contract: LatencyContract) -> None:
+        self.subject = subject
+        self.error: EdgekitError | None = None
+        self._terms, self._contract = terms, contract
+        self._worker: Worker | None = None
+        self._share = 0
+        self._warmup: list[float] = []
+        self._rounds: list[tuple[float, ...]] = []
+        self._conditions: list[Conditions] = []
+        self._peak: int | None = None
 
-    Args:
-        seconds: in all.
-        interval: seconds of each interval.
-        each: called with each interval when it is over.
+    def open(self, frames: Path, log: Path, command: Sequence[str]) -> None:
+        """Start its process and warm it up; its pace there plans how many queries a round has."""
+        terms, contract = self._terms, self._contract
+        self._worker = Worker(self.subject, frames, terms.threads, terms.scope, log, command)
+        self._warmup = self._ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
+        pace = sorted(self._warmup)[len(self._warmup) // 2] / 1e3
+        self._share = math.ceil(max(contract.queries, math.ceil(contract.seconds / pace)) / ROUNDS)
 
-    Returns:
-        ``seconds``, ``settings`` and ``intervals``: when each began and ended, its samples and the conditions at its end.
+    def _ask(self, command: dict[str, Any]) -> list[float]:
+        assert self._worker is not None
+        taken: list[float] = self._worker.ask(command)["samples_ms"]
+        return taken
 
-    Raises:
-        ArtifactError: it could not be run to the end.
+    def take(self, *, settle: bool) -> None:
+        """Its share of a round, and the conditions after it."""
+        if settle:
+            time.sleep(SETTLING)
+            self._ask({"do": "warm", "runs": 1, "seconds": 0})
+        self._rounds.append(tuple(self._ask({"do": "round", "count": self._share})))
+        self._conditions.append(conditions())
+
+    def close(self) -> None:
+        """Ask for its peak memory."""
+        assert self._worker is not None
+        self._peak = self._worker.ask({"do": "close"})["peak_rss_bytes"]
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do something, unless it failed before; what goes wrong now is kept."""
+        if self.error is None:
+            try:
+                work()
+            except EdgekitError as error:
+                self.error = error
+
+    def stop(self) -> None:
+        """End its process."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def enough(self) -> bool:
+        """Whether it has all that the contract asks for, or never will."""
+        samples = [sample for part in self._rounds for sample in part]
+        contract = self._contract
+        return self.error is not None or (len(samples) >= contract.queries and sum(samples) >= 1e3 * contract.seconds)
+
+    def outcome(self, clock_set: float) -> Outcome:
+        """The latency, or what went wrong."""
+        if self.error is not None:
+            return self.error
+        assert self._worker is not None
+        opened = self._worker.opened
+        return Latency(
+            Provenance("measured", self.subject.by), self._terms.mode, self._terms.scope,
+            rounds_ms=tuple(self._rounds), warmup_ms=tuple(self._warmup), first_ms=opened["first_ms"],
+            load_ms=opened["load_ms"], peak_rss_bytes=self._peak, settings=opened["settings"],
+            conditions=tuple(self._conditions), clock_set_seconds=round(clock_set, 1) if clock_set else None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What measures on the machine that it runs on.
+
+    Attributes:
+        logs: folder for what runtimes print.
+        progress: is told of it.
+        command: what serves artifacts.
     """
-    worker = Worker(
-        subject.folder, subject.title, frames, threads, "frame-to-labels",
-        logs / f"{subject.folder.name}.sustained.log", command, subject.compute_units,
-    )  # fmt: skip
-    intervals: list[dict[str, Any]] = []
-    before = conditions()
-    try:
-        begin = now = time.monotonic()
-        while now - begin < seconds - 1e-3:
-            progress.update(f"{subject.title}: sustained load, {now - begin:.0f} of {seconds:.0f} s")
-            span = min(interval, seconds - (now - begin))
-            samples = worker.ask({"do": "span", "seconds": span})["samples_ms"]
-            end = time.monotonic()
-            intervals.append(
-                {
-                    "begin_s": round(now - begin, 3), "end_s": round(end - begin, 3),
-                    "samples_ms": [round(sample, 4) for sample in samples], **conditions(),
-                }
-            )  # fmt: skip
-            each(intervals[-1])
-            now = end
-    finally:
-        worker.stop()
-    return {
-        "seconds": seconds, "scope": "frame-to-labels", "settings": worker.opened["settings"], "before": before,
-        "intervals": intervals,
-    }  # fmt: skip
+
+    logs: Path
+    progress: Progress
+    command: Sequence[str] = WORKER
+
+    def measure(
+        self, subjects: Sequence[Subject], frames: Path, terms: Terms, contract: LatencyContract | None = None
+    ) -> list[Outcome]:
+        """Latency of artifacts that are to be compared: for each the value, or the error that stopped it.
+
+        All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
+        minute of the machine falls on all of them, after a moment in which the one before comes to rest. Clocks and
+        temperatures are read after each share.
+
+        Args:
+            frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
+            contract: the mode's own by default.
+        """
+        clocks = _Clocks()
+        turns = [_Turns(subject, terms, contract or LATENCY_CONTRACTS[terms.mode]) for subject in subjects]
+        try:
+            for one in turns:
+                self.progress.update(f"loading {one.subject.title}")
+                log = self.logs / f"{one.subject.folder.name}.bench.log"
+                one.attempt(partial(one.open, frames, log, self.command))
+            number = 0
+            # The share of a round is planned from the warm-up's pace; where that was slow, rounds are added for all.
+            while number < ROUNDS or (number < 4 * ROUNDS and not all(one.enough() for one in turns)):
+                number += 1
+                for one in turns:
+                    if one.error is None:
+                        self.progress.update(
+                            f"measuring latency: round {number} of {max(number, ROUNDS)}, {one.subject.title}"
+                        )
+                    one.attempt(partial(one.take, settle=len(turns) > 1))
+                if all(one.error is not None for one in turns):
+                    break
+            for one in turns:
+                one.attempt(one.close)
+        finally:
+            for one in turns:
+                one.stop()
+        return [one.outcome(clocks.jumped()) for one in turns]
+
+    def sustain(
+        self,
+        subject: Subject,
+        frames: Path,
+        load: Load,
+        each: Callable[[LoadInterval], None] = lambda _: None,
+    ) -> Sustained:
+        """One artifact for as long as asked without a pause: what the device's heat leaves of its speed.
+
+        There is no warm-up beyond the first frame: a cold start is part of what is looked for.
+
+        Args:
+            each: called with each interval when it is over.
+
+        Raises:
+            ArtifactError: it could not be run to the end.
+        """
+        log = self.logs / f"{subject.folder.name}.sustained.log"
+        worker = Worker(subject, frames, load.threads, "frame-to-labels", log, self.command)
+        intervals: list[LoadInterval] = []
+        before = conditions()
+        try:
+            begin = now = time.monotonic()
+            while now - begin < load.seconds - 1e-3:
+                self.progress.update(f"{subject.title}: sustained load, {now - begin:.0f} of {load.seconds:.0f} s")
+                span = min(load.interval, load.seconds - (now - begin))
+                samples = worker.ask({"do": "span", "seconds": span})["samples_ms"]
+                end = time.monotonic()
+                rounded = tuple(round(sample, 4) for sample in samples)
+                intervals.append(LoadInterval(round(now - begin, 3), round(end - begin, 3), conditions(), rounded))
+                each(intervals[-1])
+                now = end
+        finally:
+            worker.stop()
+        return Sustained(load.seconds, tuple(intervals), settings=worker.opened["settings"], before=before)

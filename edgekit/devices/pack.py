@@ -29,7 +29,7 @@ class Packed:
 
     @property
     def name(self) -> str:
-        """Of the file on a device."""
+        """The file's name on a device."""
         return f"agent-{self.sha256[:16]}.pyz"
 
 

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from edgekit import __version__
+from edgekit.core.contract import Terms
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost, EdgekitError
 from edgekit.core.files import open_log
+from edgekit.core.measurement import Conditions, Counted, Counts, Latency, LoadInterval, Placement
 from edgekit.core.quantities import (
     MOST_CORES,
     MOST_MS,
@@ -37,13 +39,14 @@ from edgekit.core.quantities import (
     is_share,
     is_whole,
 )
+from edgekit.core.record import plain
 from edgekit.core.text import parse_json
-from edgekit.core.values import Float64, Int64
+from edgekit.core.values import Float64, Int64, Provenance
 from edgekit.devices.agent import MARK, PROTOCOL
 from edgekit.devices.agent import SILENCE as AGENT_SILENCE
 from edgekit.devices.formats.text import clean_text, lines
 from edgekit.devices.inventory import Device
-from edgekit.devices.local import LOCK_SECONDS, Mode, Scope
+from edgekit.devices.local import LOCK_SECONDS
 from edgekit.devices.pack import pack_agent
 from edgekit.devices.ssh import ERRORS, SshTransport, end
 
@@ -455,7 +458,7 @@ def checked_probe(device: Device, value: Any) -> dict[str, Any]:
             name: text for name, text in checked.get(key, {}).items() if text is None or isinstance(text, str)
         }
     checked["environment"] = checked_environment(found.get("environment"))
-    checked["conditions"] = checked_conditions(found.get("conditions"))
+    checked["conditions"] = plain(checked_conditions(found.get("conditions")))
     if not is_bytes(checked.get("free_bytes")):
         checked.pop("free_bytes", None)
     cache = checked.get("cache", {})
@@ -476,26 +479,27 @@ def checked_environment(value: Any) -> dict[str, Any]:
     return environment
 
 
-def checked_conditions(value: Any) -> dict[str, Any]:
+def checked_conditions(value: Any) -> Conditions:
     """Clocks and temperatures at one moment: what no device has is left out."""
     found = plain_values({key: _mapping(value).get(key) for key in ("clock_khz", "temperature_c")})
-    return {
-        key: {name: number for name, number in _mapping(found[key]).items() if good(number)}
+    clocks, temperatures = (
+        {name: number for name, number in _mapping(found[key]).items() if good(number)}
         for key, good in (("clock_khz", is_khz), ("temperature_c", is_celsius))
-    }
+    )
+    return Conditions(clocks, temperatures)
 
 
-def checked_placement(value: Any) -> dict[str, Any]:
+def checked_placement(value: Any) -> dict[str, Placement]:
     """Where Core ML runs operations, by compute units: counts and shares, or why there is no plan."""
-    checked: dict[str, Any] = {}
+    checked: dict[str, Placement] = {}
     for units, plan in plain_values(value, 4).items():
         if isinstance(plan, dict):
-            checked[units] = {
-                key: {name: number for name, number in _mapping(plan.get(key)).items() if good(number)}
+            operations, cost, elsewhere = (
+                {name: number for name, number in _mapping(plan.get(key)).items() if good(number)}
                 for key, good in (("operations", _is_operations), ("cost", is_share), ("elsewhere", _is_operations))
-            }
-            if isinstance(plan.get("failed"), str):
-                checked[units]["failed"] = plan["failed"]
+            )
+            failed = plan["failed"] if isinstance(plan.get("failed"), str) else None
+            checked[units] = Placement(operations, cost, elsewhere, failed)
     return checked
 
 
@@ -526,11 +530,12 @@ def told(device: Device, answer: Event, *names: str) -> list[str]:
     return [str(text) for text in texts]
 
 
-def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dict[str, Any]:
-    """A latency object of the agent's, with nothing in it that a measurement does not have.
+def checked_latency(device: Device, value: Any, terms: Terms, by: str) -> Latency:
+    """A latency of the agent's, with nothing in it that a measurement does not have.
 
     Args:
-        mode, scope: that were asked for.
+        terms: that were asked for.
+        by: what runs the artifact there.
 
     Raises:
         DeviceError: samples that are no times, or another shape.
@@ -538,7 +543,7 @@ def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dic
     if not isinstance(value, dict):
         raise _nonsense(device, "a latency", value)
     rounds = value.get("rounds_ms")
-    if rounds is not None and (value.get("scope") != scope or value.get("mode") != mode):
+    if rounds is not None and (value.get("scope") != terms.scope or value.get("mode") != terms.mode):
         raise _nonsense(device, "a latency's scope", value.get("scope"))
     if not isinstance(rounds, list) or not rounds or not all(isinstance(part, list) and part for part in rounds):
         raise _nonsense(device, "latency samples", rounds)
@@ -551,15 +556,14 @@ def checked_latency(device: Device, value: Any, mode: Mode, scope: Scope) -> dic
     peak = value.get("peak_rss_bytes")
     if peak is not None and not is_bytes(peak):
         raise _nonsense(device, "its memory", peak)
-    latency = {
-        key: value.get(key)
-        for key in ("scope", "mode", "rounds_ms", "warmup_ms", "first_ms", "load_ms", "peak_rss_bytes")
-    }
-    latency["settings"] = plain_values(value.get("settings"))
-    latency["conditions"] = [checked_conditions(entry) for entry in _list(value.get("conditions"))]
-    if (jump := value.get("clock_set_seconds")) is not None and is_number(jump) and abs(jump) < 1e10:
-        latency["clock_set_seconds"] = jump
-    return latency
+    jump = value.get("clock_set_seconds")
+    return Latency(
+        Provenance("measured", by), terms.mode, terms.scope, tuple(map(tuple, rounds)), warmup_ms=tuple(value["warmup_ms"]),
+        first_ms=value["first_ms"], load_ms=value["load_ms"], peak_rss_bytes=peak,
+        settings=plain_values(value.get("settings")),
+        conditions=tuple(checked_conditions(entry) for entry in _list(value.get("conditions"))),
+        clock_set_seconds=jump if jump is not None and is_number(jump) and abs(jump) < 1e10 else None,
+    )  # fmt: skip
 
 
 def _check_times(device: Device, value: Any) -> None:
@@ -571,7 +575,7 @@ def _check_times(device: Device, value: Any) -> None:
         raise _nonsense(device, "latency samples", wrong)
 
 
-def checked_interval(device: Device, value: Any) -> dict[str, Any]:
+def checked_interval(device: Device, value: Any) -> LoadInterval:
     """One interval of a sustained load; see :func:`checked_latency`."""
     if not isinstance(value, dict) or not isinstance(value.get("samples_ms"), list) or not value["samples_ms"]:
         raise _nonsense(device, "latency samples")
@@ -579,7 +583,7 @@ def checked_interval(device: Device, value: Any) -> dict[str, Any]:
     times: list[Any] = [value.get("begin_s"), value.get("end_s")]
     if not all(map(is_number, times)) or not 0 <= times[0] < times[1] <= MOST_MS / 1e3:
         raise _nonsense(device, "the times of an interval", times)
-    return {**{key: value[key] for key in ("begin_s", "end_s", "samples_ms")}, **checked_conditions(value)}
+    return LoadInterval(times[0], times[1], checked_conditions(value), tuple(value["samples_ms"]))
 
 
 @dataclass(frozen=True)
@@ -598,7 +602,7 @@ class Truth:
     compared: bool
 
 
-def checked_frame(device: Device, value: Any, truth: Truth) -> dict[str, Any]:
+def checked_frame(device: Device, value: Any, truth: Truth) -> Counted:
     """One frame's counts; see :func:`checked_latency`.
 
     Raises:
@@ -623,7 +627,7 @@ def checked_frame(device: Device, value: Any, truth: Truth) -> dict[str, Any]:
     if not np.array_equal(confusion.sum(1), truth.pixels):
         said = f"{confusion.sum()} pixels where {truth.pixels.sum()} are labelled"
         raise _nonsense(device, "a frame's counts, which are not of the frame's pixels", said)
-    checked: dict[str, Any] = {"confusion": listed}
+    hits: list[tuple[float, ...]] = []
     for kind, weight in (("class", truth.class_weight), ("category", truth.category_weight)):
         found = []
         for key in (f"{kind}_hits", f"{kind}_misses"):
@@ -632,14 +636,14 @@ def checked_frame(device: Device, value: Any, truth: Truth) -> dict[str, Any]:
                 raise _nonsense(device, "a frame's counts")
             if not all(is_number(number) and number >= 0 for number in numbers):
                 raise _nonsense(device, "a frame's counts", numbers)
-            checked[key] = numbers
+            hits.append(tuple(numbers))
             found.append(np.asarray(numbers, np.float64))
         if not np.allclose(sum(found), weight, rtol=1e-6, atol=1e-6):
             raise _nonsense(device, "a frame's counts, which are not of the frame's instances")
     agreement = value.get("agreement")
     if not (is_share(agreement) if truth.compared else agreement is None):
         raise _nonsense(device, "a frame's agreement", agreement)
-    return {"counts": checked, "agreement": agreement}
+    return Counted(Counts(listed, *hits), agreement)
 
 
 def plain_values(value: Any, depth: int = 3) -> dict[str, Any]:

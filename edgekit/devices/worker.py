@@ -24,10 +24,12 @@ from typing import Any, TextIO
 import numpy as np
 
 from edgekit.core.errors import ArtifactError, EdgekitError
+from edgekit.core.measurement import Counted
+from edgekit.core.record import plain
 from edgekit.core.seam import Session
 from edgekit.core.values import Artifact, ClassSet, SessionOptions, UInt8
 from edgekit.devices.lifeline import end_with_parent
-from edgekit.metrics.scores import count_frame, counts_to_json
+from edgekit.metrics.scores import count_frame, sparse
 from edgekit.runtimes.common import refuse_nan
 
 Opener = Callable[[Path, SessionOptions], AbstractContextManager[Session]]
@@ -118,7 +120,7 @@ def _open(command: dict[str, Any], stack: contextlib.ExitStack, opener: Opener) 
     return run, answer
 
 
-def count_pack(label: Callable[[UInt8], UInt8], path: Path, classes: ClassSet) -> list[dict[str, Any]]:
+def count_pack(label: Callable[[UInt8], UInt8], path: Path, classes: ClassSet) -> list[Counted]:
     """Label a pack's frames and count them: per frame its counts, and the share labelled as float PyTorch does.
 
     Args:
@@ -136,11 +138,11 @@ def count_pack(label: Callable[[UInt8], UInt8], path: Path, classes: ClassSet) -
                 raise ArtifactError(f"labels {labels.shape} came back for a frame of {image.shape[1:3]}")
             native = labels[pack[f"{index}.rows"][:, None], pack[f"{index}.columns"]]
             instances = pack[f"{index}.instances"] if f"{index}.instances" in pack.files else None
-            counts = counts_to_json(count_frame(native, pack[f"{index}.labels"], instances, classes))
+            counts = sparse(count_frame(native, pack[f"{index}.labels"], instances, classes))
             agreement = None
             if f"{index}.reference" in pack.files:
                 agreement = float((labels == pack[f"{index}.reference"]).mean())
-            frames.append({"counts": counts, "agreement": agreement})
+            frames.append(Counted(counts, agreement))
     return frames
 
 
@@ -190,7 +192,7 @@ def _serve(commands: TextIO, answers: TextIO, stack: contextlib.ExitStack, opene
             answer = {"samples_ms": taken}
         elif command["do"] == "evaluate":
             frames = count_pack(run.session.run, Path(command["pack"]), read_classes(command["classes"]))
-            answer = {"frames": frames}
+            answer = {"frames": plain(frames)}
         elif command["do"] == "label":
             _label(run.session, command)
             answer = {}

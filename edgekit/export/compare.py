@@ -30,7 +30,7 @@ AS_LIKE = 1.01
 """A tensor is also another value's where that leaves no more unexplained than so many times the least: a copy, say."""
 
 ROUNDING = 1e-6
-"""Of what is left unexplained, in float32."""
+"""A difference below this share is float32's rounding."""
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""
@@ -113,7 +113,7 @@ class Samples:
             alike: dict[str, tuple[float, Float32]] = {}
             for name, value in expected.items():
                 if shapes[name] == shape and value.shape == tensor.shape:
-                    reading = _rescaled(tensor, value, name in sums) if self.rescaled else tensor
+                    reading = _rescaled(tensor, value, as_a_whole=name in sums) if self.rescaled else tensor
                     alike[name] = _unexplained(reading, value), reading
             shares = _least({name: share for name, (share, _) in alike.items() if share < UNLIKE})
             # A value and its multiple leave the same unexplained: the nearer of them it is.
@@ -241,7 +241,7 @@ def _sums(graph: DeployableGraph) -> frozenset[str]:
     return frozenset(node.name for node in nodes if node.target == torch.ops.aten.add.Tensor)
 
 
-def _rescaled(found: Float32, expected: Float32, as_a_whole: bool) -> Float32:
+def _rescaled(found: Float32, expected: Float32, *, as_a_whole: bool) -> Float32:
     """Each channel multiplied by the power of two that makes it about as long as expected, and all by what fits best."""
     lengths, wanted = np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1)
     ratio = np.divide(wanted, lengths, out=np.ones_like(wanted), where=(lengths > 0) & (wanted > 0))

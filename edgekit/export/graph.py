@@ -33,7 +33,7 @@ DOUBLE_ROUNDING = 1e-3
 
 
 MOST_CLASSES = 256
-"""That one byte of a label map can tell apart."""
+"""One byte of a label map can tell so many classes apart."""
 
 
 class Logits(nn.Module):
@@ -271,6 +271,7 @@ class FrameToLabels(nn.Module):
     def __init__(
         self,
         graph: DeployableGraph,
+        *,
         channels_last: bool,
         output: OutputKind = "labels",
         output_stride: int = 1,

@@ -1,6 +1,6 @@
 """What of a network converts badly, on which target, why, and what helps: rules on its exported ATen graph.
 
-Each rule rests on a conversion with the versions in constraints.txt, which ``tests/test_lint.py`` makes again: where a
+Each rule rests on a conversion with the versions in constraints.txt, which ``tests/export/test_lint.py`` makes again: where a
 converter has learned better, the test fails and the rule goes. What converts well everywhere has no rule.
 """
 
@@ -301,7 +301,7 @@ def _has_six_dimensions(node: Node) -> bool:
 
 
 def _is_foreign(node: Node) -> bool:
-    """Of the user's own library; torchvision's are known to some converters."""
+    """Whether an operator is of the user's own library; torchvision's are known to some converters."""
     return "::" in operation_of(node) and not operation_of(node).startswith(("prim", "prims", "torchvision"))
 
 
@@ -908,7 +908,7 @@ def _sorted(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(counted, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def _rules_met(module: GraphModule, rewritten: bool) -> Iterator[Finding]:
+def _rules_met(module: GraphModule, *, rewritten: bool) -> Iterator[Finding]:
     """The rules that a graph's nodes meet: those that a rewrite mends, or the others."""
     _annotate(module)
     rules = [rule for rule in RULES if bool(rule.rewrite) == rewritten]

@@ -223,7 +223,7 @@ def _leaves_out_padding(node: Node) -> bool:
 FORMS[aten.avg_pool2d.default] = average_pooling, _leaves_out_padding
 
 MOST_LARGEST = 16
-"""Of a topk: each is one search of the whole axis."""
+"""A topk of more is not rewritten: each of its values takes a search of the whole axis."""
 
 
 def has_few_largest(node: Node) -> bool:

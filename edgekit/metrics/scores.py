@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.errors import ArtifactError
+from edgekit.core.measurement import Counts
 from edgekit.core.values import ClassSet, Int32, Int64, UInt8
 
 Float64 = NDArray[np.float64]
@@ -196,22 +197,18 @@ def _category_iiou(counts: FrameCounts, classes: ClassSet, member: Int64) -> flo
         return _mean(np.where(has_instances & (union > 0), counts.category_hits / union, np.nan))
 
 
-def counts_to_json(counts: FrameCounts) -> dict[str, Any]:
-    """Sparse plain form: the confusion as [row, column, pixels] triples."""
+def sparse(counts: FrameCounts) -> Counts:
+    """Counts as files and devices carry them."""
     rows, columns = np.nonzero(counts.confusion)
-    return {
-        "confusion": [[int(r), int(c), int(counts.confusion[r, c])] for r, c in zip(rows, columns)],
-        "class_hits": counts.class_hits.tolist(), "class_misses": counts.class_misses.tolist(),
-        "category_hits": counts.category_hits.tolist(), "category_misses": counts.category_misses.tolist(),
-    }  # fmt: skip
+    hits = (counts.class_hits, counts.class_misses, counts.category_hits, counts.category_misses)
+    triples = [[int(r), int(c), int(counts.confusion[r, c])] for r, c in zip(rows, columns)]
+    return Counts(triples, *(tuple(values.tolist()) for values in hits))
 
 
-def counts_from_json(document: Mapping[str, Any], classes: int) -> FrameCounts:
-    """The inverse of :func:`counts_to_json`."""
+def dense(counts: Counts, classes: int) -> FrameCounts:
+    """The inverse of :func:`sparse`."""
     confusion = np.zeros((classes, classes), np.int64)
-    for row, column, pixels in document["confusion"]:
+    for row, column, pixels in counts.confusion:
         confusion[row, column] = pixels
-    return FrameCounts(
-        confusion,
-        *(np.asarray(document[key]) for key in ("class_hits", "class_misses", "category_hits", "category_misses")),
-    )
+    hits = (counts.class_hits, counts.class_misses, counts.category_hits, counts.category_misses)
+    return FrameCounts(confusion, *map(np.asarray, hits))

@@ -33,7 +33,7 @@ class ConvBNReLU(nn.Sequential):
     """Convolution, batch norm and, unless ``relu=False``, ReLU; padding keeps the size at stride 1."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, *, relu: bool = True
     ) -> None:
         layers: list[nn.Module] = [
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),

@@ -214,6 +214,14 @@ class Description:
             metrics=document["metrics"],
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """What the file's metadata holds."""
+        return {
+            "schema": SCHEMA, "network": self.network, "arguments": dict(self.arguments), "classes": list(self.class_names),
+            "normalization": asdict(self.normalization), "dataset": self.dataset, "recipe": dict(self.recipe),
+            "metrics": dict(self.metrics),
+        }  # fmt: skip
+
 
 _PARTS: Mapping[str, type] = {
     "network": str, "arguments": dict, "classes": list, "normalization": dict, "dataset": str, "recipe": dict, "metrics": dict,
@@ -601,27 +609,12 @@ def check_finite(checkpoint: Checkpoint, state: Mapping[str, torch.Tensor]) -> N
         )
 
 
-def save_checkpoint(
-    path: Path,
-    module: nn.Module,
-    *,
-    network: str,
-    arguments: Mapping[str, Any],
-    class_names: tuple[str, ...],
-    normalization: Normalization,
-    dataset: str,
-    recipe: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-) -> None:
+def save_checkpoint(path: Path, module: nn.Module, description: Description) -> None:
     """Write weights and their description as one safetensors file, atomically; subnormal weights, as a GPU leaves them, as zeros."""
     from safetensors.torch import save
 
     from edgekit.networks.subnormals import without_subnormals
 
-    description = {
-        "schema": SCHEMA, "network": network, "arguments": dict(arguments), "classes": list(class_names),
-        "normalization": asdict(normalization), "dataset": dataset, "recipe": dict(recipe), "metrics": dict(metrics),
-    }  # fmt: skip
     # Copies: safetensors refuses tensors that share memory, as those of a module that stands in a network twice do.
     state = {key: without_subnormals(value.detach().cpu().contiguous()) for key, value in module.state_dict().items()}
-    write_bytes(path, save(state, metadata={METADATA_KEY: json.dumps(description)}))
+    write_bytes(path, save(state, metadata={METADATA_KEY: json.dumps(description.to_json())}))

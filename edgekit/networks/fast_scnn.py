@@ -43,7 +43,7 @@ class FastSCNN(nn.Module):
         camvid: no downsampling in the first bottleneck unit, as SPSSN's CamVid variant, for a comparison on equal terms.
     """
 
-    def __init__(self, classes: int = 19, camvid: bool = False) -> None:
+    def __init__(self, classes: int = 19, *, camvid: bool = False) -> None:
         super().__init__()
         self.downsample = LearningToDownsample()
         self.units = nn.Sequential(

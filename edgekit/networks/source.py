@@ -114,7 +114,7 @@ class _Watch:
 
 _watch = _Watch()
 _read_before: dict[str, set[str]] = {}
-"""Of a factory, what it has read so far in this process: its module reads what it does on import only once."""
+"""The files that each factory has read so far in this process: its module reads what it does on import only once."""
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class StreamPooling(nn.Module):
     reading gives 1.465 M parameters, the paper's 1.47 M.
     """
 
-    def __init__(self, inputs: int, stages: int, first: bool) -> None:
+    def __init__(self, inputs: int, stages: int, *, first: bool) -> None:
         super().__init__()
         self.adapt = ConvBNReLU(inputs, WIDTH, 1)
         self.previous = None if first else ConvBNReLU(WIDTH, WIDTH, 1)
@@ -66,7 +66,9 @@ class SPSSN(nn.Module):
         stream: the ablation of section 6: stream pooling instead of stage pooling.
     """
 
-    def __init__(self, classes: int = 19, pooling_stages: int = 4, camvid: bool = False, stream: bool = False) -> None:
+    def __init__(
+        self, classes: int = 19, pooling_stages: int = 4, *, camvid: bool = False, stream: bool = False
+    ) -> None:
         super().__init__()
         self.downsample = LearningToDownsample()
         self.units = nn.ModuleList(

@@ -10,7 +10,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, local
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,13 +20,14 @@ from edgekit import __version__
 from edgekit.core.ahead import in_order
 from edgekit.core.errors import ArtifactError, CheckpointError, DataError, EdgekitError, TargetError
 from edgekit.core.files import new_folder, read_sealed, sha256_json, sha256_path, write_bytes, write_sealed
+from edgekit.core.measurement import Accuracy
 from edgekit.core.progress import Progress
 from edgekit.core.registry import versions
 from edgekit.core.seam import Target
-from edgekit.core.values import Artifact, Size, UInt8
+from edgekit.core.values import Artifact, Provenance, Size, UInt8
 from edgekit.devices.environment import processor
-from edgekit.devices.local import Worker
-from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, counts_to_json, score
+from edgekit.devices.local import Subject, Worker
+from edgekit.metrics.scores import FrameCounts, add_counts, count_frame, score, sparse
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.runtimes.common import bounded_threads
 
@@ -164,9 +164,8 @@ def artifact_labeller(target: Target, artifact: Artifact, threads: int | None, l
         file.truncate(frame_bytes + size.height * size.width)
         shared = np.memmap(file.name, np.uint8, "r+")
         try:
-            worker = Worker(
-                artifact.folder, artifact.title, None, threads, "frame-to-labels", log, described=artifact.described()
-            )
+            subject = Subject(artifact.folder, artifact.title, described=artifact.described())
+            worker = Worker(subject, None, threads, "frame-to-labels", log)
         except ArtifactError as error:
             if (sentence := target.missing()) is not None:
                 raise TargetError(f"{artifact.title} cannot run here: {sentence}") from error
@@ -257,8 +256,8 @@ def measure_accuracy(
     *,
     reference: Path | None = None,
     pictures: Path | None = None,
-) -> dict[str, Any]:
-    """Counts and agreement per frame: the ``accuracy`` object of a measurement without its provenance.
+) -> Accuracy:
+    """Counts and agreement per frame; whoever gave the labels says so in the provenance.
 
     Labels are compared at the truth's own size: where the input is smaller, labels are repeated up to it, as the
     datasets' scripts ask.
@@ -282,13 +281,14 @@ def measure_accuracy(
         )
     total = score(add_counts(counts), frames.split.classes)
     progress.say(f"{title}: mIoU {total.miou:.4f} on {len(frames)} frames in {time.monotonic() - started:.0f} s")
-    return {
-        "dataset": frames.split.dataset,
-        "split": frames.split.split,
-        "frames": [reference_.name for reference_ in frames.split.references],
-        "counts": [counts_to_json(count) for count in counts],
-        "agreement": agreement,
-    }
+    return Accuracy(
+        tuple(reference_.name for reference_ in frames.split.references),
+        tuple(map(sparse, counts)),
+        Provenance("measured"),
+        frames.split.dataset,
+        frames.split.split,
+        tuple(agreement) if reference is not None else None,
+    )
 
 
 def _count(labels: UInt8, frame: Frame, split: Split) -> FrameCounts:

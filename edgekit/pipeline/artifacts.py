@@ -32,6 +32,7 @@ from edgekit.core.values import (
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.check import FRAMES, check_made
+from edgekit.pipeline.plans import Order
 from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
 MANIFEST_SCHEMA = 3
@@ -125,27 +126,19 @@ def stored_artifact(
 
 
 def make_artifact(
-    target: Target,
-    checkpoint: Checkpoint,
-    graph: Callable[[], DeployableGraph],
-    recipe: Recipe,
-    size: Size,
-    calibration: Calibration | None,
-    run_folder: Path,
-    command: str,
-    progress: Progress,
-    look_at: Calibration | None = None,
+    target: Target, order: Order, recipe: Recipe, graph: Callable[[], DeployableGraph], progress: Progress
 ) -> Artifact:
     """Convert, or return the artifact that the same inputs gave before.
 
     Args:
+        order: its calibration is for int8; any artifact is held to its network on those frames, on drawn ones without.
         graph: makes the deployable graph when it is needed (a cache hit needs none).
-        calibration: for int8.
-        look_at: frames that the artifact is held to its network on; drawn ones without.
 
     Raises:
-        ConversionError: the converter failed; its output is in ``run_folder/logs``.
+        ConversionError: the converter failed; its output is in the folder ``logs`` of the order's.
     """
+    checkpoint, size, run_folder = order.checkpoint, order.size, order.folder
+    calibration = order.calibration if recipe.precision == "int8" else None
     stored = stored_artifact(target, checkpoint, recipe, size, calibration, run_folder, progress)
     if stored is not None:
         return stored
@@ -168,7 +161,7 @@ def make_artifact(
                     temporary, target.name, recipe.precision, size, deployable.class_names, recipe.output, recipe.output_stride,
                     converted.model, {"notes": dict(converted.notes)},
                 )  # fmt: skip
-                looked_at = calibration or look_at
+                looked_at = order.calibration
                 seen = check_made(target, made, original, [] if looked_at is None else looked_at.some(FRAMES))
         except EdgekitError:
             raise
@@ -214,7 +207,7 @@ def make_artifact(
             "notes": dict(converted.notes),
             "tools": dict(converted.tools),
             "edgekit": __version__,
-            "command": command,
+            "command": order.command,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(temporary / MANIFEST, manifest)

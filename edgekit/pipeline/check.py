@@ -25,7 +25,7 @@ FRAME_PIXELS = 3 << 20
 TOLERANCE: Mapping[str, float] = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.1}
 """How far logits may be from the network's, as a share of their spread: several times what rounding was seen to do."""
 OFFSET_SHARE = 0.01
-"""Of the largest logit, at least, the spread is taken to be."""
+"""The spread of logits is taken to be at least this share of the largest one."""
 WRONG_SHARE = 0.002
 """Share of pixels whose label may be one that the network holds for less likely than that."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +14,35 @@ import numpy as np
 
 from calibration.datasets import CLASS_SETS, Split, resize_image, resize_labels
 from calibration.images import IMAGE_SUFFIXES, images_in, png, read_image
-from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError, TargetError, UsageError
+from edgekit.core.errors import DeviceError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, write_bytes
 from edgekit.core.hold import is_held
+from edgekit.core.measurement import LOCAL, Accuracy, Latency, Measurement, Timed, Untimed
 from edgekit.core.progress import Progress
+from edgekit.core.record import plain
 from edgekit.core.registry import load_target, require
 from edgekit.core.values import Artifact, OutputKind, Precision, Provenance, Size, UInt8
 from edgekit.devices.connected import Connected
-from edgekit.devices.environment import local_environment
-from edgekit.devices.inventory import LOCAL, THIS_MACHINE, Device
-from edgekit.metrics.scores import add_counts, counts_from_json, score
+from edgekit.devices.inventory import THIS_MACHINE
+from edgekit.metrics.scores import Scores, add_counts, dense, score
 from edgekit.networks.checkpoint import Checkpoint, trained_on
-from edgekit.pipeline.accuracy import (
-    Frames,
-    artifact_labeller,
-    measure_accuracy,
-    pytorch_labeller,
-)
-from edgekit.pipeline.artifacts import recipe_for
-from edgekit.pipeline.conversion import Job, Order, convert_all
-from edgekit.pipeline.devices import accuracy_there, check_devices, connect, latencies_there, side_by_side
-from edgekit.pipeline.here import accuracy_here, bench_frames_of, latencies_here, sustain_here
+from edgekit.pipeline.accuracy import Frames, artifact_labeller, measure_accuracy, pytorch_labeller
+from edgekit.pipeline.artifacts import checkpoint_names, recipe_for
+from edgekit.pipeline.conversion import convert_all
+from edgekit.pipeline.devices import There, check_devices, connect, side_by_side
+from edgekit.pipeline.here import Here, bench_frames_of
 from edgekit.pipeline.inputs import check_classes
-from edgekit.pipeline.pages import write_bench
-from edgekit.pipeline.plans import Bench
-from edgekit.pipeline.stored import bench_frames
+from edgekit.pipeline.pages import measurement_of, write_bench
+from edgekit.pipeline.places import Place, Taken, Task, measure_at
+from edgekit.pipeline.plans import Bench, Job, Order, Work
 
 
 def convert(
-    checkpoint: Checkpoint,
+    order: Order,
     targets: Sequence[str],
     precision: Precision | None,
-    size: Size,
     output: OutputKind | None,
     output_stride: int,
-    folder: Path,
-    command: str,
     progress: Progress,
 ) -> list[Artifact]:
     """Float artifacts, one per target; ``precision`` None means each target's first float one.
@@ -54,7 +50,7 @@ def convert(
     Raises:
         TargetError: a target is missing something, or has no such precision.
     """
-    clean_partials(folder / "artifacts", alone=is_held(folder))
+    clean_partials(order.folder / "artifacts", alone=is_held(order.folder))
     jobs = []
     for name in targets:
         target = require(name)
@@ -70,7 +66,7 @@ def convert(
         jobs.append(Job(name, recipe_for(target, chosen, output, output_stride)))
     if not jobs:
         raise UsageError(f"{', '.join(targets)}: none has {precision}: see edgekit targets")
-    return [_made(result) for result in convert_all(Order(checkpoint, size, folder, command), jobs, progress)]
+    return [_made(result) for result in convert_all(order, jobs, progress)]
 
 
 def _made(result: Artifact | EdgekitError) -> Artifact:
@@ -79,66 +75,77 @@ def _made(result: Artifact | EdgekitError) -> Artifact:
     return result
 
 
-def evaluate(
-    checkpoint: Checkpoint | None,
-    artifact: Artifact | None,
-    split: Split,
-    size: Size,
-    threads: int | None,
-    logs: Path,
-    progress: Progress,
-    device: Device = THIS_MACHINE,
-) -> dict[str, Any]:
-    """All metrics of a checkpoint in PyTorch, or of an artifact here or on a device, on a split.
+@dataclass(frozen=True)
+class Evaluation:
+    """All metrics of something on a split.
 
-    Args:
-        logs: folder for what tools say; frames for a device are kept beside it.
-        device: of an artifact.
+    Attributes:
+        scores: of all frames together.
+        subject: a checkpoint's name or an artifact's folder; empty where it is known anyway.
+        size: of the input.
+        trained_on: whether the network was trained on these frames; None where nobody knows.
+    """
+
+    split: Split
+    scores: Scores
+    provenance: Provenance
+    subject: str = ""
+    size: Size | None = None
+    trained_on: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``--json``."""
+        split = self.split
+        about = {} if self.size is None else {
+            "subject": self.subject, "size": plain(self.size), "trained_on": self.trained_on
+        }  # fmt: skip
+        return {
+            **about, "dataset": split.dataset, "split": split.split, "frames": len(split),
+            "class_names": list(split.classes.names), **self.scores.to_json(), "provenance": self.provenance.to_json(),
+        }  # fmt: skip
+
+
+def evaluate(subject: Checkpoint | Artifact, split: Split, size: Size, place: Work, progress: Progress) -> Evaluation:
+    """All metrics of a checkpoint in PyTorch here, or of an artifact here or on a device, on a split.
 
     Raises:
         UsageError: the artifact is for other classes.
         DeviceError: the device cannot be reached, or does not run this target.
     """
     frames = Frames(split)
-    if artifact is not None:
-        _check_artifact(artifact, split)
-        if device == THIS_MACHINE:
-            taken = accuracy_here(artifact, frames, threads, logs, progress)
-        else:
-            with ExitStack() as stack:
-                (connected,) = connect([device], stack, logs.parent, progress, threads)
-                if (reason := connected.lacks(artifact.target)) is not None:
-                    raise DeviceError(reason)
-                taken = accuracy_there(connected, artifact, frames, None, logs.parent, threads)
-        subject, training = str(artifact.folder), artifact.manifest.get("training", {})
+    if isinstance(subject, Artifact):
+        _check_artifact(subject, split)
+        taken = _evaluated(subject, frames, place, progress)
+        name, training = str(subject.folder), subject.manifest.get("training", {})
     else:
-        assert checkpoint is not None
-        check_classes(checkpoint, split.dataset)
-        import importlib.metadata
-
-        with pytorch_labeller(checkpoint, size, threads, progress.say) as label:
-            taken = measure_accuracy(checkpoint.name, label, size, frames, progress)
-        taken["provenance"] = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}").to_json()
-        subject, training = checkpoint.name, checkpoint.recipe
-    seen = trained_on(training, split.dataset, split.split)
-    return {"subject": subject, "size": [size.height, size.width], "trained_on": seen, **_scored(taken, split)}
+        check_classes(subject, split.dataset)
+        with pytorch_labeller(subject, size, place.threads, progress.say) as label:
+            taken = measure_accuracy(subject.name, label, size, frames, progress)
+        proof = Provenance("measured", f"PyTorch {importlib.metadata.version('torch')}")
+        taken = replace(taken, provenance=proof)
+        name, training = subject.name, subject.recipe
+    found = scored(taken, split)
+    return replace(found, subject=name, size=size, trained_on=trained_on(training, split.dataset, split.split))
 
 
-def _scored(accuracy: Mapping[str, Any], split: Split) -> dict[str, Any]:
-    """All metrics of an ``accuracy`` object."""
-    counts = [counts_from_json(count, len(split.classes)) for count in accuracy["counts"]]
-    return {
-        "dataset": split.dataset,
-        "split": split.split,
-        "frames": len(split),
-        "class_names": list(split.classes.names),
-        **score(add_counts(counts), split.classes).to_json(),
-        "provenance": accuracy["provenance"],
-    }
+def _evaluated(artifact: Artifact, frames: Frames, place: Work, progress: Progress) -> Accuracy:
+    if place.device == THIS_MACHINE:
+        return Here(place.threads, place.folder / "logs", progress).evaluate(artifact, frames, None)
+    with ExitStack() as stack:
+        (board,) = connect([place.device], stack, place.folder, progress, place.threads)
+        if (reason := board.lacks(artifact.target)) is not None:
+            raise DeviceError(reason)
+        return There(board, place.threads, place.folder, progress).evaluate(artifact, frames, None)
 
 
-def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
-    """Measure artifacts here and on devices; a row for each, and a page for each device in the folder ``report``.
+def scored(accuracy: Accuracy, split: Split) -> Evaluation:
+    """All metrics of an accuracy on its split."""
+    counts = [dense(count, len(split.classes)) for count in accuracy.counts]
+    return Evaluation(split, score(add_counts(counts), split.classes), accuracy.provenance)
+
+
+def bench(plan: Bench, progress: Progress) -> list[Benched]:
+    """Measure artifacts here and on devices, and write a page for each device into the folder ``report``.
 
     Latency is taken on streets frames at the artifacts' size: the content does not change the work.
 
@@ -149,136 +156,133 @@ def bench(plan: Bench, progress: Progress) -> list[dict[str, Any]]:
     sizes = {artifact.size for artifact in plan.artifacts}
     if len(sizes) > 1:
         raise UsageError("artifacts of different sizes cannot be compared: bench one size at a time")
-    evaluated = None if plan.evaluation is None else Frames(plan.evaluation)
     if plan.evaluation is not None:
         for artifact in plan.artifacts:
             _check_artifact(artifact, plan.evaluation)
     check_devices(plan.devices)
-    frames = bench_frames_of(plan.artifacts[0])
-    rows: list[dict[str, Any]] = []
+    evaluated = None if plan.evaluation is None else Frames(plan.evaluation)
+    timed = bench_frames_of(plan.artifacts[0])
+    task = Task(plan.folder, evaluated, None, timed, plan.terms, plan.sustained, again=True)
+    threads = plan.terms.threads
+    benched: list[Benched] = []
     with ExitStack() as stack:
         others = [device for device in plan.devices if device != THIS_MACHINE]
-        boards = connect(others, stack, plan.folder, progress, plan.threads)
+        boards = connect(others, stack, plan.folder, progress, threads)
         if THIS_MACHINE in plan.devices:
-            rows += _bench_here(plan, frames, evaluated, progress)
-        samples = bench_frames(frames, plan.artifacts[0].size, plan.folder)
-        done = side_by_side(boards, lambda board: _bench_there(plan, board, samples, evaluated, progress))
+            benched += _bench_here(plan, task, progress)
+
+        def on_device(board: Connected) -> tuple[list[Benched], EdgekitError | None]:
+            return _bench_there(plan, task, board, progress)
+
+        done = side_by_side(boards, on_device)
     for found, _ in done:
-        rows += found
-    told = {row["device"] for row in rows if "scope" in row["latency"] or "accuracy" in row}
-    lost = {found[0]["device"] for found, error in done if error is not None} - told
+        benched += found
+    told = {one.device for one in benched if isinstance(one.measured.latency, Latency) or one.measured.accuracy}
+    lost = {found[0].device for found, error in done if error is not None} - told
     if told:  # a device of which nothing is known now leaves its page as it was
-        write_bench(plan, [row for row in rows if row["device"] not in lost])
+        write_bench(plan, [one.measured for one in benched if one.device not in lost])
     if failures := [error for _, error in done if error is not None]:
         if told:
             progress.say(f"what was finished is in {plan.folder / 'report'}")
         raise failures[0]
+    return benched
+
+
+@dataclass(frozen=True)
+class Benched:
+    """An artifact that ``bench`` measured at one place.
+
+    Attributes:
+        artifact: its folder.
+        evaluation: its metrics, where they were asked for and taken.
+        failed: why something of it could not be measured, where that was tried.
+    """
+
+    artifact: Path
+    measured: Measurement
+    evaluation: Evaluation | None
+    failed: str | None
+
+    @property
+    def device(self) -> str:
+        """Where."""
+        return self.measured.device
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``--json``: all metrics of the frames together, in the place of each frame's counts."""
+        measured = self.measured
+        row = {
+            "artifact": str(self.artifact), "target": measured.target, "precision": measured.precision,
+            "device": self.device, "size": plain(measured.size), "latency": plain(measured.latency),
+            "environment": plain(measured.environment),
+        }  # fmt: skip
+        if self.evaluation is not None:
+            row["accuracy"] = self.evaluation.to_json()
+        if measured.sustained is not None:
+            row["sustained"] = plain(measured.sustained)
+        if self.failed is not None:
+            row["failed"] = self.failed
+        return row
+
+
+def _benched(plan: Bench, place: Place, taken: Taken, why_not: str | None = None) -> Benched:
+    artifact = taken.artifact
+    there = "" if place.name == LOCAL else f" --device {place.name}"
+    why = f"bench was given no frames to evaluate: add --data, or edgekit evaluate {shlex.quote(str(artifact.folder))}{there}"
     if plan.evaluation is not None:
-        for row in rows:
-            if "accuracy" in row:  # all metrics of the frames together, in the place of each frame's counts
-                row["accuracy"] = _scored(row["accuracy"], plan.evaluation)
-    return rows
+        why = taken.accuracy_why or why_not or why
+    if why_not is not None and taken.timed is None:
+        taken = replace(taken, timed=Timed(Untimed(Provenance("not measured", "", why_not), why_not)))
+    measured = measurement_of(place, replace(taken, accuracy_why=why), why_not)
+    told_apart = checkpoint_names(plan.artifacts)[artifact.manifest["checkpoint"]["sha256"]]
+    evaluation = None
+    if plan.evaluation is not None and taken.accuracy is not None:
+        evaluation = scored(taken.accuracy, plan.evaluation)
+    failed = measured.latency.failed if isinstance(measured.latency, Untimed) else None
+    return Benched(
+        artifact.folder,
+        replace(
+            measured, title=measured.title + told_apart, run_folder=str(artifact.folder.parent.parent), device_pages=()
+        ),
+        evaluation,
+        failed or (None if taken.error is None else str(taken.error)),
+    )
 
 
-def _bench_here(plan: Bench, frames: Frames, evaluated: Frames | None, progress: Progress) -> list[dict[str, Any]]:
-    made = [(load_target(artifact.target), artifact) for artifact in plan.artifacts]
-    for target, _ in made:
-        engine = target.engine()
-        if engine.no_latency is not None and len(made) == 1 and evaluated is None:
-            raise TargetError(f"{target.title} cannot be measured here: {engine.no_latency}")
-    latencies = latencies_here(plan.artifacts, frames, plan.mode, plan.scope, plan.threads, plan.folder, progress)
-    rows = []
-    for target, artifact in made:
-        row = _bench_row(artifact, LOCAL, latencies[str(artifact.folder)], local_environment())
-        try:  # one that fails here leaves the others what was measured of them
-            if evaluated is not None:
-                row["accuracy"] = accuracy_here(artifact, evaluated, plan.threads, plan.logs, progress)
-            if plan.sustained is not None and target.engine().no_latency is None:
-                samples = bench_frames(frames, artifact.size, plan.folder)
-                row["sustained"] = sustain_here(artifact, samples, plan.sustained, plan.threads, plan.logs, progress)
-        except EdgekitError as error:
-            if len(made) == 1:
-                raise
-            progress.say(f"{artifact.title}: {error}")
-            row["failed"] = str(error)
-            if evaluated is not None and "accuracy" not in row:
-                row["accuracy_why"] = str(error)
-        rows.append(row)
-    return rows
+def _bench_here(plan: Bench, task: Task, progress: Progress) -> list[Benched]:
+    here = Here(plan.terms.threads, plan.logs, progress)
+    alone = len(plan.artifacts) == 1
+    for artifact in plan.artifacts:
+        if alone and task.evaluated is None and (why := here.no_times(artifact)) is not None:
+            raise TargetError(f"{load_target(artifact.target).title} cannot be measured here: {why.why}")
+    found, error = measure_at(here, plan.artifacts, task, progress, latency_first=True)
+    if error is not None:
+        raise error
+    if alone and found[0].error is not None:
+        raise found[0].error
+    return [_benched(plan, here, one) for one in found]
 
 
 def _bench_there(
-    plan: Bench, board: Connected, samples: Path, evaluated: Frames | None, progress: Progress
-) -> tuple[list[dict[str, Any]], EdgekitError | None]:
-    """A row for each artifact, and what went wrong with the device itself, after which the rows are what was finished."""
+    plan: Bench, task: Task, board: Connected, progress: Progress
+) -> tuple[list[Benched], EdgekitError | None]:
+    """What was measured of each artifact, and what went wrong with the device itself, after which the rest is not reached."""
+    place = There(board, plan.terms.threads, plan.folder, progress)
     lacking = {artifact.folder: board.lacks(artifact.target) for artifact in plan.artifacts}
     able = [artifact for artifact in plan.artifacts if lacking[artifact.folder] is None]
     lost: EdgekitError | None = None
-    measured: list[dict[str, Any]] = []
-    if not able:
-        lost = DeviceError(next(reason for reason in lacking.values() if reason))
+    found: list[Taken] = []
+    if able:
+        found, lost = measure_at(place, able, task, progress, latency_first=True)
     else:
-        try:
-            measured = latencies_there(board, able, samples, plan.mode, plan.scope, plan.threads, progress)
-        except EdgekitError as error:
-            lost = error
-            progress.say(f"{board.device.name}: {error}")
-            lacking = {artifact.folder: lacking[artifact.folder] or str(error) for artifact in plan.artifacts}
-    taken = dict(zip([artifact.folder for artifact in able], measured, strict=False))
-    rows = []
-    for artifact in plan.artifacts:
-        reason = lacking[artifact.folder]
-        if reason is not None:
-            provenance = Provenance("not measured", "", reason).to_json()
-            taken[artifact.folder] = {"provenance": provenance, "failed": reason}
-        latency = dict(taken[artifact.folder])
-        environment = latency.pop("environment", None) or board.environment
-        row = _bench_row(artifact, board.device.name, latency, environment)
-        if lost is None and reason is None:
-            try:
-                _bench_more(plan, board, artifact, samples, evaluated, row, progress)
-            except DeviceError as error:
-                lost = error
-                progress.say(f"{board.device.name}: {error}")
-        if lost is not None and evaluated is not None and "accuracy" not in row:
-            row["accuracy_why"] = str(lost)
-        rows.append(row)
-    return rows, lost
-
-
-def _bench_more(
-    plan: Bench,
-    board: Connected,
-    artifact: Artifact,
-    samples: Path,
-    evaluated: Frames | None,
-    row: dict[str, Any],
-    progress: Progress,
-) -> None:
-    """Put accuracy and sustained load on a device into its row, as far as they were asked for and this artifact has them."""
-    if evaluated is not None:
-        reason = board.cannot_evaluate(artifact)
-        try:
-            if reason is not None:
-                raise ArtifactError(f"device '{board.device.name}' {reason}")
-            row["accuracy"] = accuracy_there(board, artifact, evaluated, None, plan.folder, plan.threads)
-        except ArtifactError as error:
-            row["accuracy_why"] = str(error)
-            progress.say(f"{board.device.name}: {artifact.title} not evaluated, {error}")
-    if plan.sustained is not None and not board.device.emulated:
-        try:
-            row["sustained"] = board.sustain(artifact, samples, plan.sustained, plan.threads)
-        except ArtifactError as error:
-            progress.say(f"{board.device.name}: {artifact.title}, no sustained load, {error}")
-
-
-def _bench_row(
-    artifact: Artifact, device: str, latency: Mapping[str, Any], environment: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {
-        "artifact": str(artifact.folder), "target": artifact.target, "precision": artifact.precision, "device": device,
-        "size": [artifact.size.height, artifact.size.width], "latency": dict(latency), "environment": dict(environment),
-    }  # fmt: skip
+        lost = DeviceError(next(reason for reason in lacking.values() if reason))
+    done = {one.artifact.folder: one for one in found}
+    return [
+        _benched(
+            plan, place, done.get(one.folder, Taken(one)), lacking[one.folder] or (None if lost is None else str(lost))
+        )
+        for one in plan.artifacts
+    ], lost
 
 
 def _check_artifact(artifact: Artifact, split: Split) -> None:
@@ -310,31 +314,37 @@ def image_files(arguments: Sequence[Path]) -> list[Path]:
     return found
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """An image that was labelled: paths of it and of its pictures, and the share of its pixels by class."""
+
+    image: str
+    labels: str
+    overlay: str
+    classes: Mapping[str, float]
+
+
 def predict(
-    checkpoint: Checkpoint | None,
-    artifact: Artifact | None,
+    subject: Checkpoint | Artifact,
     images: Sequence[Path],
     size: Size,
     folder: Path,
     threads: int | None,
     progress: Progress,
-) -> list[dict[str, Any]]:
+) -> list[Predicted]:
     """Label images; for each writes ``<name>.labels.png`` (train ids) and ``<name>.overlay.png`` (to look at)."""
-    names = artifact.class_names if artifact is not None else checkpoint.class_names if checkpoint is not None else ()
+    names = subject.class_names
     classes = next((entry for entry in CLASS_SETS.values() if entry.names == names), None)
     colours = classes.colours if classes is not None else tuple(_colour(index) for index in range(len(names)))
     for path in images:
         read_image(path)  # told before anything is opened or written; not kept, there may be thousands
     rows = []
     with ExitStack() as stack:
-        if artifact is not None:
-            target = load_target(artifact.target)
-            label = stack.enter_context(
-                artifact_labeller(target, artifact, threads, folder / "logs" / f"{artifact.folder.name}.log")
-            )
+        if isinstance(subject, Artifact):
+            log = folder / "logs" / f"{subject.folder.name}.log"
+            label = stack.enter_context(artifact_labeller(load_target(subject.target), subject, threads, log))
         else:
-            assert checkpoint is not None
-            label = stack.enter_context(pytorch_labeller(checkpoint, size, threads, progress.say))
+            label = stack.enter_context(pytorch_labeller(subject, size, threads, progress.say))
         taken: set[str] = set()
         for path in images:
             image = read_image(path)
@@ -347,13 +357,10 @@ def predict(
             write_bytes(folder / f"{stem}.labels.png", png(native))
             write_bytes(folder / f"{stem}.overlay.png", png(overlay(image, native, colours)))
             share = np.bincount(native.ravel(), minlength=len(names)) / native.size
+            shares = {name: round(float(value), 4) for name, value in zip(names, share, strict=False) if value}
             rows.append(
-                {
-                    "image": str(path), "labels": str(folder / f"{stem}.labels.png"),
-                    "overlay": str(folder / f"{stem}.overlay.png"),
-                    "classes": {name: round(float(value), 4) for name, value in zip(names, share, strict=False) if value},
-                }
-            )  # fmt: skip
+                Predicted(str(path), str(folder / f"{stem}.labels.png"), str(folder / f"{stem}.overlay.png"), shares)
+            )
             progress.update(f"labelled {path.name}")
     return rows
 

@@ -23,12 +23,12 @@ from edgekit.core.files import clean_partials, open_log, read_checked
 from edgekit.core.hold import is_held
 from edgekit.core.progress import Progress, duration
 from edgekit.core.registry import load_target
-from edgekit.core.values import Artifact, Recipe, Size
+from edgekit.core.values import Artifact
 from edgekit.devices.environment import available_cores
-from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.artifacts import artifact_name, load_artifact, stage_name, stored_artifact
 from edgekit.pipeline.check import doubt
-from edgekit.pipeline.quantization import Calibration, quantization_path
+from edgekit.pipeline.plans import Job, Order
+from edgekit.pipeline.quantization import quantization_path
 
 SIDE_BY_SIDE = 2
 """Processes at a time, however many cores there are: calibrating at 1024x2048 takes some 3 GiB in each."""
@@ -40,38 +40,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
-"""Of the processes, where the user's own says nothing else; glibc reads the last two, other systems neither."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What all conversions of a command have in common.
-
-    Attributes:
-        checkpoint: what is converted.
-        size: input size.
-        folder: the run's folder.
-        command: as typed, for the manifests.
-        calibration: for all that is int8.
-    """
-
-    checkpoint: Checkpoint
-    size: Size
-    folder: Path
-    command: str
-    calibration: Calibration | None = None
-
-    def calibration_of(self, job: Job) -> Calibration | None:
-        """The frames that a job needs."""
-        return self.calibration if job.recipe.precision == "int8" else None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One artifact to make."""
-
-    target: str
-    recipe: Recipe
+"""The processes' environment, where the user's own says nothing else; glibc reads the last two, other systems neither."""
 
 
 def convert_all(order: Order, jobs: Sequence[Job], progress: Progress) -> list[Artifact | EdgekitError]:

@@ -26,7 +26,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target
 from edgekit.core.values import DeployableGraph
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact
-from edgekit.pipeline.conversion import Job, Order
+from edgekit.pipeline.plans import Job, Order
 from edgekit.pipeline.quantization import prepare
 
 
@@ -54,10 +54,7 @@ def _work(order: Order, job: Job | None, graph: Callable[[], DeployableGraph], a
         answer({"exported": time.monotonic() - begun, "told": exported.left_out})
         if job is not None:
             answer({"lint": _grave(exported, job)})
-            make_artifact(
-                load_target(job.target), order.checkpoint, graph, job.recipe, order.size, order.calibration_of(job),
-                order.folder, order.command, Progress(silent=True), order.calibration,
-            )  # fmt: skip
+            make_artifact(load_target(job.target), order, job.recipe, graph, Progress(silent=True))
         elif order.calibration is not None:
             prepare(graph(), order.checkpoint, order.calibration, order.folder)
     except EdgekitError as error:

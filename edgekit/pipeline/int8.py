@@ -13,14 +13,16 @@ import numpy as np
 
 from calibration.choice import choose_frames
 from calibration.datasets import Split, resize_image, unlabelled
+from edgekit.core.contract import Terms
 from edgekit.core.errors import DataError, EdgekitError, TargetError, UsageError
 from edgekit.core.files import clean_partials, read_sealed, sha256_json, write_json, write_sealed
 from edgekit.core.hold import is_held
+from edgekit.core.measurement import Latency, Timed
 from edgekit.core.progress import Progress
 from edgekit.core.registry import load_target, require
-from edgekit.core.values import Artifact, DeployableGraph, OutputKind, Provenance, Scheme, Size, UInt8
+from edgekit.core.values import Artifact, DeployableGraph, Provenance, Scheme, Size, UInt8
 from edgekit.export.layers import nodes_of
-from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, counts_from_json, score
+from edgekit.metrics.scores import FrameCounts, add_counts, class_iou, dense, score
 from edgekit.networks.checkpoint import Checkpoint, trained_on
 from edgekit.pipeline.accuracy import (
     Frames,
@@ -32,10 +34,11 @@ from edgekit.pipeline.accuracy import (
     stored_labeller,
 )
 from edgekit.pipeline.artifacts import lazy_graph, recipe_for
-from edgekit.pipeline.conversion import Job, Order, convert_all, is_prepared, preparing
-from edgekit.pipeline.here import bench_frames_of, latencies_here
+from edgekit.pipeline.conversion import convert_all, is_prepared, preparing
+from edgekit.pipeline.here import Here, bench_frames_of
 from edgekit.pipeline.inputs import refuse_guided, split_for_agreement
 from edgekit.pipeline.pages import write_pages
+from edgekit.pipeline.plans import Budget, Job, Order, Quantize
 from edgekit.pipeline.quantization import (
     Calibration,
     equalized_graph,
@@ -43,6 +46,8 @@ from edgekit.pipeline.quantization import (
     quantization_key,
     refuse_evaluated,
 )
+from edgekit.pipeline.stored import bench_frames
+from reports.quantization import FrameCount, Loss, NotQuantized, Quantized, Repair, Step, Verdict, Where
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 KEPT_AT_MOST = 32
@@ -51,7 +56,7 @@ RANKING_PIXELS = 3 << 20
 """Layers are ranked on frames of about so many pixels together."""
 
 RANKING_SCHEMA = 2
-"""Of what a kept ranking holds."""
+"""The number of the form that a kept ranking has."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +77,6 @@ class Yardstick:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much mIoU int8 may lose, and where that is proved.
-
-    Attributes:
-        max_drop: a fraction; the upper end of the drop's 95 % interval must not exceed it.
-        verification: frames that neither calibrated nor guided a repair; None where there are none.
-        why_not: the reason, then.
-    """
-
-    max_drop: float
-    verification: Split | None
-    why_not: str = ""
-
-
-@dataclass(frozen=True)
 class Quantizing:
     """What all targets of one ``quantize`` have in common."""
 
@@ -96,47 +86,26 @@ class Quantizing:
     compared_reference: Path
     guide: Yardstick | None
     verification: Yardstick | None
-    threads: int | None
+    plan: Quantize
     progress: Progress
 
+    def log(self, artifact: Artifact) -> Path:
+        """For what an artifact's runtime prints."""
+        return self.plan.folder / "logs" / f"{artifact.folder.name}.log"
 
-def quantize(
-    checkpoint: Checkpoint,
-    targets: Sequence[str],
-    calibration_split: Split,
-    samples: int,
-    evaluation: Split | None,
-    why_not: str,
-    size: Size,
-    output: OutputKind | None,
-    output_stride: int,
-    keep_float: tuple[str, ...],
-    budget: Budget | None,
-    folder: Path,
-    threads: int | None,
-    command: str,
-    progress: Progress,
-) -> list[dict[str, Any]]:
+
+def quantize(plan: Quantize, progress: Progress) -> list[Quantized | NotQuantized]:
     """int8 artifacts, one per target, compared with float PyTorch on frames that did not calibrate.
-
-    Args:
-        calibration_split: frames to choose from.
-        evaluation: labelled frames for mIoU and its drop; None when there are none.
-        why_not: the reason, then.
-        keep_float: layers that stay in float.
-        budget: where it breaks on ``evaluation``, more layers stay in float, the most sensitive first.
-
-    Returns:
-        One plain row per target; ``failed`` in it says why there is no more.
 
     Raises:
         UsageError: what was asked for contradicts itself, on any target.
         EdgekitError: the only target failed.
     """
+    folder, evaluation, budget = plan.folder, plan.evaluation, plan.budget
     clean_partials(folder / "artifacts", alone=is_held(folder))
     clean_partials(folder / "cache", alone=is_held(folder))
-    choice, others = split_for_agreement(calibration_split, samples)
-    calibration, chosen = Calibration(choice, size), choice.frames
+    choice, others = split_for_agreement(plan.calibration, plan.samples)
+    calibration, chosen = Calibration(choice, plan.size), choice.frames
     verified = budget.verification if budget is not None else None
     for split in (evaluation, verified):
         if split is not None:
@@ -149,54 +118,57 @@ def quantize(
                 f"--max-drop is judged by the spread over frames, and there is one of {split.dataset} {split.split}: "
                 "name more by --frames, --eval or --verify"
             )
-    fewer = f" ({samples} were asked for, but some are held back to compare on)" if len(chosen) < samples else ""
+    asked = f" ({plan.samples} were asked for, but some are held back to compare on)"
+    fewer = asked if len(chosen) < plan.samples else ""
     progress.say(
         f"calibrating on {len(chosen)} {chosen.dataset} {chosen.split} frames{fewer}, comparing labels on {len(others)} others"
     )
-    if keep_float:  # a layer that does not exist is told before anything is computed
-        nodes_of(lazy_graph(checkpoint, size, progress)(), keep_float)
-    jobs = []
-    for name in targets:
-        target = require(name)
-        if "int8" not in target.precisions:
-            if len(targets) == 1:
-                raise TargetError(f"{target.title} has no int8: choose another --target")
-            progress.say(f"{target.title}: skipped, it has no int8")
-            continue
-        jobs.append(Job(name, replace(recipe_for(target, "int8", output, output_stride), keep_float=keep_float)))
-
-    def yardstick(split: Split | None) -> Yardstick | None:
-        return None if split is None else _yardstick(checkpoint, size, split, folder, threads, progress)
-
+    if plan.keep_float:  # a layer that does not exist is told before anything is computed
+        nodes_of(lazy_graph(plan.checkpoint, plan.size, progress)(), plan.keep_float)
+    jobs = _jobs(plan, progress)
     compared = Frames(unlabelled(others))  # of which only the images are looked at
     common = Quantizing(
-        order=Order(checkpoint, size, folder, command, calibration),
+        order=Order(plan.checkpoint, plan.size, folder, plan.command, calibration),
         calibration=calibration,
         compared=compared,
-        compared_reference=reference_labels_folder(checkpoint, size, compared, folder, progress, threads),
-        guide=yardstick(evaluation),
-        verification=yardstick(verified),
-        threads=threads,
+        compared_reference=reference_labels_folder(
+            plan.checkpoint, plan.size, compared, folder, progress, plan.threads
+        ),
+        guide=_yardstick(plan, evaluation, progress),
+        verification=_yardstick(plan, verified, progress),
+        plan=plan,
         progress=progress,
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[Quantized | NotQuantized] = []
     for job, result in zip(jobs, convert_all(common.order, jobs, progress), strict=True):
         try:
             artifact = _made(result)
-            row = _row(common, artifact, why_not)
+            row = _row(common, artifact)
             if budget is not None:
-                row = _kept_within(common, budget, job, artifact, row, why_not)
+                row = _kept_within(common, budget, job, artifact, row)
         except EdgekitError as error:
             if isinstance(error, UsageError) or len(jobs) == 1:
                 raise
             progress.say(f"{load_target(job.target).title} int8: failed, {error}")
-            rows.append(
-                {"target": job.target, "precision": "int8", "size": [size.height, size.width], "failed": str(error)}
-            )
+            rows.append(NotQuantized(job.target, plan.size, str(error)))
             continue
         rows.append(row)
-        write_sealed(folder / "measurements" / f"{Path(row['artifact']).name}.quantize.json", row)
+        write_sealed(folder / "measurements" / f"{row.artifact.name}.quantize.json", row.to_json())
     return rows
+
+
+def _jobs(plan: Quantize, progress: Progress) -> list[Job]:
+    jobs = []
+    for name in plan.targets:
+        target = require(name)
+        if "int8" not in target.precisions:
+            if len(plan.targets) == 1:
+                raise TargetError(f"{target.title} has no int8: choose another --target")
+            progress.say(f"{target.title}: skipped, it has no int8")
+            continue
+        recipe = recipe_for(target, "int8", plan.output, plan.output_stride)
+        jobs.append(Job(name, replace(recipe, keep_float=plan.keep_float)))
+    return jobs
 
 
 def _made(result: Artifact | EdgekitError) -> Artifact:
@@ -205,87 +177,60 @@ def _made(result: Artifact | EdgekitError) -> Artifact:
     return result
 
 
-def _yardstick(
-    checkpoint: Checkpoint, size: Size, split: Split, folder: Path, threads: int | None, progress: Progress
-) -> Yardstick:
+def _yardstick(plan: Quantize, split: Split | None, progress: Progress) -> Yardstick | None:
+    if split is None:
+        return None
     frames = Frames(split)
-    reference = reference_labels_folder(checkpoint, size, frames, folder, progress, threads)
+    reference = reference_labels_folder(plan.checkpoint, plan.size, frames, plan.folder, progress, plan.threads)
     label = stored_labeller(reference, len(frames))
-    taken = measure_accuracy("PyTorch fp32", label, size, frames, progress)
-    counts = tuple(counts_from_json(count, len(split.classes)) for count in taken["counts"])
-    seen = trained_on(checkpoint.recipe, split.dataset, split.split)
+    taken = measure_accuracy("PyTorch fp32", label, plan.size, frames, progress)
+    counts = tuple(dense(count, len(split.classes)) for count in taken.counts)
+    seen = trained_on(plan.checkpoint.recipe, split.dataset, split.split)
     return Yardstick(frames, reference, counts, seen)
 
 
-def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Yardstick) -> dict[str, Any]:
-    """mIoU and its drop on a yardstick's frames, in plain values."""
+def _loss(common: Quantizing, artifact: Artifact, label: Labeller, yardstick: Yardstick) -> Loss:
+    """mIoU and its drop on a yardstick's frames."""
     from reports.statistics import bootstrap_drop
 
     split = yardstick.frames.split
     taken = measure_accuracy(
         artifact.title, label, artifact.size, yardstick.frames, common.progress, reference=yardstick.reference
     )
-    counts = [counts_from_json(count, len(split.classes)) for count in taken["counts"]]
+    counts = [dense(count, len(split.classes)) for count in taken.counts]
     floats, ours = (np.stack([count.confusion for count in one]) for one in (yardstick.counts, counts))
     interval = bootstrap_drop(floats, ours)
     by_class = class_iou(floats.sum(0)) - class_iou(ours.sum(0))
-    return {
-        "miou": score(add_counts(counts), split.classes).miou,
-        "miou_float": score(add_counts(yardstick.counts), split.classes).miou,
-        "miou_drop": interval.value,
-        "miou_drop_ci": [interval.low, interval.high],
-        "per_class_drop": {
+    return Loss(
+        miou=score(add_counts(counts), split.classes).miou,
+        miou_float=score(add_counts(yardstick.counts), split.classes).miou,
+        miou_drop=interval.value,
+        miou_drop_ci=(interval.low, interval.high),
+        per_class_drop={
             name: None if np.isnan(drop) else float(drop)
             for name, drop in zip(split.classes.names, by_class, strict=True)
         },
-        "evaluation": {
-            "dataset": split.dataset,
-            "split": split.split,
-            "frames": len(yardstick.frames),
-            "trained_on": yardstick.trained_on,
-        },
-    }
+        evaluation=Where(split.dataset, split.split, len(yardstick.frames), yardstick.trained_on),
+    )
 
 
-def _row(common: Quantizing, artifact: Artifact, why_not: str) -> dict[str, Any]:
+def _row(common: Quantizing, artifact: Artifact) -> Quantized:
     """An artifact, and what it loses."""
     target = load_target(artifact.target)
     engine, chosen = target.engine(), common.calibration.frames
-    row: dict[str, Any] = {
-        "target": artifact.target,
-        "precision": "int8",
-        "size": [artifact.size.height, artifact.size.width],
-        "artifact": str(artifact.folder),
-        "model_bytes": artifact.manifest["model_bytes"],
-        "calibration": {"dataset": chosen.dataset, "split": chosen.split, "frames": len(chosen)},
-        "kept_float": artifact.manifest["kept_float"],
-        "no_int8": artifact.manifest["no_int8"],
-        "agreement": None,
-        "agreement_frames": len(common.compared),
-        "miou": None,
-        "miou_float": None,
-        "miou_drop": None,
-        "miou_drop_ci": None,
-        "evaluation": None,
-        "provenance": Provenance(engine.kind, engine.by, engine.why).to_json(),
-    }
-    log = common.order.folder / "logs" / f"{artifact.folder.name}.log"
-    with artifact_labeller(target, artifact, common.threads, log) as label:
+    with artifact_labeller(target, artifact, common.plan.threads, common.log(artifact)) as label:
         agreement = []
         for index in range(len(common.compared)):
             image = resize_image(common.compared[index].image, artifact.size)
             labels = label(image[None].copy())[0]
             agreement.append(float((labels == read_reference(common.compared_reference, index)).mean()))
-        row["agreement"] = float(np.mean(agreement))
-        if common.guide is not None:
-            row |= _loss(common, artifact, label, common.guide)
-        else:
-            row["provenance_miou"] = Provenance("not measured", "", why_not).to_json()
-    return row
-
-
-def _holds(loss: dict[str, Any], max_drop: float) -> bool:
-    return loss["miou_drop_ci"] is not None and loss["miou_drop_ci"][1] <= max_drop
+        loss = None if common.guide is None else _loss(common, artifact, label, common.guide)
+    return Quantized(
+        artifact.target, artifact.size, artifact.folder, artifact.manifest["model_bytes"],
+        FrameCount(chosen.dataset, chosen.split, len(chosen)), tuple(artifact.manifest["kept_float"]),
+        tuple(artifact.manifest["no_int8"]), float(np.mean(agreement)), len(common.compared),
+        Provenance(engine.kind, engine.by, engine.why), loss, common.plan.why_not,
+    )  # fmt: skip
 
 
 def fewest(most: int, holds: Callable[[int], bool]) -> int | None:
@@ -310,55 +255,44 @@ def fewest(most: int, holds: Callable[[int], bool]) -> int | None:
     return held
 
 
-def _kept_within(
-    common: Quantizing, budget: Budget, job: Job, artifact: Artifact, row: dict[str, Any], why_not: str
-) -> dict[str, Any]:
+def _kept_within(common: Quantizing, budget: Budget, job: Job, artifact: Artifact, row: Quantized) -> Quantized:
     """The artifact's row, or that of one with more layers in float; both with what the budget says of it."""
-    first = artifact
-    undecided = _cannot_decide(row, budget.max_drop)
+    assert row.loss is not None
+    first, max_drop = artifact, budget.max_drop
+    undecided = row.loss.cannot_decide(max_drop)
     if undecided:
-        low, high = row["miou_drop_ci"]
+        low, high = row.loss.miou_drop_ci
         common.progress.say(
-            f"{artifact.title}: {row['evaluation']['frames']} frames cannot decide a budget of {100 * budget.max_drop:g} points (the drop's "
+            f"{artifact.title}: {row.loss.evaluation.frames} frames cannot decide a budget of {100 * max_drop:g} points (the drop's "
             f"interval is [{100 * low:+.2f}, {100 * high:+.2f}]), so nothing is put in float for it: give more by --frames"
         )
-    elif not _holds(row, budget.max_drop) and common.guide is not None:
-        artifact, row = _repaired(common, budget.max_drop, job, artifact, row, why_not)
-    if "repair" in row:
-        row["repair"] |= _cost(first, artifact, common)
-    proof = row
+    elif not row.loss.holds(max_drop):
+        artifact, row = _repaired(common, max_drop, job, artifact, row)
+    if row.repair is not None:
+        row = replace(row, repair=_priced(row.repair, first, artifact, common))
     if common.verification is not None:
         target = load_target(artifact.target)
-        log = common.order.folder / "logs" / f"{artifact.folder.name}.log"
-        with artifact_labeller(target, artifact, common.threads, log) as label:
-            row["verification"] = proof = _loss(common, artifact, label, common.verification)
+        with artifact_labeller(target, artifact, common.plan.threads, common.log(artifact)) as label:
+            row = replace(row, verification=_loss(common, artifact, label, common.verification))
     else:
-        row["provenance_verification"] = Provenance("not measured", "", budget.why_not).to_json()
-    row["budget"] = {"max_drop": budget.max_drop, "holds": _holds(proof, budget.max_drop)}
-    if undecided and not row["budget"]["holds"]:
-        row["budget"]["undecided"] = True
-    return row
-
-
-def _cannot_decide(row: dict[str, Any], max_drop: float) -> bool:
-    """Whether the frames are too few for a budget: int8 may hold it, and with such a spread not even a drop of nothing would."""
-    low, high = row["miou_drop_ci"]
-    return bool(max_drop > 0 and low <= max_drop < high and (high - low) / 2 > max_drop)
+        row = replace(row, unverified=budget.why_not)
+    holds = row.proof is not None and row.proof.holds(max_drop)
+    return replace(row, budget=Verdict(max_drop, holds, undecided and not holds))
 
 
 def _repaired(
-    common: Quantizing, max_drop: float, job: Job, artifact: Artifact, row: dict[str, Any], why_not: str
-) -> tuple[Artifact, dict[str, Any]]:
+    common: Quantizing, max_drop: float, job: Job, artifact: Artifact, row: Quantized
+) -> tuple[Artifact, Quantized]:
     """The artifact with the fewest layers in float that holds, or the one with the most; and its row, with what was tried."""
-    progress, title, before = common.progress, artifact.title, artifact.manifest["model_bytes"]
+    progress, title, before = common.progress, artifact.title, row.model_bytes
     losses = _ranking(common.order, artifact.manifest["calibration"]["scheme"], progress)["layers"]
     ranking = [
         loss["layer"]
         for loss in sorted(losses, key=lambda loss: -loss["expected_drop"])
         if loss["expected_drop"] > 0 and loss["layer"] not in job.recipe.keep_float
     ]
-    steps: list[dict[str, Any]] = []
-    made: dict[int, tuple[Artifact, dict[str, Any]]] = {0: (artifact, row)}
+    steps: list[Step] = []
+    made: dict[int, tuple[Artifact, Quantized]] = {0: (artifact, row)}
 
     def holds(count: int) -> bool:
         while (number := min(count, len(ranking))) not in made:
@@ -368,40 +302,42 @@ def _repaired(
             tried = _made(result)
             idle = [layer for layer in ranking if layer in tried.manifest["no_int8"]]
             if not idle:
-                now = _row(common, tried, why_not)
-                step = {key: now[key] for key in ("model_bytes", "miou_drop", "miou_drop_ci")}
-                steps.append(step | {"kept": list(kept), "holds": _holds(now, max_drop)})
+                now = _row(common, tried)
+                assert now.loss is not None
+                loss = now.loss
+                steps.append(Step(now.model_bytes, loss.miou_drop, loss.miou_drop_ci, kept, loss.holds(max_drop)))
                 made[number] = tried, now
             for layer in idle:  # one ranking serves all targets, of which not each runs all of it in int8
                 ranking.remove(layer)
-        return _holds(made[number][1], max_drop)
+        loss_now = made[number][1].loss
+        return loss_now is not None and loss_now.holds(max_drop)
 
     most = min(len(ranking), KEPT_AT_MOST)
     held = fewest(most, holds) if most else None
     artifact, row = made[max(made) if held is None else min(held, len(ranking))]
     if steps:
         kept = [layer for layer in artifact.manifest["recipe"]["keep_float"] if layer not in job.recipe.keep_float]
-        row["repair"] = {"steps": steps, "kept": kept, "bytes_before": before}
+        row = replace(row, repair=Repair(tuple(steps), tuple(kept), before))
     return artifact, row
 
 
-def _cost(before: Artifact, after: Artifact, common: Quantizing) -> dict[str, Any]:
-    """How much slower a repair made it, where that can be measured here."""
+def _priced(repair: Repair, before: Artifact, after: Artifact, common: Quantizing) -> Repair:
+    """The repair with how much slower it made the artifact, where that can be measured here."""
     from reports.statistics import bootstrap_ratio
 
     engine = load_target(before.target).engine()
     if engine.no_latency is not None:
-        return {"latency_ratio": None, "why": engine.no_latency}
+        return replace(repair, why=engine.no_latency)
     common.progress.say(f"{before.title}: measuring what its repair costs")
-    apart = common.order.folder / "cache" / "repairs"  # what edgekit run measured in the run's own folder stays
-    taken = latencies_here(
-        [before, after], bench_frames_of(before), "quick", "graph", common.threads, apart, Progress(silent=True)
-    )
-    latencies = [taken[str(artifact.folder)] for artifact in (before, after)]
-    if any("rounds_ms" not in latency for latency in latencies):
-        return {"latency_ratio": None, "why": "its latency could not be measured"}
-    ratio = bootstrap_ratio(latencies[1]["rounds_ms"], latencies[0]["rounds_ms"])
-    return {"latency_ratio": [ratio.value, ratio.low, ratio.high]}
+    apart = common.plan.folder / "cache" / "repairs"
+    samples = bench_frames(bench_frames_of(before), before.size, apart)
+    here = Here(common.plan.threads, apart / "logs", Progress(silent=True))
+    taken = here.times([before, after], samples, Terms("quick", "graph", common.plan.threads))
+    rounds = [one.latency.rounds_ms for one in taken if isinstance(one, Timed) and isinstance(one.latency, Latency)]
+    if len(rounds) < 2 or rounds[0] is None or rounds[1] is None:
+        return replace(repair, why="its latency could not be measured")
+    ratio = bootstrap_ratio(rounds[1], rounds[0])
+    return replace(repair, latency_ratio=(ratio.value, ratio.low, ratio.high))
 
 
 def _ranking(order: Order, scheme: Scheme, progress: Progress) -> dict[str, Any]:

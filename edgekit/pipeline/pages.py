@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,99 +16,156 @@ from calibration.images import read_plane
 from edgekit import __version__
 from edgekit.core.errors import DataError, EdgekitError, UsageError
 from edgekit.core.files import read_json, read_sealed, sha256_path, write_bytes, write_text
+from edgekit.core.measurement import (
+    LOCAL,
+    SCHEMA,
+    CalibrationSummary,
+    Failure,
+    Measurement,
+    Origin,
+    Row,
+    Timed,
+    Untimed,
+    read_row,
+)
 from edgekit.core.progress import Progress
+from edgekit.core.record import plain, read
 from edgekit.core.registry import load_target
-from edgekit.core.seam import Target
-from edgekit.core.values import MANIFEST, Artifact, Size, is_plain_name
-from edgekit.devices.inventory import LOCAL
+from edgekit.core.values import MANIFEST, Provenance, Size, is_plain_name
 from edgekit.networks.checkpoint import trained_on
 from edgekit.pipeline.accuracy import PICTURES, Frames
-from edgekit.pipeline.artifacts import checkpoint_names
+from edgekit.pipeline.places import Place, Taken
 from edgekit.pipeline.plans import Bench
 
-MEASUREMENT_SCHEMA = 1
+
+@dataclass(frozen=True)
+class EvaluatedOn:
+    """The ``dataset`` object of report.json.
+
+    Attributes:
+        frames: their number.
+        trained_on: whether the network was trained on them; None where nobody knows.
+    """
+
+    name: str
+    split: str
+    frames: int
+    trained_on: bool | None = None
 
 
-def described(split: Split, seen: bool | None) -> dict[str, Any]:
-    """The ``dataset`` object of report.json; ``seen`` says whether the network was trained on it."""
-    return {"name": split.dataset, "split": split.split, "frames": len(split), "trained_on": seen}
+def evaluated_on(split: Split, *, seen: bool | None) -> EvaluatedOn:
+    """A split as a report names it; ``seen`` says whether the network was trained on it."""
+    return EvaluatedOn(split.dataset, split.split, len(split), seen)
 
 
-def measurement_document(
-    target: Target,
-    artifact: Artifact,
-    accuracy: Mapping[str, Any] | None,
-    latency: Mapping[str, Any],
-    environment: Mapping[str, Any],
-) -> dict[str, Any]:
-    """One artifact on one device, as ``measurements/`` keeps it and reports read it."""
-    manifest = artifact.manifest
+@dataclass(frozen=True)
+class Description:
+    """What ``run.json`` says of a finished run, beside its measurements.
+
+    Attributes:
+        checkpoint: as :meth:`edgekit.networks.checkpoint.Checkpoint.describe` gives it.
+        command, created, edgekit: how, when and by which version it was made.
+        artifacts: names of those that were measured here.
+        devices: names of those that were measured on each device.
+    """
+
+    checkpoint: Mapping[str, Any]
+    dataset: EvaluatedOn
+    size: Size
+    command: str
+    created: str
+    edgekit: str
+    artifacts: tuple[Any, ...]  # names, which are looked at where a file brings them
+    failed: tuple[Failure, ...]
+    devices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    schema: Any = 1
+
+
+def measurement_of(place: Place, taken: Taken, why_not: str | None = None) -> Measurement:
+    """One artifact at one place, as ``measurements/`` keeps it and reports read it.
+
+    Args:
+        why_not: why nothing more was measured, where something is missing.
+    """
+    artifact = taken.artifact
+    target, manifest = load_target(artifact.target), artifact.manifest
+    missing = why_not or "it was not measured there"
+    timed = taken.timed or Timed(Untimed(Provenance("not measured", "", missing)))
+    environment = timed.environment if timed.environment is not None else place.environment
     calibration = manifest["calibration"]
-    return {
-        "schema": MEASUREMENT_SCHEMA,
-        "artifact": artifact.folder.name,
-        "artifact_key": manifest["key"],
-        "checkpoint": dict(manifest["checkpoint"]),
-        "target": target.name,
-        "title": target.title,
-        "precision": artifact.precision,
-        "size": [artifact.size.height, artifact.size.width],
-        "output": artifact.output,
-        "output_stride": artifact.output_stride,
-        "model_bytes": manifest["model_bytes"],
-        "device": "local",
-        "device_pages": list(target.device_pages),
-        "kept_float": manifest["kept_float"],
-        "notes": manifest["notes"],
-        "calibration": None if calibration is None else {**calibration, "frames": len(calibration["frames"])},
-        "accuracy": accuracy,
-        "latency": dict(latency),
-        "environment": dict(environment),
-    }
+    if calibration is not None:
+        counted = {**calibration, "frames": len(calibration["frames"])}
+        calibration = read(CalibrationSummary, counted, f"the calibration of {artifact.folder}")
+    return Measurement(
+        artifact=artifact.folder.name,
+        target=target.name,
+        precision=artifact.precision,
+        size=artifact.size,
+        latency=timed.latency,
+        schema=SCHEMA,
+        artifact_key=manifest["key"],
+        checkpoint=read(Origin, manifest["checkpoint"], "checkpoint"),
+        title=target.title,
+        output=artifact.output,
+        output_stride=artifact.output_stride,
+        model_bytes=manifest["model_bytes"],
+        device=place.name,
+        device_pages=tuple(target.device_pages) if place.name == LOCAL else (),
+        stands_for=place.page,
+        kept_float=tuple(manifest["kept_float"]),
+        notes=manifest["notes"],
+        calibration=calibration,
+        accuracy=taken.accuracy,
+        accuracy_why=None if taken.accuracy is not None else taken.accuracy_why or missing,
+        environment={**environment, "events": list(place.notes)} if place.notes else environment,
+        sustained=taken.sustained,
+    )
 
 
 def write_report(
-    folder: Path,
-    description: Mapping[str, Any],
-    documents: Sequence[Mapping[str, Any]],
-    frames: Frames,
-    progress: Progress,
+    folder: Path, description: Description, rows: Sequence[Row], frames: Frames, progress: Progress
 ) -> Path:
     """Render every page from the measurements and what ``run.json`` says of the run; returns the first page's path."""
     from reports.document import ReportContext, Strip
     from reports.markdown import render
 
-    size = Size(*description["size"])
+    size = description.size
     strips = []
     for index in range(min(PICTURES, len(frames))):
         frame = frames[index]
         predictions = {}
-        for document in documents:
-            picture = folder / "cache" / "pictures" / str(document.get("artifact", "")) / f"{index:05d}.png"
-            if "failed" not in document and picture.is_file():
+        for row in rows:
+            picture = folder / "cache" / "pictures" / row.artifact / f"{index:05d}.png"
+            if isinstance(row, Measurement) and picture.is_file():
                 with suppress(DataError):  # damaged since: the strip does without, a run makes it again
-                    predictions[f"{document['title']} {document['precision']}"] = read_plane(picture).astype(np.uint8)
+                    predictions[f"{row.named} {row.precision}"] = read_plane(picture).astype(np.uint8)
         strips.append(
             Strip(frame.name, resize_image(frame.image, size), resize_labels(frame.labels, size), predictions)
         )
     context = ReportContext(
-        checkpoint=description["checkpoint"],
-        dataset=description["dataset"],
-        class_names=tuple(description["checkpoint"]["classes"]),
+        checkpoint=description.checkpoint,
+        dataset=plain(description.dataset),
+        class_names=tuple(description.checkpoint["classes"]),
         classes=frames.split.classes,
-        command=description["command"],
-        created=description["created"],
-        edgekit_version=description["edgekit"],
+        command=description.command,
+        created=description.created,
+        edgekit_version=description.edgekit,
         strips=tuple(strips),
         run_folder=str(folder),
     )
     with progress.stage("writing the report"):
-        write_pages(folder / "report", render(list(documents), context))
+        write_pages(folder / "report", render(rows, context))
     return folder / "report" / "index.md"
 
 
-def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
-    """Render a finished run's report from its measurements.
+def report_document(folder: Path) -> Mapping[str, Any]:
+    """A run's ``report.json``."""
+    document: Mapping[str, Any] = read_json(folder / "report" / "report.json")
+    return document
+
+
+def report_again(folder: Path, root: Path | None, progress: Progress) -> tuple[Path, Mapping[str, Any]]:
+    """Render a finished run's report from its measurements; returns the first page's path and ``report.json``.
 
     Raises:
         UsageError: not a run's folder.
@@ -118,29 +175,29 @@ def report_again(folder: Path, root: Path | None, progress: Progress) -> Path:
         raise UsageError(
             f"{folder} is not a run's folder (it has no run.json): give the folder of a run that was finished"
         )
-    description = read_json(folder / "run.json")
-    kept = description.get("command") if isinstance(description, dict) else None
+    document = read_json(folder / "run.json")
+    kept = document.get("command") if isinstance(document, dict) else None
     again = f"run again, as it was: {kept}" if kept else "run again"
     try:
-        size = Size(*description["size"])
-        dataset, command = description["dataset"], description["command"]
-        named = [(f"pytorch-fp32-{size}", LOCAL), *((name, LOCAL) for name in description["artifacts"])]
-        named += [(name, device) for device, names in description.get("devices", {}).items() for name in names]
+        description = read(Description, document, "the document")
+        named = [(f"pytorch-fp32-{description.size}", LOCAL), *((name, LOCAL) for name in description.artifacts)]
+        named += [(name, device) for device, names in description.devices.items() for name in names]
         if odd := [part for pair in named for part in pair if not is_plain_name(part)]:
-            raise ValueError(f"{odd[0]!r} is no artifact's or device's name")
-        wanted, failed = (dataset["name"], dataset["split"], int(dataset["frames"])), list(description["failed"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EdgekitError(f"{folder / 'run.json'} is not what edgekit run writes ({error!r}): {again}") from error
-    documents = [_measured_before(folder, name, device, command) for name, device in named]
-    frames = Frames(open_split(wanted[0], wanted[1], root, size).first(wanted[2]))
+            raise EdgekitError(f"{odd[0]!r} is no artifact's or device's name")
+    except EdgekitError as error:
+        raise EdgekitError(f"{folder / 'run.json'} is not what edgekit run writes ({error}): {again}") from error
+    measured = [_measured_before(folder, name, device, description.command) for name, device in named]
+    wanted = description.dataset
+    frames = Frames(open_split(wanted.name, wanted.split, root, description.size).first(wanted.frames))
     if not (folder / "cache" / "pictures").is_dir():
         progress.say(
             f"what artifacts labelled is gone ({folder / 'cache'}): the strips show frames and truth alone; to have it, {again}"
         )
-    return write_report(folder, description, documents + failed, frames, progress)
+    page = write_report(folder, description, [*measured, *description.failed], frames, progress)
+    return page, report_document(folder)
 
 
-def _measured_before(folder: Path, name: str, device: str, command: str) -> dict[str, Any]:
+def _measured_before(folder: Path, name: str, device: str, command: str) -> Row:
     """A measurement that a run kept, of an artifact that is still the same."""
     path = folder / "measurements" / f"{name}.{device}.json"
     if not path.is_file():
@@ -149,16 +206,20 @@ def _measured_before(folder: Path, name: str, device: str, command: str) -> dict
         document = read_sealed(path)
     except EdgekitError as error:
         raise EdgekitError(f"{path} is not a measurement as edgekit wrote it; {error}, as it was: {command}") from error
-    if not {"target", "precision", "latency", "environment"} <= document.keys():
-        raise EdgekitError(f"{path} is not a measurement of edgekit's: delete it and run again, as it was: {command}")
+    try:
+        row = read_row(document)
+    except EdgekitError as error:
+        raise EdgekitError(
+            f"{path} is not a measurement of edgekit's ({error}): delete it and run again, as it was: {command}"
+        ) from error
     manifest_path = folder / "artifacts" / name / MANIFEST
     manifest = read_json(manifest_path) if manifest_path.is_file() else {}
-    if manifest and document.get("artifact_key", manifest["key"]) != manifest["key"]:
+    if manifest and isinstance(row, Measurement) and row.artifact_key not in (None, manifest["key"]):
         raise EdgekitError(
             f"{manifest_path.parent} is not what was measured, but was made since by: {manifest['command']}; run again, as it "
             f"was: {command}; and give other artifacts another --out"
         )
-    return document
+    return row
 
 
 def write_pages(folder: Path, pages: Mapping[str, str | bytes]) -> None:
@@ -174,32 +235,11 @@ def page_hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_path(path) for path in files}
 
 
-def write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_bench(plan: Bench, measured: Sequence[Measurement]) -> None:
     """A page for each device, its figures beside it."""
     from reports.document import ReportContext
     from reports.markdown import render_bench
 
-    artifacts = {str(artifact.folder): artifact for artifact in plan.artifacts}
-    told_apart = checkpoint_names(plan.artifacts)
-    documents = []
-    for row in rows:
-        artifact = artifacts[row["artifact"]]
-        document = measurement_document(
-            load_target(artifact.target), artifact, row.get("accuracy"), row["latency"], row["environment"]
-        )  # fmt: skip
-        there = "" if row["device"] == LOCAL else f" --device {row['device']}"
-        why = f"bench was given no frames to evaluate: add --data, or edgekit evaluate {shlex.quote(str(artifact.folder))}{there}"
-        documents.append(
-            {
-                **document,
-                "title": document["title"] + told_apart[artifact.manifest["checkpoint"]["sha256"]],
-                "run_folder": str(artifact.folder.parent.parent),
-                "device": row["device"],
-                "device_pages": [],
-                "accuracy_why": row.get("accuracy_why", why),
-                "sustained": row.get("sustained"),
-            }
-        )
     first = plan.artifacts[0]
     split = plan.evaluation
     seen = split is not None and any(
@@ -207,7 +247,7 @@ def write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
     )
     context = ReportContext(
         checkpoint={"name": first.manifest["checkpoint"]["name"]},
-        dataset={} if split is None else described(split, seen),
+        dataset={} if split is None else plain(evaluated_on(split, seen=seen)),
         class_names=first.class_names,
         classes=split.classes if split is not None else CLASS_SETS["streets"],
         command=plan.command,
@@ -215,4 +255,4 @@ def write_bench(plan: Bench, rows: Sequence[Mapping[str, Any]]) -> None:
         edgekit_version=__version__,
         run_folder=str(first.folder.parent.parent),
     )
-    write_pages(plan.folder / "report", render_bench(documents, context))
+    write_pages(plan.folder / "report", render_bench(measured, context))

@@ -7,11 +7,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.datasets import Split
-from edgekit.core.values import Artifact, OutputKind, Precision, Size
+from edgekit.core.contract import Terms
+from edgekit.core.values import Artifact, OutputKind, Precision, Recipe, Size
 from edgekit.devices.inventory import THIS_MACHINE, Device
-from edgekit.devices.local import Mode, Scope
 from edgekit.networks.checkpoint import Checkpoint
 from edgekit.pipeline.quantization import Calibration
+
+
+@dataclass(frozen=True)
+class Order:
+    """What all conversions of a command have in common.
+
+    Attributes:
+        checkpoint: what is converted.
+        size: input size.
+        folder: the run's folder.
+        command: as typed, for the manifests.
+        calibration: for all that is int8.
+    """
+
+    checkpoint: Checkpoint
+    size: Size
+    folder: Path
+    command: str
+    calibration: Calibration | None = None
+
+    def calibration_of(self, job: Job) -> Calibration | None:
+        """The frames that a job needs."""
+        return self.calibration if job.recipe.precision == "int8" else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make."""
+
+    target: str
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -25,8 +56,7 @@ class Plan:
         evaluation: frames that accuracy is measured on.
         calibration: frames that quantizers see; None where nothing is quantized.
         folder: the run's folder.
-        mode: how long latency is measured.
-        threads: of the runtimes; None for all cores.
+        terms: how latency is measured; its threads are all runtimes'.
         output, output_stride: form of the artifacts; without an output each target's own.
         command: as typed.
         devices: where latency is measured, and accuracy too besides this machine's.
@@ -40,8 +70,7 @@ class Plan:
     evaluation: Split
     calibration: Calibration | None
     folder: Path
-    mode: Mode
-    threads: int | None
+    terms: Terms
     output: OutputKind | None
     output_stride: int
     command: str
@@ -61,7 +90,7 @@ class Bench:
     Attributes:
         artifacts: all of one size.
         devices: of the inventory.
-        mode, scope, threads: of the latency.
+        terms: of the latency; its threads are all runtimes'.
         sustained: seconds of sustained load for each artifact, None for none.
         evaluation: frames for the accuracy, None for none.
         command: as typed.
@@ -70,9 +99,7 @@ class Bench:
 
     artifacts: Sequence[Artifact]
     devices: Sequence[Device]
-    mode: Mode
-    scope: Scope
-    threads: int | None
+    terms: Terms
     sustained: float | None
     evaluation: Split | None
     command: str
@@ -82,3 +109,64 @@ class Bench:
     def logs(self) -> Path:
         """For what tools and devices write beside their answers."""
         return self.folder / "logs"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where something is evaluated, and with what.
+
+    Attributes:
+        device: of the inventory.
+        threads: of the runtimes; None for all cores.
+        folder: for what tools say, and for frames on their way to a device.
+    """
+
+    device: Device
+    threads: int | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much mIoU int8 may lose, and where that is proved.
+
+    Attributes:
+        max_drop: a fraction; the upper end of the drop's 95 % interval must not exceed it.
+        verification: frames that neither calibrated nor guided a repair; None where there are none.
+        why_not: the reason, then.
+    """
+
+    max_drop: float
+    verification: Split | None
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """What ``edgekit quantize`` is to make.
+
+    Attributes:
+        calibration: frames to choose ``samples`` from.
+        evaluation: labelled frames for mIoU and its drop; None where there are none, and ``why_not`` is the reason.
+        output, output_stride: form of the artifacts; without an output each target's own.
+        keep_float: layers that stay in float.
+        budget: where it breaks on ``evaluation``, more layers stay in float, the most sensitive first.
+        folder: the run's.
+        threads: of the runtimes; None for all cores.
+        command: as typed.
+    """
+
+    checkpoint: Checkpoint
+    targets: tuple[str, ...]
+    size: Size
+    calibration: Split
+    samples: int
+    evaluation: Split | None
+    folder: Path
+    command: str
+    why_not: str = ""
+    output: OutputKind | None = None
+    output_stride: int = 1
+    keep_float: tuple[str, ...] = ()
+    budget: Budget | None = None
+    threads: int | None = None

@@ -153,7 +153,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         return output
 
 
-def distribute(network: nn.Module, group: Group, every_parameter_used: bool) -> nn.Module:
+def distribute(network: nn.Module, group: Group, *, every_parameter_used: bool) -> nn.Module:
     """``network`` with synchronized batch norm and gradients; itself in a group of one."""
     if group.size == 1:
         return network

@@ -25,6 +25,7 @@ from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import (
     NETWORKS,
     Checkpoint,
+    Description,
     build_network,
     check_finite,
     load_network,
@@ -50,7 +51,7 @@ from edgekit.training.recipe import TrainingRecipe
 from edgekit.training.state import STATE_NAME, TrainingState
 
 MOST_WORKERS = 16
-"""That a GPU is given unasked: each holds four batches in shared memory."""
+"""A GPU is given no more workers unasked: each holds four batches in shared memory."""
 HISTORY_NAME = "history.json"
 """After each epoch: loss (mean over its steps), learning rate of its last step, images a second, and val mIoU where measured."""
 
@@ -68,60 +69,75 @@ class Progress:
     seconds_left: float
 
 
-def train(
-    recipe: TrainingRecipe,
-    data: Split,
-    validation: Split | None,
-    test: Split | None,
-    folder: Path,
-    name: str,
-    command: str,
-    report: Callable[[Progress], None],
-    say: Callable[[str], None],
-    validate_every: int = 10,
-    save_every: int = 1,
-    workers: int | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    initial: Checkpoint | None = None,
-    teacher: Checkpoint | None = None,
-    missing_classes: bool = False,
-    decoding: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Train, or go on where a killed run stopped, and write ``folder/name.safetensors``.
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and how it is kept.
 
-    Started by ``torchrun``, each process takes its share of every batch; the first one writes.
-
-    Args:
+    Attributes:
         recipe: what to train; a resumed run must have the same.
         data: training frames.
+        folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
+        name: of the checkpoint.
+        command: as typed, recorded in the checkpoint.
         validation: frames to report mIoU on along the way and at the end.
         test: frames evaluated once, at the end.
-        folder: holds the decoded frames, the state after the last epoch, and the checkpoint.
-        command: as typed, recorded in the checkpoint.
         save_every: epochs between the states that a killed run can go on from; one is kept before each validation, too, and
             at the end.
-        report, say: progress per step (on a GPU, every 16 steps), and lines worth keeping.
         workers: processes that prepare crops; None takes 1 for a CPU and, for a GPU, one per core but one, at most 16.
         initial: weights to start from; ``recipe.initial`` is its hash.
         teacher: a trained network to learn from as well; ``recipe.teacher`` is its hash.
         missing_classes: go on although a class never occurs in the training frames.
-        decoding: progress of the frames' decoding, done and total.
+    """
+
+    recipe: TrainingRecipe
+    data: Split
+    folder: Path
+    name: str
+    command: str
+    validation: Split | None = None
+    test: Split | None = None
+    validate_every: int = 10
+    save_every: int = 1
+    workers: int | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    initial: Checkpoint | None = None
+    teacher: Checkpoint | None = None
+    missing_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Who is told: progress per step (on a GPU, every 16 steps), lines worth keeping, and frames decoded, done and total."""
+
+    step: Callable[[Progress], None] = lambda progress: None
+    say: Callable[[str], None] = lambda line: None
+    decoding: Callable[[int, int], None] | None = None
+
+
+def train(plan: Training, reports: Reports) -> Path:
+    """Train, or go on where a killed run stopped, and write the plan's ``folder/name.safetensors``.
+
+    Started by ``torchrun``, each process takes its share of every batch; the first one writes.
 
     Raises:
-        TrainingError: another recipe or a run on other frames lies in ``folder``, the loss is not finite, a class never
+        TrainingError: another recipe or a run on other frames lies in the folder, the loss is not finite, a class never
             occurs, or the teacher knows other classes or reads other pixels.
     """
+    recipe, data, folder = plan.recipe, plan.data, plan.folder
+    initial, teacher, validation, test = plan.initial, plan.teacher, plan.validation, plan.test
+    say = reports.say
     recipe.check()
     flush_subnormals()
-    if threads:
-        torch.set_num_threads(bounded_threads(threads))
-    with join_group(device) as group:
+    if plan.threads:
+        torch.set_num_threads(bounded_threads(plan.threads))
+    with join_group(plan.device) as group:
         if recipe.batch % group.size:
             raise TrainingError(f"--batch {recipe.batch} cannot be shared by {group.size} processes: use a multiple")
         validates = validation is not None
         if not group.leads:  # it trains, and leaves speaking, evaluating and writing to the first
-            report, say, validation, test = _no_report, _nothing, None, None
+            reports, validation, test = Reports(), None, None
+            say = reports.say
         torch.manual_seed(recipe.seed)
         normalization = Normalization() if initial is None else initial.normalization
         state_path = folder / STATE_NAME
@@ -135,14 +151,14 @@ def train(
                 say(
                     f"the source of {recipe.network} has changed since this run began: its weights go on with what it is"
                 )
-        index, path = _decoded(data, frames, folder, group, say, decoding)
+        index, path = _decoded(plan, frames, group, say, reports.decoding)
         counts = pixel_counts(index, path, len(data.classes))
-        _check_frames(data, index, counts, recipe, group, missing_classes, say)
+        _check_frames(plan, index, counts, group, say)
         weights = class_weights(counts, recipe.class_balance)
-        batches = _Batches(Crops(index, path, recipe), recipe, normalization, state.epoch, group, workers)
+        batches = _Batches(Crops(index, path, recipe), recipe, normalization, state.epoch, group, plan.workers)
 
         def due() -> bool:
-            return validates and state.epoch % validate_every == 0 and 0 < state.epoch < recipe.epochs
+            return validates and state.epoch % plan.validate_every == 0 and 0 < state.epoch < recipe.epochs
 
         def validate() -> None:
             """Measure the epoch that was kept last, and keep the result beside it."""
@@ -164,17 +180,18 @@ def train(
             state.trains_on(group.device)
             if recipe.network in NETWORKS:  # one of the user's may decide by a value
                 logits = capture(logits.train(), group, recipe, batches.images)
-        checkpoint = folder / f"{name}.safetensors"
+        checkpoint = folder / f"{plan.name}.safetensors"
         # What a finished run has been evaluated on stays, whatever it is evaluated on now.
         known = state.epoch == recipe.epochs and checkpoint.is_file()
         metrics = dict((read_metadata(checkpoint) or {}).get("metrics", {})) if known else {}
-        started, first_step = time.monotonic(), state.step
+        clock = _Clock(time.monotonic(), state.step, reports.step)
+        student = _Student(logits, guide, None if weights is None else weights.to(group.device))
         while state.epoch < recipe.epochs:
-            seen = _train_epoch(state, logits, guide, batches, weights, group, folder, (started, first_step), report)
+            seen = _train_epoch(state, student, batches, group, folder, clock)
             state.epoch += 1
             state.history.append(seen)
             last = state.epoch == recipe.epochs
-            if state.epoch % save_every == 0 or due() or last:
+            if state.epoch % plan.save_every == 0 or due() or last:
                 if group.leads:
                     state.save(state_path)
                 state.kept = state.epoch
@@ -184,7 +201,7 @@ def train(
                     validate()
             group.wait()
         if group.leads:
-            described = recipe.to_json() | {"command": command, "devices": list(state.devices)}
+            described = recipe.to_json() | {"command": plan.command, "devices": list(state.devices)}
             for role, other in (("initial", initial), ("teacher", teacher)):
                 if other is not None:
                     described[f"{role}_checkpoint"] = {"name": other.name, "recipe": dict(other.recipe)}
@@ -208,7 +225,7 @@ def _network(
     if group.device.type == "cpu" and recipe.precision == "bfloat16":
         mixed.prepare(module)
     # A user's network may give a tuple, or channels beyond the classes.
-    logits = distribute(Logits(module, classes), group, recipe.network in NETWORKS)
+    logits = distribute(Logits(module, classes), group, every_parameter_used=recipe.network in NETWORKS)
     return logits, TrainingState(module, recipe, frames)
 
 
@@ -252,19 +269,18 @@ def _guide(teacher: Checkpoint, data: Split, normalization: Normalization, group
 
 
 def _decoded(
-    data: Split,
+    plan: Training,
     identity: str,
-    folder: Path,
     group: Group,
     say: Callable[[str], None],
     decoding: Callable[[int, int], None] | None,
 ) -> tuple[list[tuple[int, int, int]], Path]:
     """The decoded frames, made by the first process and found by the others."""
     if group.leads:
-        say(f"decoding {len(data)} frames")
-        decoded_frames(data, folder, decoding, identity)
+        say(f"decoding {len(plan.data)} frames")
+        decoded_frames(plan.data, plan.folder, decoding, identity)
     group.wait()
-    return decoded_frames(data, folder, decoding, identity)
+    return decoded_frames(plan.data, plan.folder, decoding, identity)
 
 
 class _Batches:
@@ -315,24 +331,34 @@ def read_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 16
 
 
+@dataclass(frozen=True)
+class _Student:
+    """What is trained: the network, its teacher (None without), and the weights of the classes, float32 [C]."""
+
+    logits: nn.Module
+    guide: nn.Module | None
+    weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When this process began, and at which step; and who is told how it goes."""
+
+    started: float
+    first_step: int
+    report: Callable[[Progress], None]
+
+
 def _train_epoch(
-    state: TrainingState,
-    logits: nn.Module,
-    guide: nn.Module | None,
-    batches: _Batches,
-    weights: Tensor | None,
-    group: Group,
-    folder: Path,
-    since: tuple[float, int],
-    report: Callable[[Progress], None],
+    state: TrainingState, student: _Student, batches: _Batches, group: Group, folder: Path, clock: _Clock
 ) -> dict[str, float]:
-    """One pass over the frames; ``since`` is when this process began, and at which step. Returns the epoch's history entry.
+    """One pass over the frames. Returns the epoch's history entry.
 
     Raises:
         TrainingError: a loss or, after the last step, a logit that is not finite; ``folder`` keeps the last good state.
     """
     recipe, epoch = state.recipe, state.epoch
-    weights = None if weights is None else weights.to(group.device)
+    logits, guide = student.logits, student.guide
     # Dropout, on every device, whether resumed or not.
     torch.manual_seed((recipe.seed << 20) + epoch + 1 + (group.rank << 40))
     logits.train()
@@ -346,7 +372,7 @@ def _train_epoch(
             output = logits(images)
             with torch.no_grad():
                 taught = None if guide is None else guide(images)
-        loss = group_loss(output, labels, recipe, weights, group, taught)
+        loss = group_loss(output, labels, recipe, student.weights, group, taught)
         unread.append(group.sum(loss))
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is incomplete
@@ -360,10 +386,10 @@ def _train_epoch(
             if not math.isfinite(value):
                 raise _diverged(f"the loss became {value} in epoch {epoch + 1}, step {len(losses)}", state, folder)
         unread.clear()
-        pace = (time.monotonic() - since[0]) / (state.step - since[1])
+        pace = (time.monotonic() - clock.started) / (state.step - clock.first_step)
         left = pace * (batches.steps * recipe.epochs - state.step)
         speed = len(images) * group.size / pace  # of fewer frames than a batch, a step sees all there are
-        report(Progress(epoch + 1, recipe.epochs, step, batches.steps, losses[-1], speed, left))
+        clock.report(Progress(epoch + 1, recipe.epochs, step, batches.steps, losses[-1], speed, left))
     # The last step's update has met no loss yet: it must not replace a good state unseen.
     bare = _logits_of(state.module, len(class_set(recipe.dataset)))
     with torch.inference_mode(), mixed.autocast(group.device, recipe.precision):
@@ -388,10 +414,18 @@ def _finish(
 
     def save() -> None:
         save_checkpoint(
-            checkpoint, state.evaluated(), network=state.recipe.network, arguments=state.recipe.arguments,
-            class_names=class_set(state.recipe.dataset).names, normalization=normalization, dataset=state.recipe.dataset,
-            recipe=described, metrics=metrics,
-        )  # fmt: skip
+            checkpoint,
+            state.evaluated(),
+            Description(
+                network=state.recipe.network,
+                arguments=state.recipe.arguments,
+                class_names=class_set(state.recipe.dataset).names,
+                normalization=normalization,
+                dataset=state.recipe.dataset,
+                recipe=described,
+                metrics=metrics,
+            ),
+        )
 
     save()  # before evaluating: whatever happens there, the weights are kept
     for split in splits:
@@ -402,14 +436,6 @@ def _finish(
         metrics[f"{split.dataset}:{split.split}"] = scores
         say(f"{split.split} mIoU {_written(scores['miou'])} on {len(split)} frames")
     save()
-
-
-def _no_report(progress: Progress) -> None:
-    pass
-
-
-def _nothing(line: str) -> None:
-    pass
 
 
 def _written(miou: float | None) -> str:
@@ -437,20 +463,13 @@ def start_from(module: nn.Module, initial: Checkpoint) -> str:
     return f"{len(fitting)} of {len(own)}"
 
 
-def _check_frames(
-    data: Split,
-    index: Sized,
-    counts: Int64,
-    recipe: TrainingRecipe,
-    group: Group,
-    missing_classes: bool,
-    say: Callable[[str], None],
-) -> None:
+def _check_frames(plan: Training, index: Sized, counts: Int64, group: Group, say: Callable[[str], None]) -> None:
+    data, recipe = plan.data, plan.recipe
     where = f"the {len(index)} frames of {data.dataset} {data.split}"
     if not counts.sum():
         raise TrainingError(f"none of {where} holds a class: check the label images")
     missing = [name for name, count in zip(data.classes.names, counts, strict=True) if not count]
-    if missing and not missing_classes:
+    if missing and not plan.missing_classes:
         raise TrainingError(
             f"{', '.join(missing)} never occur{'s' if len(missing) == 1 else ''} in {where}: "
             "train on more frames, or add --missing-classes to train without"
@@ -495,7 +514,7 @@ def group_loss(
 
 
 def _mean(parts: tuple[Tensor, Tensor], group: Group) -> Tensor:
-    """Of a sum and its weight in this process, what the mean over all processes takes to the quotient over all."""
+    """What this process gives to a mean over processes, so that it becomes the sum over all divided by the weight over all."""
     total, weight = parts
     # A batch of nothing but void has weight 0, and no gradient.
     return total * group.size / group.sum(weight.float()).clamp_min(1e-12)

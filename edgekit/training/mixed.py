@@ -31,6 +31,6 @@ def prepare(module: nn.Module) -> None:
             layer.__class__ = Float32Depthwise  # the same object, so that whoever holds it keeps it
 
 
-def autocast(device: torch.device, precision: str, cache: bool = True) -> AbstractContextManager[None]:
+def autocast(device: torch.device, precision: str, *, cache: bool = True) -> AbstractContextManager[None]:
     """Autocast to bfloat16, or nothing for float32; ``cache`` keeps what a weight was cast to for its next use."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=cache)

@@ -97,11 +97,11 @@ class Executor:
         TargetError: the program has an op this executor does not know; names the op and its place.
     """
 
-    def __init__(self, program: Program, rounding: bool = True) -> None:
+    def __init__(self, program: Program, *, rounding: bool = True) -> None:
         self.inputs = program.inputs
         self.outputs = program.outputs
         self._constants: dict[str, Tensor] = {}
-        self._steps = self._build(program, rounding)
+        self._steps = self._build(program, rounding=rounding)
         self._input_rounds = {
             name: rounding and dtype_of(var) == "fp16" for name, var in program.function.inputs.items()
         }
@@ -135,7 +135,7 @@ class Executor:
                     values.pop(name, None)
             return {name: values[name] if name in values else self._constants[name] for name in self.outputs}
 
-    def _build(self, program: Program, rounding: bool) -> tuple[_Step, ...]:
+    def _build(self, program: Program, *, rounding: bool) -> tuple[_Step, ...]:
         operations = list(program.function.operations)
         constant: dict[str, Any] = {}
         alias: dict[str, str] = {}
@@ -186,11 +186,11 @@ class Executor:
         for name in program.outputs:
             if name in constant:
                 self._constants[name] = _tensor(constant[name])
-        return self._finish(drafts, program, rounding)
+        return self._finish(drafts, program, rounding=rounding)
 
     @staticmethod
     def _finish(
-        drafts: Sequence[tuple[Any, dict[str, Any], dict[str, Any]]], program: Program, rounding: bool
+        drafts: Sequence[tuple[Any, dict[str, Any], dict[str, Any]]], program: Program, *, rounding: bool
     ) -> tuple[_Step, ...]:
         from coremltools.converters.mil.mil.types.symbolic import is_symbolic
 

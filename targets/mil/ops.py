@@ -786,7 +786,7 @@ def _sampled(x: Tensor, columns: Tensor, rows: Tensor, mode: str, padding: str, 
     return F.grid_sample(x - offset, grid, mode, modes[padding], align_corners=centres) + offset
 
 
-def _pixels(coordinates: Tensor, side: int, mode: str, align_corners: bool) -> Tensor:
+def _pixels(coordinates: Tensor, side: int, mode: str, *, align_corners: bool) -> Tensor:
     """Coordinates of ``resample`` in pixels, the first one's centre at 0."""
     if mode == "unnormalized":
         return coordinates
@@ -802,7 +802,8 @@ def _resample(a: Args, shape: tuple[int, ...]) -> Tensor:
     height, width = x.shape[-2:]
     how, align = a["coordinates_mode"].lower(), a["align_corners"]
     columns, rows = (
-        _pixels(places, side, how, align) for places, side in zip(coordinates.unbind(-1), (width, height), strict=True)
+        _pixels(places, side, how, align_corners=align)
+        for places, side in zip(coordinates.unbind(-1), (width, height), strict=True)
     )
     sampling, padding = a["sampling_mode"].lower(), a["padding_mode"].lower()
     return _sampled(x, columns, rows, sampling, padding, float(a.get("padding_value", 0.0)))
@@ -815,7 +816,7 @@ def _affine(a: Args, shape: tuple[int, ...]) -> Tensor:
     matrix = as_tensor(a["transform_matrix"]).float().reshape(-1, 2, 3).expand(x.shape[0], 2, 3)
     grid = F.affine_grid(matrix, [*x.shape[:2], *shape[-2:]], align_corners=True)
     columns, rows = (
-        _pixels(places, side, "normalized_minus_one_to_one", True)
+        _pixels(places, side, "normalized_minus_one_to_one", align_corners=True)
         for places, side in zip(grid.unbind(-1), (x.shape[-1], x.shape[-2]), strict=True)
     )
     return _sampled(x, columns, rows, "bilinear", "constant", 0.0)

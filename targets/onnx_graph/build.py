@@ -42,10 +42,12 @@ def build(
     """
     half = recipe.precision == "fp16"
     if recipe.precision != "int8":
-        core = _centred_core(graph, half, _smooths(graph, scheme))
+        core = _centred_core(graph, half=half, smooth=_smooths(graph, scheme))
         # TensorRT has convolutions of its own for three planes.
         rows = from_rows(core, graph) if scheme == "asymmetric" else None
-        return with_output(rows or from_planes(core, graph, half), graph, recipe, scheme == "symmetric"), ()
+        return with_output(
+            rows or from_planes(core, graph, half=half), graph, recipe, bytes_of_floats=scheme == "symmetric"
+        ), ()
     chosen = require_quantization(recipe, quantization)
     # TensorRT's int8 is signed and symmetric, so that raw pixels would lose a bit there.
     bordered = on_bordered_pixels(graph) if scheme == "asymmetric" else None
@@ -55,28 +57,30 @@ def build(
             return planes(frame - graph.normalization.mean_colour())
 
         core, kept = _quantize(
-            _centred_core(graph, False, _smooths(graph, scheme)), graph, recipe, chosen, scheme, centred
+            _centred_core(graph, half=False, smooth=_smooths(graph, scheme)), graph, recipe, chosen, scheme, centred
         )
-        return with_output(from_planes(core, graph, False), graph, recipe, scheme == "symmetric"), kept
+        return with_output(
+            from_planes(core, graph, half=False), graph, recipe, bytes_of_floats=scheme == "symmetric"
+        ), kept
     split_max_pooling(bordered.module)  # a third of the time of ONNX Runtime's pooling of bytes
     height = bordered.top + graph.size.height + bordered.bottom
     width = bordered.left + graph.size.width + bordered.right
-    float_core = _export(bordered.module, graph, Size(height, width), False)
+    float_core = _export(bordered.module, graph, Size(height, width), half=False)
 
     def raw(frame: UInt8) -> Float32:
         return planes(_with_border(frame, bordered)).astype(np.float32)
 
     core, kept = _quantize(float_core, graph, recipe, chosen, scheme, raw, raw_pixels=True)
-    return with_output(from_bordered(core, graph, bordered), graph, recipe, False), kept
+    return with_output(from_bordered(core, graph, bordered), graph, recipe, bytes_of_floats=False), kept
 
 
 @lru_cache(maxsize=2)
-def _centred_core(graph: DeployableGraph, half: bool, smooth: bool) -> Any:
+def _centred_core(graph: DeployableGraph, *, half: bool, smooth: bool) -> Any:
     """The core on centred pixels, exported once for all targets and precisions that share it; nobody changes it."""
     module = on_centred_pixels(graph)
     if smooth:
         smooth_by_matrices(module)
-    return _export(module, graph, graph.size, half)
+    return _export(module, graph, graph.size, half=half)
 
 
 def _smooths(graph: DeployableGraph, scheme: Scheme) -> bool:
@@ -84,7 +88,7 @@ def _smooths(graph: DeployableGraph, scheme: Scheme) -> bool:
     return scheme == "symmetric" and any(node.target in ANTIALIASED for node in graph.module.graph.nodes)
 
 
-def _export(module: Any, graph: DeployableGraph, size: Size, half: bool) -> Any:
+def _export(module: Any, graph: DeployableGraph, size: Size, *, half: bool) -> Any:
     """A form of the graph's core as ONNX."""
     import torch
 
@@ -130,6 +134,7 @@ def _quantize(
     quantization: Quantization,
     scheme: Scheme,
     to_input: Callable[[UInt8], Float32],
+    *,
     raw_pixels: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
     """Int8 by ONNX Runtime's tool, and what it leaves in float: layers, and kinds of operations.
@@ -196,13 +201,13 @@ def _left_in_float(model: Any, ranges: Mapping[str, tuple[float, float]]) -> dic
         added = [np.abs(values[name]).max() for name in node.input if name in values]
         return bool(added) and node.output[0] in ranges and is_lost(float(added[0]), ranges[node.output[0]])
 
-    def beyond_zero(name: str, above: bool) -> bool:
+    def beyond_zero(name: str, *, above: bool) -> bool:
         return name in values and bool((values[name] > 0 if above else values[name] < 0).any())
 
     left = {}
     for node in model.graph.node:
         low, high = [*node.input[1:3], "", ""][:2]
-        clamps = node.op_type == "Clip" and (beyond_zero(low, True) or beyond_zero(high, False))
+        clamps = node.op_type == "Clip" and (beyond_zero(low, above=True) or beyond_zero(high, above=False))
         if clamps or (node.op_type == "Add" and lost(node)):
             left[node.name] = node.op_type
     return left

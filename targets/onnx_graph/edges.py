@@ -20,7 +20,7 @@ from edgekit.export.sizes import decision_size
 CORE_INPUT, CORE_OUTPUT = "pixels", "logits"
 
 
-def from_planes(core: Any, graph: DeployableGraph, half: bool) -> Any:
+def from_planes(core: Any, graph: DeployableGraph, *, half: bool) -> Any:
     """Into float32 (or float16) planes [1, 3, H, W] of pixels less the mean colour.
 
     The cast comes first, as TensorRT demands; the difference last, since three values in a row subtract slowly.
@@ -102,7 +102,7 @@ def from_bordered(core: Any, graph: DeployableGraph, bordered: Bordered) -> Any:
     return _with_frame(model, graph, nodes, constants)
 
 
-def with_output(model: Any, graph: DeployableGraph, recipe: Recipe, bytes_of_floats: bool) -> Any:
+def with_output(model: Any, graph: DeployableGraph, recipe: Recipe, *, bytes_of_floats: bool) -> Any:
     """The whole model: its logits in float32, or the labels decided on them.
 
     Args:

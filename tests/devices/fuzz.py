@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 import test_formats as printed
 
+from edgekit.core.contract import Terms
 from edgekit.core.errors import EdgekitError
 from edgekit.core.files import sha256_bytes
+from edgekit.core.measurement import Failure, Latency, read_row
 from edgekit.core.quantities import LONGEST_MS, MOST_CORES, MOST_RUNS, SHORTEST_MS
 from edgekit.core.text import parse_json, printable
 from edgekit.core.values import ClassSet
@@ -40,8 +42,8 @@ from edgekit.devices.ssh import explain
 from edgekit.networks.checkpoint import read_metadata
 from edgekit.pipeline.artifacts import MANIFEST_SCHEMA, load_artifact
 from reports import markdown
+from reports.counts import shown
 from reports.document import ReportContext, analyse, build
-from reports.measurement import check, shown
 
 INPUTS = 25_000
 SECONDS = 2.0
@@ -152,8 +154,8 @@ def measurement(text: Input) -> Any:
         document = parse_json(text)
     except ValueError:
         return None
-    check(document)
-    return shown(document, CLASSES, TRUTH.pixels[None])
+    row = read_row(document)
+    return row if isinstance(row, Failure) else shown(row, CLASSES, TRUTH.pixels[None])
 
 
 def page(text: Input) -> Any:
@@ -166,9 +168,9 @@ def page(text: Input) -> Any:
     floats = {
         **MEASUREMENT, "target": "pytorch", "precision": "fp32", "device": "local", "latency": UNTIMED, "sustained": None,
     }  # fmt: skip
-    results = analyse([floats, good, document], ABOUT)
+    results = analyse([read_row(one) for one in (floats, good, document)], ABOUT)
     rows = build(results, ABOUT)["rows"]
-    own = [result for result in results if result.document.get("artifact") == document.get("artifact")]
+    own = [result for result in results if result.row.artifact == document.get("artifact")]
     return (
         rows,
         markdown._measured_page("board", own, results, ABOUT, {}),
@@ -230,25 +232,23 @@ def _trtexec(run: trtexec.TrtexecRun) -> bool:
 
 
 def _latency(value: Any) -> bool:
-    return value is None or all(SHORTEST_MS <= item <= LONGEST_MS for part in value["rounds_ms"] for item in part)
+    return value is None or all(SHORTEST_MS <= item <= LONGEST_MS for part in value.rounds_ms for item in part)
 
 
 def _conditions(value: Any) -> bool:
-    return value is None or all(-40 < heat < 200 for heat in value["temperature_c"].values())
+    return value is None or all(-40 < heat < 200 for heat in value.temperatures)
 
 
 def _counts(value: Any) -> bool:
-    return value is None or sum(entry[2] for entry in value["counts"]["confusion"]) == TRUTH.pixels.sum()
+    return value is None or sum(entry[2] for entry in value.counts.confusion) == TRUTH.pixels.sum()
 
 
 def _shown(value: Any) -> bool:
-    if value is None or value.get("failed") is not None:
+    if value is None or isinstance(value, Failure):
         return True
-    latency = value["latency"]
-    timed = latency["provenance"]["kind"] != "not measured" and "rounds_ms" in latency
-    return bool(not timed or _latency(latency)) and (
-        bool(value.get("accuracy")) or bool(value.get("accuracy_why", True))
-    )
+    latency = value.latency
+    timed = isinstance(latency, Latency) and latency.rounds_ms is not None
+    return (not timed or _latency(latency)) and (value.accuracy is not None or value.accuracy_why != "")
 
 
 READERS: dict[str, Reader] = {
@@ -302,7 +302,7 @@ READERS: dict[str, Reader] = {
     ),
     "agent: probe": Reader(talk(lambda value: remote.checked_probe(DEVICE, value)), [json.dumps(PROBE)]),
     "agent: latency": Reader(
-        talk(lambda value: remote.checked_latency(DEVICE, value, "quick", "graph")), [json.dumps(LATENCY)], _latency
+        talk(lambda value: remote.checked_latency(DEVICE, value, Terms("quick", "graph"), "LiteRT")), [json.dumps(LATENCY)], _latency
     ),
     "agent: interval": Reader(talk(lambda value: remote.checked_interval(DEVICE, value)), [json.dumps(INTERVAL)]),
     "agent: frame": Reader(talk(lambda value: remote.checked_frame(DEVICE, value, TRUTH)), [json.dumps(FRAME)], _counts),

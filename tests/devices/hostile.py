@@ -41,10 +41,13 @@ def frames(pack: str, classes: dict[str, Any]) -> list[dict[str, Any]]:
     """Counts of every frame as if all were labelled 0, which is right, except for one thing."""
     import numpy as np
 
+    from edgekit.core.record import plain
     from edgekit.devices.worker import count_pack, read_classes
 
-    found: list[dict[str, Any]] = count_pack(
-        lambda image: np.zeros(image.shape[:3], np.uint8), Path(root, "incoming", pack), read_classes(classes)
+    found: list[dict[str, Any]] = plain(
+        count_pack(
+            lambda image: np.zeros(image.shape[:3], np.uint8), Path(root, "incoming", pack), read_classes(classes)
+        )
     )
     for one in found:
         counts = one["counts"]

@@ -525,7 +525,7 @@ def test_counts_as_on_the_host(tmp_path: Path, streets_frames: Any) -> None:
     from calibration.datasets import open_split, resize_labels
     from edgekit.core.values import Size
     from edgekit.devices.worker import count_pack
-    from edgekit.metrics.scores import count_frame, counts_from_json
+    from edgekit.metrics.scores import count_frame, dense
     from edgekit.pipeline.accuracy import Frames
     from edgekit.pipeline.devices import frame_packs
 
@@ -542,10 +542,10 @@ def test_counts_as_on_the_host(tmp_path: Path, streets_frames: Any) -> None:
         truth = frames[index]
         native = resize_labels(labels[index][0], Size(*truth.labels.shape))
         expected = count_frame(native, truth.labels, truth.instances, frames.split.classes)
-        found = counts_from_json(frame["counts"], 19)
+        found = dense(frame.counts, 19)
         for key in ("confusion", "class_hits", "class_misses", "category_hits", "category_misses"):
             assert np.array_equal(getattr(found, key), getattr(expected, key)), key
-        assert frame["agreement"] is None
+        assert frame.agreement is None
 
 
 def test_silence_while_it_works(talk: Callable[..., Talk], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

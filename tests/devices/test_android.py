@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,13 @@ from parts import missing
 from test_formats import BATTERY, CLASSIC_HELP, LITERT_CLASSIC_GPU, THERMAL_PIXEL, damaged
 
 from calibration.datasets import open_split
+from edgekit.core.contract import Terms
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
+from edgekit.core.measurement import Timed, Unit
 from edgekit.core.progress import Progress
+from edgekit.core.record import plain
 from edgekit.core.registry import load_target, require
+from edgekit.core.text import printable
 from edgekit.core.values import Artifact, SessionOptions, Size
 from edgekit.devices.android import CACHE, Phone
 from edgekit.devices.inventory import Device
@@ -30,11 +35,13 @@ from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.pipeline.accuracy import Frames
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
 from edgekit.pipeline.devices import frame_packs
+from edgekit.pipeline.plans import Order
 
 pytestmark = pytest.mark.skipif(missing("adb") is not None, reason=str(missing("adb")))
 BIN = Path(__file__).parent / "bin"
 SIZE = Size(64, 128)
 FRAMES = 3
+TERMS = Terms("quick", "graph", 2)
 
 GETPROP = """[ro.build.version.release]: [15]
 [ro.build.version.sdk]: [35]
@@ -73,10 +80,9 @@ esac
 def artifact(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A float TFLite artifact, logits out."""
     checkpoint, target, progress = load_checkpoint(str(small_checkpoint)), require("tflite"), Progress(silent=True)
-    return make_artifact(
-        target, checkpoint, lazy_graph(checkpoint, SIZE, progress), recipe_for(target, "fp32", None, 1), SIZE, None,
-        tmp_path_factory.mktemp("phone"), "test", progress,
-    )  # fmt: skip
+    order = Order(checkpoint, SIZE, tmp_path_factory.mktemp("phone"), "test")
+    graph = lazy_graph(checkpoint, SIZE, progress)
+    return make_artifact(target, order, recipe_for(target, "fp32", None, 1), graph, progress)
 
 
 def furnish(phone: Adbd) -> Adbd:
@@ -136,7 +142,7 @@ def test_what_is_there(device: Device, handset: Adbd, tmp_path: Path) -> None:
         assert phone.found["conditions"]["clock_khz"] == {"0-1-2-3": 1785600, "4-5-6-7": 2400000}
         assert phone.found["backends"] == ["CPU", "GPU", "NNAPI"] and phone.found["free_bytes"] > 0
         assert phone.found["conditions"]["thermal_status"] == "light"
-        assert phone.found["conditions"]["battery"]["plugged"] == ("USB",)
+        assert phone.found["conditions"]["battery"]["plugged"] == ["USB"]
         assert phone.lacks("tflite") is None
         assert "TFLite artifacts only" in str(phone.lacks("tensorrt"))
         assert phone.clean() > 0 and not folder(handset).exists()
@@ -160,33 +166,33 @@ def test_labels_of_the_phone_are_those_of_its_model(
     with load_target("tflite").open(artifact, SessionOptions(threads=1)) as session:
         expected = [frame for pack in packs for frame in count_pack(session.run, pack(), split.classes)]
     assert counted == expected and len(counted) == FRAMES
-    assert len(expected[0]["counts"]["confusion"]) > 5  # not one class everywhere, which anything would match
+    assert len(expected[0].counts.confusion) > 5  # not one class everywhere, which anything would match
     assert environment["architecture"] == "arm64-v8a"
+
+
+def measured(phone: Phone, artifact: Artifact, terms: Terms) -> Any:
+    """The latency of one artifact, which was taken."""
+    (timed,) = phone.measure([artifact], Path("none.npy"), terms)
+    assert isinstance(timed, Timed), timed
+    return timed.latency
 
 
 def test_latency_on_every_backend(device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path) -> None:
     fault(handset, "gpu partly, no nnapi")
     with connect(device, tmp_path) as phone:
-        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "frame-to-labels", None)
-    assert isinstance(latency, dict), latency
-    assert latency["scope"] == "graph" and "rounds_ms" not in latency
-    numbers = latency["statistics"]
-    assert (
-        numbers["n"] >= 64
-        and numbers["mean"] == 20.0
-        and numbers["p50"] == pytest.approx(19.8)
-        and numbers["p90"] is None
-    )
-    assert numbers["cv"] == pytest.approx(0.02)
-    assert latency["first_ms"] == pytest.approx(26.4) and latency["peak_rss_bytes"] == int(74.6641 * (1 << 20))
-    assert latency["settings"]["delegates"] == {"XNNPACK": "58 of 60 operations"}
-    assert len(latency["rounds"]) == 4 and len(latency["conditions"]) == 5
-    assert all(
-        entry["thermal_status"] == "light" and entry["battery"]["level"] == 80 for entry in latency["conditions"]
-    )
-    units = latency["compute_units"]
-    assert units["GPU"] == {"p50": pytest.approx(8.91), "operations": {"GPU": "50 of 60"}}
-    assert units["NNAPI"]["failed"].endswith("NNAPI acceleration is unsupported on this platform")
+        latency = measured(phone, artifact, Terms("quick"))
+    assert latency.scope == "graph" and latency.rounds_ms is None
+    numbers = latency.statistics
+    assert numbers is not None
+    assert numbers.n >= 64 and numbers.mean == 20.0 and numbers.p50 == pytest.approx(19.8) and numbers.p90 is None
+    assert numbers.cv == pytest.approx(0.02)
+    assert latency.first_ms == pytest.approx(26.4) and latency.peak_rss_bytes == int(74.6641 * (1 << 20))
+    assert latency.settings["delegates"] == {"XNNPACK": "58 of 60 operations"}
+    assert len(latency.rounds) == 4 and len(latency.conditions) == 5
+    assert all(entry.thermal_status == "light" and entry.battery["level"] == 80 for entry in latency.conditions)
+    units = latency.compute_units
+    assert units["GPU"] == Unit(p50=pytest.approx(8.91), operations={"GPU": "50 of 60"})
+    assert str(units["NNAPI"].failed).endswith("NNAPI acceleration is unsupported on this platform")
 
 
 def test_files_are_sent_once_and_the_folder_is_bounded(
@@ -292,9 +298,9 @@ def test_a_phone_that_starts_anew_goes_on_where_it_was(
         thread = threading.Thread(target=restart)
         (handset.root / "calls").touch()
         thread.start()
-        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+        latency = measured(phone, artifact, TERMS)
         thread.join()
-        assert isinstance(latency, dict) and len(latency["rounds"]) == 4
+        assert len(latency.rounds) == 4
         assert phone.notes == ["device 'pixel' was started anew during the run"]
     # Four rounds of three backends, the one that was cut once more (or three times, as adb finds its way), the memory's.
     assert 14 <= len(calls(handset)) <= 16
@@ -306,10 +312,10 @@ def test_a_backend_that_hangs_costs_only_itself(
     monkeypatch.setattr("edgekit.devices.android.RUN_SECONDS", 15.0)
     fault(handset, "gpu hangs")
     with connect(device, tmp_path) as phone:
-        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
-    assert isinstance(latency, dict) and latency["statistics"]["mean"] == 20.0
-    assert "took more than 15 s" in latency["compute_units"]["GPU"]["failed"]
-    assert latency["compute_units"]["NNAPI"]["p50"] == pytest.approx(6.93)
+        latency = measured(phone, artifact, TERMS)
+    assert latency.statistics.mean == 20.0
+    assert "took more than 15 s" in str(latency.compute_units["GPU"].failed)
+    assert latency.compute_units["NNAPI"].p50 == pytest.approx(6.93)
     assert sum("--use_gpu=true" in call for call in calls(handset)) == 1
 
 
@@ -318,30 +324,29 @@ def test_an_old_tool_times_without_percentiles_and_litert_has_its_own(
 ) -> None:
     fault(handset, "old")
     with connect(device, tmp_path) as phone:
-        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
-        assert (
-            isinstance(latency, dict) and latency["statistics"]["p50"] is None and latency["statistics"]["mean"] == 20.0
-        )
-        assert latency["compute_units"]["GPU"] == {"mean": 9.0, "operations": {"GPU": "60 of 60"}}
+        latency = measured(phone, artifact, TERMS)
+        assert latency.statistics.p50 is None and latency.statistics.mean == 20.0
+        assert latency.compute_units["GPU"] == Unit(mean=9.0, operations={"GPU": "60 of 60"})
     fault(handset, "litert")
     with connect(device, tmp_path) as phone:
         assert phone.found["backends"] == ["CPU", "GPU", "NPU"] and phone.cannot_evaluate(artifact)
-        (latency,) = phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
-        assert isinstance(latency, dict) and latency["statistics"]["p50"] == pytest.approx(19.8)
-        assert latency["settings"]["tool"] == "LiteRT benchmark_model"
-        assert latency["compute_units"]["NPU"]["operations"] == {"NPU": "58 of 60"}
-        assert latency["compute_units"]["GPU"]["operations"] == {"GPU": "60 of 60"}
+        latency = measured(phone, artifact, TERMS)
+        assert latency.statistics.p50 == pytest.approx(19.8)
+        assert latency.settings["tool"] == "LiteRT benchmark_model"
+        assert latency.compute_units["NPU"].operations == {"NPU": "58 of 60"}
+        assert latency.compute_units["GPU"].operations == {"GPU": "60 of 60"}
 
 
 def test_sustained_load(device: Device, handset: Adbd, artifact: Artifact, tmp_path: Path) -> None:
     fault(handset, "slow")
     with connect(device, tmp_path) as phone:
         load = phone.sustain(artifact, tmp_path / "none.npy", 3, None)
-    assert load["scope"] == "graph" and 2 <= len(load["intervals"]) <= 3
-    ends = [interval["end_s"] for interval in load["intervals"]]
+    assert load.scope == "graph" and 2 <= len(load.intervals) <= 3
+    ends = [interval.end_s for interval in load.intervals]
     assert ends == sorted(ends) and ends[-1] >= 3
     assert all(
-        interval["temperature_c"] == {"skin": 39.5} and interval["statistics"]["n"] for interval in load["intervals"]
+        interval.conditions.temperature_c == {"skin": 39.5} and interval.statistics and interval.statistics.n
+        for interval in load.intervals
     )
 
 
@@ -356,7 +361,7 @@ def test_a_load_that_was_cut_begins_anew(device: Device, handset: Adbd, artifact
         threading.Timer(2.0, handset.vanish).start()
         threading.Timer(4.0, back).start()
         load = phone.sustain(artifact, tmp_path / "none.npy", 3, None)
-    spans = [(interval["begin_s"], interval["end_s"]) for interval in load["intervals"]]
+    spans = [(interval.begin_s, interval.end_s) for interval in load.intervals]
     assert spans[0][0] < 0.1 and all(end - begin < 2.5 for begin, end in spans) and 3 <= spans[-1][1] < 6
 
 
@@ -370,7 +375,7 @@ def test_a_phone_that_is_let_go_stops_at_once(
 
         def measure() -> None:
             try:
-                phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+                phone.measure([artifact], tmp_path / "none.npy", TERMS)
             except DeviceError as error:
                 ended.append(error)
 
@@ -392,7 +397,7 @@ def test_a_hostile_phone_is_cut_off(device: Device, handset: Adbd, artifact: Art
     with connect(device, tmp_path) as phone:
         begin = time.monotonic()
         with pytest.raises(DeviceError, match="sent more than"):
-            phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+            phone.measure([artifact], tmp_path / "none.npy", TERMS)
         assert time.monotonic() - begin < 60
 
 
@@ -418,7 +423,7 @@ def test_one_phone_does_one_thing_at_a_time(device: Device, handset: Adbd, artif
 
     def measure(number: int) -> None:
         with Phone(device, tmp_path / str(number), Progress(silent=True)) as phone:
-            phone.measure([artifact], tmp_path / "none.npy", "quick", "graph", 2)
+            phone.measure([artifact], tmp_path / "none.npy", TERMS)
 
     fault(handset, "slow")
     first, second = (threading.Thread(target=measure, args=(number,)) for number in (1, 2))
@@ -487,9 +492,13 @@ def test_a_phone_that_lies_once_is_an_error_or_a_result(
         patch.setattr("edgekit.devices.adb.connect", lambda device: Liar(device, data))
         try:
             with Phone(device, logs, Progress(silent=True)) as phone:
-                found = [phone.found, phone.clean(), phone.sustain(artifact, logs, 0.0011, 2)]  # one interval
-                found += phone.measure([artifact], logs, "quick", "graph", 2)
+                found: list[Any] = [
+                    phone.found,
+                    phone.clean(),
+                    phone.sustain(artifact, logs, 0.0011, 2),
+                ]  # one interval
+                found += phone.measure([artifact], logs, TERMS)
         except EdgekitError as error:
-            assert "\n" not in str(error) and str(error).isprintable()
+            assert "\n" not in str(error) and printable(str(error)) == str(error)
         else:
-            json.dumps([one for one in found if not isinstance(one, EdgekitError)], allow_nan=False)
+            json.dumps(plain([one for one in found if not isinstance(one, EdgekitError)]), allow_nan=False)

@@ -475,7 +475,7 @@ def test_commands_mean_the_same_on_10_and_11() -> None:
     assert set(ten) - set(eleven) == {"--stronglyTyped"} and not set(eleven) - set(ten)
     for transfers, extra in ((False, {"--noDataTransfers"}), (True, {"--includeDataTransfers"})):
         ten, eleven = (
-            trtexec.time_command(version, "e", "t", "p", warmup_ms=1, seconds=2, queries=3, transfers=transfers)
+            trtexec.time_command(version, "e", trtexec.Timing(3, 2, 1, transfers, True), "t", "p")
             for version in ((10, 3, 0), (11, 4, 1))
         )
         assert set(ten) ^ set(eleven) == (extra if transfers else set())

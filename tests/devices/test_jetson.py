@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from boards import Project
 
-from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.contract import LATENCY_CONTRACTS, Terms
 from edgekit.core.errors import ArtifactError, DeviceError, DeviceLost
 from edgekit.devices import jetson as jetson_module
 
@@ -241,7 +241,7 @@ def test_only_a_lost_connection_is_the_devices_fault(error: DeviceError, becomes
 
     for work in (
         lambda agent: jetson_module.build(agent, "a" * 32),
-        lambda agent: jetson_module.measure(agent, "a" * 32, "quick"),
+        lambda agent: jetson_module.measure(agent, "a" * 32, Terms("quick")),
         lambda agent: jetson_module.sustain(agent, "a" * 32, 1.0, 1.0),
     ):
         with pytest.raises(becomes, match=str(error)) as raised:

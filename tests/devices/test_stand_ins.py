@@ -46,9 +46,8 @@ def test_build_and_time(named: str, transfers: bool, tmp_path: Path) -> None:
     assert code == 0 and trtexec.parse_output(text).gpu_bytes == 1024 + 4096 + 3174400 + len(ONNX)
     precisions = trtexec.parse_layers((tmp_path / "layers.json").read_text())
     assert set(precisions.values()) == {"INT8", "FP32", "UINT8"}
-    timing = trtexec.time_command(
-        version, "m.engine", "t.json", "p.json", warmup_ms=10, seconds=1, queries=64, transfers=transfers
-    )
+    asked = trtexec.Timing(64, 1, 10, transfers, True)
+    timing = trtexec.time_command(version, "m.engine", asked, "t.json", "p.json")
     code, text = call(tmp_path, timing, trtexec=named, fault="noise")
     run = trtexec.parse_output(text)
     compute, latency, copy = (
@@ -79,7 +78,7 @@ def test_each_version_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 def test_an_engine_of_another_gpu_or_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(ONNX)
     call(tmp_path, trtexec.build_command((10, 3, 0), "m.onnx", "m.engine", "cache", "layers.json"))
-    timing = trtexec.time_command((10, 3, 0), "m.engine", "t.json", "p.json", warmup_ms=10, seconds=1, queries=64)
+    timing = trtexec.time_command((10, 3, 0), "m.engine", trtexec.Timing(64, 1, 10, profiled=True), "t.json", "p.json")
     for settings in ({"gpu": "Xavier 7.2"}, {"trtexec": "10.7.0"}):
         code, text = call(tmp_path, timing, **settings)
         assert code == 1 and trtexec.built_elsewhere(text)

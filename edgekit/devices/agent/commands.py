@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.core.contract import LatencyContract
+from edgekit.core.contract import LatencyContract, Terms
 from edgekit.core.errors import ArtifactError, EdgekitError, TargetError
 from edgekit.core.files import sha256_json
 from edgekit.core.progress import Progress
+from edgekit.core.record import plain
 from edgekit.devices import environment
 from edgekit.devices.agent import PROTOCOL, tools
 from edgekit.devices.agent.cache import Cache
 from edgekit.devices.agent.lock import DeviceLock
-from edgekit.devices.local import Subject, Worker, measure, sustain
+from edgekit.devices.local import Clock, Load, Subject, Worker
 from edgekit.devices.worker import read_artifact
 from edgekit.runtimes import RUNTIMES, install_command
 from edgekit.runtimes.tensorrt import ENGINE
@@ -98,7 +99,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {
         **_who(),
         "environment": environment.device_environment(),
-        "conditions": environment.conditions(),
+        "conditions": plain(environment.conditions()),
         "compiler": next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None),
         "free_bytes": shutil.disk_usage(folder).free,
         "jetpack": tools.jetpack(),
@@ -145,27 +146,28 @@ def keep(agent: Agent, command: Answer) -> Answer:
 def bench(agent: Agent, command: Answer) -> Answer:
     """Latency of artifacts, interleaved; one event a result, since samples are many."""
     subjects = [_subject(agent, entry) for entry in command["subjects"]]
-    results = measure(
-        subjects, agent.cache.frames(command["frames"]), command["mode"], command["scope"], command["threads"],
-        agent.cache.root / "logs", agent.progress, worker_command(), LatencyContract(**command["contract"]),
-    )  # fmt: skip
+    terms = Terms(command["mode"], command["scope"], command["threads"])
+    frames = agent.cache.frames(command["frames"])
+    results = _clock(agent).measure(subjects, frames, terms, LatencyContract(**command["contract"]))
     for index, result in enumerate(results):
         if isinstance(result, EdgekitError):
             agent.talk.event(index=index, failed=_failure(subjects[index].folder, str(result)))
         else:
-            agent.talk.event(index=index, latency=result)
+            agent.talk.event(index=index, latency=plain(result))
     return {"environment": environment.device_environment()}
 
 
 def sustained(agent: Agent, command: Answer) -> Answer:
     """One artifact under load for a while; one event an interval."""
     subject = _subject(agent, command["subject"])
-    result = sustain(
-        subject, agent.cache.frames(command["frames"]), float(command["seconds"]), float(command["interval"]),
-        command["threads"], agent.cache.root / "logs", agent.progress, worker_command(),
-        lambda interval: agent.talk.event(interval=interval),
-    )  # fmt: skip
-    return {key: value for key, value in result.items() if key != "intervals"}
+    load = Load(float(command["seconds"]), float(command["interval"]), command["threads"])
+    frames = agent.cache.frames(command["frames"])
+    held = _clock(agent).sustain(subject, frames, load, lambda interval: agent.talk.event(interval=plain(interval)))
+    return {"settings": held.settings, "before": plain(held.before)}
+
+
+def _clock(agent: Agent) -> Clock:
+    return Clock(agent.cache.root / "logs", agent.progress, worker_command())
 
 
 def evaluate(agent: Agent, command: Answer) -> Answer:
@@ -176,9 +178,7 @@ def evaluate(agent: Agent, command: Answer) -> Answer:
         subject = _subject(agent, command["subject"])
         log = agent.cache.root / "logs" / f"{subject.folder.name}.evaluate.log"
         try:
-            _evaluated = Worker(
-                subject.folder, subject.title, None, command["threads"], "frame-to-labels", log, worker_command()
-            )
+            _evaluated = Worker(subject, None, command["threads"], "frame-to-labels", log, worker_command())
         except ArtifactError as error:
             raise _missing_or(subject.folder, error) from error
         return {"settings": _evaluated.opened["settings"], "environment": environment.device_environment()}
@@ -254,8 +254,9 @@ def tool(agent: Agent, command: Answer) -> Answer:
     for name in command.get("writes", ()):
         _export(agent, command["key"], name).unlink(missing_ok=True)
     return tools.run(
-        command["program"], command["arguments"], float(command["seconds"]), bool(command["watched"]), agent.progress
-    )
+        command["program"], command["arguments"], float(command["seconds"]), agent.progress,
+        watched=bool(command["watched"]),
+    )  # fmt: skip
 
 
 def read(agent: Agent, command: Answer) -> Answer:

@@ -34,7 +34,7 @@ class Talk:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
         self._lock = threading.Lock()
         self.number: Any = None
-        """Of the command that is being carried out."""
+        """The number of the command that is being carried out."""
         os.dup2(2, 1)  # what runtimes print is no part of the talk
 
     def say(self, **content: Any) -> None:

@@ -79,7 +79,7 @@ def lifeline(command: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, sys.argv[0], "exec", *command)
 
 
-def run(program: str, arguments: Sequence[str], seconds: float, watched: bool, progress: Progress) -> dict[str, Any]:
+def run(program: str, arguments: Sequence[str], seconds: float, progress: Progress, *, watched: bool) -> dict[str, Any]:
     """Run a program to its end.
 
     Args:

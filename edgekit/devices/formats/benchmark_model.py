@@ -60,7 +60,7 @@ _LITERT = re.compile(
 )
 
 _MEMORY = ("Overall footprint", "Peak memory")
-"""Of those, what is no time. Where it cannot be, as of a process that shrank, it is not told; the times stand."""
+"""Values that are no times. One that cannot be, as of a process that shrank, is not told; the times stand."""
 
 
 @dataclass(frozen=True)

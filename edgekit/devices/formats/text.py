@@ -21,7 +21,7 @@ _ENDLESS_NUMBER = re.compile(r"\d{19,}")
 _NUMBER = re.compile(NUMBER)
 
 
-def lines(text: str | bytes, endless_numbers: bool = False) -> Iterator[str]:
+def lines(text: str | bytes, *, endless_numbers: bool = False) -> Iterator[str]:
     """The lines of ``text`` without colours, control characters and what is beyond the limit.
 
     A carriage return ends one too.
@@ -33,13 +33,13 @@ def lines(text: str | bytes, endless_numbers: bool = False) -> Iterator[str]:
         text = text.decode("utf-8", "replace")
     start = 0
     for end in _ENDS.finditer(text):
-        yield _clean(text[start : min(end.start(), start + LINE_LIMIT)], endless_numbers)
+        yield _clean(text[start : min(end.start(), start + LINE_LIMIT)], endless_numbers=endless_numbers)
         start = end.end()
     if start < len(text):
-        yield _clean(text[start : start + LINE_LIMIT], endless_numbers)
+        yield _clean(text[start : start + LINE_LIMIT], endless_numbers=endless_numbers)
 
 
-def _clean(line: str, endless_numbers: bool) -> str:
+def _clean(line: str, *, endless_numbers: bool) -> str:
     plain = printable(line).rstrip()
     return plain if endless_numbers else _ENDLESS_NUMBER.sub("?", plain)
 

@@ -119,37 +119,43 @@ def build_command(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How an engine is to be timed.
+
+    Attributes:
+        queries, seconds: the least of each.
+        warmup_ms: before the first timed query.
+        transfers: copy frame and labels too, as ``latency`` shows; else ``compute`` is all there is.
+        profiled: write a profile, too, from a run of its own.
+    """
+
+    queries: int
+    seconds: float
+    warmup_ms: int = 1000
+    transfers: bool = False
+    profiled: bool = False
+
+
 def time_command(
-    version: Version,
-    engine: str,
-    times: str,
-    profile: str | None,
-    *,
-    warmup_ms: int,
-    seconds: int,
-    queries: int,
-    transfers: bool = False,
-    program: str = "trtexec",
+    version: Version, engine: str, timing: Timing, times: str, profile: str, program: str = "trtexec"
 ) -> tuple[str, ...]:
     """Times an engine: one query after another, with a CUDA graph, spinning, on both versions.
 
     Args:
-        times: file on the device that is written.
-        profile: likewise, from a run of its own; None for none.
-        warmup_ms: before the first timed query.
-        seconds, queries: the least of each.
-        transfers: copy frame and labels too, as ``latency`` shows; else ``compute`` is all there is.
+        times, profile: files on the device that are written.
     """
     check(version)
     copies: tuple[str, ...] = ("--noDataTransfers",)
-    if transfers:
+    if timing.transfers:
         copies = ("--includeDataTransfers",) if version[0] >= 11 else ()
     profiled: tuple[str, ...] = ()
-    if profile is not None:
+    if timing.profiled:
         profiled = ("--separateProfileRun", "--profilingVerbosity=detailed", f"--exportProfile={profile}")
+    seconds = max(1, round(timing.seconds))
     return (
-        program, f"--loadEngine={engine}", "--useCudaGraph", "--useSpinWait", *copies, f"--warmUp={warmup_ms}",
-        f"--duration={seconds}", f"--iterations={queries}", "--percentile=50,90,99", f"--exportTimes={times}", *profiled,
+        program, f"--loadEngine={engine}", "--useCudaGraph", "--useSpinWait", *copies, f"--warmUp={timing.warmup_ms}",
+        f"--duration={seconds}", f"--iterations={timing.queries}", "--percentile=50,90,99", f"--exportTimes={times}", *profiled,
     )  # fmt: skip
 
 

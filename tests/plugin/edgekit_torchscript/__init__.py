@@ -84,7 +84,9 @@ class TorchScript:
 
         if recipe.precision != "fp32":
             raise ConversionError("TorchScript is made in fp32 only: choose --precision fp32")
-        module = FrameToLabels(graph, True, recipe.output, recipe.output_stride).eval()
+        module = FrameToLabels(
+            graph, channels_last=True, output=recipe.output, output_stride=recipe.output_stride
+        ).eval()
         frame = torch.zeros(1, graph.size.height, graph.size.width, 3, dtype=torch.uint8)
         with torch.no_grad():
             torch.jit.trace(module, frame).save(str(folder / "model.pt"))

@@ -23,6 +23,7 @@ from edgekit.core.files import sha256_path
 from edgekit.core.values import Normalization
 from edgekit.networks.checkpoint import (
     SHIPPED_FOLDER,
+    Description,
     load_checkpoint,
     load_network,
     load_state,
@@ -105,9 +106,18 @@ def test_roundtrip(tmp_path: Path, network: str, arguments: dict[str, Any]) -> N
     normalization = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     path = tmp_path / "folder" / "mine.safetensors"
     save_checkpoint(
-        path, module, network=network, arguments=arguments, class_names=NAMES, normalization=normalization,
-        dataset="camvid", recipe={"epochs": 3}, metrics={"camvid:val": {"miou": 0.5, "iiou": None}},
-    )  # fmt: skip
+        path,
+        module,
+        Description(
+            network=network,
+            arguments=arguments,
+            class_names=NAMES,
+            normalization=normalization,
+            dataset="camvid",
+            recipe={"epochs": 3},
+            metrics={"camvid:val": {"miou": 0.5, "iiou": None}},
+        ),
+    )
     checkpoint = load_checkpoint(str(path))
     assert (checkpoint.name, checkpoint.path, checkpoint.sha256) == ("mine", path, sha256_path(path))
     assert (checkpoint.network, checkpoint.arguments, checkpoint.class_names) == (network, arguments, NAMES)
@@ -126,9 +136,18 @@ def test_saving_twice_gives_the_same_identity(tmp_path: Path) -> None:
     module = SPSSN(3)
     for name in ("a", "b"):
         save_checkpoint(
-            tmp_path / f"{name}.safetensors", module, network="spssn", arguments={}, class_names=NAMES,
-            normalization=Normalization(), dataset="", recipe={}, metrics={},
-        )  # fmt: skip
+            tmp_path / f"{name}.safetensors",
+            module,
+            Description(
+                network="spssn",
+                arguments={},
+                class_names=NAMES,
+                normalization=Normalization(),
+                dataset="",
+                recipe={},
+                metrics={},
+            ),
+        )
     assert sha256_path(tmp_path / "a.safetensors") == sha256_path(tmp_path / "b.safetensors")
 
 
@@ -138,9 +157,18 @@ def test_a_module_that_stands_in_a_network_twice_is_saved(tmp_path: Path) -> Non
     module.stem = module.backbone[0]
     path = tmp_path / "twice.safetensors"
     save_checkpoint(
-        path, module, network="spssn", arguments={}, class_names=NAMES, normalization=Normalization(), dataset="", recipe={},
-        metrics={},
-    )  # fmt: skip
+        path,
+        module,
+        Description(
+            network="spssn",
+            arguments={},
+            class_names=NAMES,
+            normalization=Normalization(),
+            dataset="",
+            recipe={},
+            metrics={},
+        ),
+    )
     stored = load_file(path)
     assert stored.keys() == module.state_dict().keys()
     assert torch.equal(stored["stem.weight"], stored["backbone.0.weight"])
@@ -156,9 +184,18 @@ def test_subnormal_weights_are_saved_as_zeros(tmp_path: Path, flushed: bool) -> 
     torch.set_flush_denormal(flushed)
     try:
         save_checkpoint(
-            tmp_path / "a.safetensors", module, network="spssn", arguments={}, class_names=NAMES,
-            normalization=Normalization(), dataset="", recipe={}, metrics={},
-        )  # fmt: skip
+            tmp_path / "a.safetensors",
+            module,
+            Description(
+                network="spssn",
+                arguments={},
+                class_names=NAMES,
+                normalization=Normalization(),
+                dataset="",
+                recipe={},
+                metrics={},
+            ),
+        )
     finally:
         torch.set_flush_denormal(False)
     stored = load_file(tmp_path / "a.safetensors")

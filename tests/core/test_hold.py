@@ -35,7 +35,7 @@ def holding(folder: Path, *before: str) -> subprocess.Popen[str]:
         [*before, sys.executable, "-c", HOLD, str(folder)],
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "holds\n"

@@ -18,6 +18,8 @@ from PIL import Image
 from calibration.classes import CAMVID, CITYSCAPES, CITYSCAPES_LABEL_IDS
 from calibration.datasets import Frame, Split, open_split
 from edgekit.core.errors import ArtifactError
+from edgekit.core.measurement import Counts
+from edgekit.core.record import plain, read
 from edgekit.core.values import IGNORE
 from edgekit.metrics.scores import (
     FrameCounts,
@@ -26,10 +28,10 @@ from edgekit.metrics.scores import (
     class_iou,
     confusion_matrix,
     count_frame,
-    counts_from_json,
-    counts_to_json,
+    dense,
     mean_iou,
     score,
+    sparse,
 )
 
 Perturb = Callable[[Frame, np.random.Generator], np.ndarray]
@@ -224,7 +226,7 @@ def random_counts(seed: int) -> FrameCounts:
 
 def test_counts_survive_json() -> None:
     counts = random_counts(1)
-    back = counts_from_json(json.loads(json.dumps(counts_to_json(counts))), 19)
+    back = dense(read(Counts, json.loads(json.dumps(plain(sparse(counts)))), "counts"), 19)
     for name in ("confusion", "class_hits", "class_misses", "category_hits", "category_misses"):
         assert np.array_equal(getattr(back, name), getattr(counts, name))
     assert score(back, CITYSCAPES).to_json() == score(counts, CITYSCAPES).to_json()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measurements import context, measurement, pages, phone, run
 from seam import call
-from test_reports import context, measurement, pages, phone, run
 
 from edgekit.core.errors import UsageError, first_line
 from edgekit.core.progress import Progress

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from test_reports import CLASSES, context, pages, phone, run, text
+from measurements import CLASSES, context, pages, phone, render, run, text
 
 from edgekit.core.errors import EdgekitError
 from edgekit.core.quantities import LONGEST_MS, SHORTEST_MS
 from reports.document import ReportContext
-from reports.markdown import render
 
 Change = Callable[[dict[str, Any]], None]
 Render = Callable[[Sequence[Mapping[str, Any]], ReportContext], Mapping[str, bytes | str]]

@@ -19,7 +19,7 @@ from edgekit.core.errors import ArtifactError, DataError
 from edgekit.core.progress import Progress
 from edgekit.core.values import Size, UInt8
 from edgekit.export.graph import normalize, reference_labels
-from edgekit.metrics.scores import add_counts, counts_from_json, score
+from edgekit.metrics.scores import add_counts, dense, score
 from edgekit.networks.blocks import channels_last
 from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.pipeline.accuracy import Frames, Labeller, labelled, measure_accuracy, pytorch_labeller
@@ -37,7 +37,7 @@ def test_evaluation_gives_the_numbers_of_the_plain_loop(nine: Split, threads: in
     checkpoint = load_checkpoint("spssn-streets")
     with pytorch_labeller(checkpoint, SIZE, threads) as labeller:
         taken = measure_accuracy("PyTorch", labeller, SIZE, Frames(nine), Progress(silent=True))
-    counts = [counts_from_json(count, 19) for count in taken["counts"]]
+    counts = [dense(count, 19) for count in taken.counts]
     network = load_network(checkpoint)
     confusion = np.zeros((19, 19), np.int64)
     for reference, count in zip(nine.references, counts, strict=True):

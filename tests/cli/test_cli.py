@@ -22,13 +22,13 @@ from PIL import Image
 from seam import MOMENT, Done, call, edgekit, environment, files, own_network, partials, short_latency
 
 from calibration.datasets import open_split
-from edgekit.cli.app import _over_budget
 from edgekit.core.errors import ConversionError
 from edgekit.core.files import sha256_path
-from edgekit.core.values import Size
-from edgekit.networks.checkpoint import load_checkpoint, load_network, save_checkpoint, trained_on
+from edgekit.core.values import Provenance, Size
+from edgekit.networks.checkpoint import Description, load_checkpoint, load_network, save_checkpoint, trained_on
 from edgekit.pipeline.inputs import evaluation_split, verification_split
 from edgekit.pipeline.int8 import fewest
+from reports.quantization import FrameCount, Loss, Quantized, Repair, Step, Verdict, Where, over_budget
 
 HEAVY = (
     "torch", "coremltools", "openvino", "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "onnx", "onnxruntime",
@@ -398,9 +398,18 @@ def test_a_budget_that_a_layer_in_float_keeps(small_checkpoint: Path, tmp_path: 
     state[f"{block}1.1.weight"][0], state[f"{block}1.1.bias"][0] = 0.0, -1.0
     state[f"{block}2.0.weight"][:, 0] = 1e6
     save_checkpoint(
-        tmp_path / "dead.safetensors", network, network="spssn", arguments={}, class_names=checkpoint.class_names,
-        normalization=checkpoint.normalization, dataset="streets", recipe={}, metrics={},
-    )  # fmt: skip
+        tmp_path / "dead.safetensors",
+        network,
+        Description(
+            network="spssn",
+            arguments={},
+            class_names=checkpoint.class_names,
+            normalization=checkpoint.normalization,
+            dataset="streets",
+            recipe={},
+            metrics={},
+        ),
+    )
     arguments = ("dead.safetensors", "--calib", "streets", "--samples", 4, "--size", "96x160", "--out", "out")
     (tmp_path / "sitecustomize.py").write_text(MOMENT)  # what the repair costs is timed
     done = edgekit(
@@ -508,22 +517,25 @@ def test_the_fewest_that_hold_are_found(most: int, enough: int) -> None:
     assert set(tried) <= set(range(1, most + 1))
 
 
-LOSS: dict[str, Any] = {
-    "target": "tflite", "artifact": "made/tflite", "miou_drop": 0.004, "miou_drop_ci": [0.001, 0.008],
-    "evaluation": {"dataset": "camvid", "split": "val", "frames": 32, "trained_on": False},
-    "budget": {"max_drop": 0.01, "holds": False},
-}  # fmt: skip
-
-
 def test_a_budget_that_does_not_hold_says_no_more_than_was_tried() -> None:
-    steps = [{"kept": ["a"]}, {"kept": ["a", "b"]}]
-    over = {**LOSS, "miou_drop": 0.02, "miou_drop_ci": [0.015, 0.03], "repair": {"steps": steps}}
-    assert _over_budget(over) == ", with up to 2 layers in float"
-    proof = {**LOSS, "miou_drop": 0.012, "miou_drop_ci": [0.002, 0.02]}
-    text = _over_budget({**LOSS, "repair": {"steps": steps}, "verification": proof})
+    steps = tuple(Step(1, 0.02, (0.015, 0.03), kept, holds=False) for kept in (("a",), ("a", "b")))
+    repair = Repair(steps, ("a", "b"), 1)
+
+    def over(loss: Loss, **more: Any) -> str:
+        row = Quantized(
+            "tflite", Size(64, 128), Path("a"), 1, FrameCount("streets", "train", 4), (), (), 1.0, 4, Provenance("measured", "x"),
+            loss, budget=Verdict(0.01, holds=False), **more,
+        )  # fmt: skip
+        return over_budget(row)
+
+    def loss(drop: float, low: float, high: float) -> Loss:
+        return Loss(0.6, 0.6 + drop, drop, (low, high), {}, Where("camvid", "val", 32, False))
+
+    assert over(loss(0.02, 0.015, 0.03), repair=repair) == ", with up to 2 layers in float"
+    text = over(loss(0.004, 0.001, 0.008), repair=repair, verification=loss(0.012, 0.002, 0.02))
     assert text == ", though it holds on the 32 frames that guided it"
-    wide = {**LOSS, "miou_drop_ci": [-0.02, 0.03]}
-    assert "more frames, by --frames where the split has them, would decide it" in _over_budget(wide)
+    wide = over(loss(0.004, -0.02, 0.03))
+    assert "more frames, by --frames where the split has them, would decide it" in wide
 
 
 def test_a_proof_without_a_budget(run_here: Call) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graphs import OWN, lively, uneven
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_export import OWN, lively, uneven
 from torch import nn
 
 from calibration.equalization import equalized, find_scales, settled

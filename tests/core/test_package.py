@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 import edgekit
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLIC = {
     "Artifact", "Batches", "Checkpoint", "ConversionError", "Converted", "DeployableGraph", "EdgekitError", "Engine",
     "FrameToLabels", "Inspectable", "Normalization", "OutputKind", "Precision", "Quantization", "Recipe", "Session",

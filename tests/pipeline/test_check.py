@@ -18,7 +18,7 @@ from edgekit.core.errors import ArtifactError, CheckpointError, ConversionError,
 from edgekit.core.registry import load_target
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, OutputKind, Recipe, SessionOptions, Size
 from edgekit.export.graph import export_aten
-from edgekit.networks.checkpoint import load_checkpoint
+from edgekit.networks.checkpoint import Description, load_checkpoint
 from edgekit.pipeline.accuracy import pytorch_labeller
 from edgekit.pipeline.check import check_artifact, check_frames, doubt
 from edgekit.runtimes.common import refuse_nan
@@ -261,9 +261,18 @@ def test_one_class_is_no_labels(
         "from torch import nn\ndef make(classes): return nn.Conv2d(3, classes, 3, 4, 1)\n"
     )
     save_checkpoint(
-        tmp_path / "mask.safetensors", nn.Conv2d(3, 1, 3, 4, 1), network="onechannel:make", arguments={}, class_names=("mask",),
-        normalization=Normalization(), dataset="", recipe={}, metrics={},
-    )  # fmt: skip
+        tmp_path / "mask.safetensors",
+        nn.Conv2d(3, 1, 3, 4, 1),
+        Description(
+            network="onechannel:make",
+            arguments={},
+            class_names=("mask",),
+            normalization=Normalization(),
+            dataset="",
+            recipe={},
+            metrics={},
+        ),
+    )
     more = {"quantize": ["--calib", "streets", "--samples", 2], "convert": ["--target", "onnxruntime"]}[command]
     done = call(
         monkeypatch, capfd, command, "mask.safetensors", "--network", "onechannel:make", "--size", "64x64", *more

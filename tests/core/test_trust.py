@@ -16,7 +16,7 @@ from seam import Done, call, own_network
 
 from edgekit.core.errors import ArtifactError, CheckpointError, EdgekitError
 from edgekit.core.values import Normalization
-from edgekit.networks.checkpoint import load_checkpoint, load_network, load_start, save_checkpoint
+from edgekit.networks.checkpoint import Description, load_checkpoint, load_network, load_start, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 from edgekit.pipeline.artifacts import load_artifact
 
@@ -72,9 +72,18 @@ def test_a_recorded_name_is_compared_and_never_followed(tmp_path: Path, monkeypa
     )
     path = tmp_path / "own.safetensors"
     save_checkpoint(
-        path, torch.nn.Conv2d(3, 2, 5), network="recorded_net:make", arguments={"width": 5}, class_names=("road", "sky"),
-        normalization=Normalization(), dataset="", recipe={}, metrics={},
-    )  # fmt: skip
+        path,
+        torch.nn.Conv2d(3, 2, 5),
+        Description(
+            network="recorded_net:make",
+            arguments={"width": 5},
+            class_names=("road", "sky"),
+            normalization=Normalization(),
+            dataset="",
+            recipe={},
+            metrics={},
+        ),
+    )
     with pytest.raises(CheckpointError, match="recorded_net:make"):
         load_checkpoint(str(path))
     network = load_network(load_checkpoint(str(path), network="recorded_net:make"))

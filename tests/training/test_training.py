@@ -27,7 +27,7 @@ from edgekit.networks.checkpoint import load_checkpoint, load_network
 from edgekit.training import loop, mixed
 from edgekit.training.data import BatchOrder, Crops, augment, decoded_frames, epoch_order, paste_classes
 from edgekit.training.distributed import Group
-from edgekit.training.loop import HISTORY_NAME, Progress, group_loss, train
+from edgekit.training.loop import HISTORY_NAME, Progress, Reports, Training, group_loss, train
 from edgekit.training.losses import class_weights, lovasz_softmax, taught_cross_entropy
 from edgekit.training.recipe import PRESETS, TrainingRecipe
 from edgekit.training.state import STATE_NAME
@@ -64,11 +64,9 @@ def run(
     report: Callable[[Progress], None] = lambda progress: None,
     **options: Any,
 ) -> Path:
-    given: dict[str, Any] = {
-        "validation": None, "test": None, "name": "tiny", "command": "edgekit train", "say": lambda line: None,
-        "workers": 0, "missing_classes": True,
-    }  # fmt: skip
-    return train(recipe, data, folder=folder, report=report, **{**given, **options})
+    reports = Reports(report, options.pop("say", lambda line: None), options.pop("decoding", None))
+    given: dict[str, Any] = {"name": "tiny", "command": "edgekit train", "workers": 0, "missing_classes": True}
+    return train(Training(recipe, data, folder, **{**given, **options}), reports)
 
 
 class Killed(BaseException):

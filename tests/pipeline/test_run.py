@@ -24,6 +24,7 @@ from edgekit.core.progress import Progress
 from edgekit.core.values import Size
 from edgekit.networks.checkpoint import load_checkpoint
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, recipe_for
+from edgekit.pipeline.plans import Order
 from reports.document import validate
 
 OWN = (
@@ -192,8 +193,8 @@ def test_killed_and_gone_on(place: Path, tmp_path: Path) -> None:
     assert not partials(out), "an interrupted run leaves nothing half-written, and clears what a killed one left"
 
     assert stopped("evaluate-sleep", signal.SIGKILL).code == -signal.SIGKILL
-    assert (out / "measurements" / "torchscript-fp32-64x96.accuracy.json").is_file()
-    assert not (out / "measurements" / "faulty-fp32-64x96.accuracy.json").exists()
+    assert (out / "measurements" / "torchscript-fp32-64x96.local.accuracy.json").is_file()
+    assert not (out / "measurements" / "faulty-fp32-64x96.local.accuracy.json").exists()
     for leftover in (out, out / "measurements", out / "artifacts", out / "cache"):
         (leftover / ".something.abc.partial").write_text("as a kill during a write leaves it")
 
@@ -216,7 +217,7 @@ def test_two_commands_may_make_one_folder(tmp_path: Path) -> None:
     """The later takes the place of the earlier, or leaves it where the name says what is inside; none of them fails."""
 
     def made(who: str, keep: bool = False) -> None:
-        with new_folder(tmp_path / "made", keep) as folder:
+        with new_folder(tmp_path / "made", keep=keep) as folder:
             (folder / who).touch()
 
     with new_folder(tmp_path / "made") as outer:
@@ -561,13 +562,11 @@ def test_the_same_bytes_as_in_one_process(
     checkpoint, size = load_checkpoint(str(small_checkpoint)), Size(96, 160)
     target = registry.load_target("openvino")
     another = lazy_graph(checkpoint, Size(64, 96), progress)  # what a process did before must not show
-    make_artifact(
-        target, checkpoint, another, recipe_for(target, "fp32", None, 1), Size(64, 96), None, tmp_path, "", progress,
-    )  # fmt: skip
+    recipe = recipe_for(target, "fp32", None, 1)
+    make_artifact(target, Order(checkpoint, Size(64, 96), tmp_path, ""), recipe, another, progress)
     made = make_artifact(
-        target, checkpoint, lazy_graph(checkpoint, size, progress), recipe_for(target, "fp32", None, 1), size, None,
-        tmp_path, "", progress,
-    )  # fmt: skip
+        target, Order(checkpoint, size, tmp_path, ""), recipe, lazy_graph(checkpoint, size, progress), progress
+    )
     manifest = json.loads((whole[0] / "artifacts" / made.folder.name / "manifest.json").read_text())
     assert manifest["files"] == made.manifest["files"]
     assert manifest["key"] == made.manifest["key"]

@@ -20,7 +20,7 @@ from calibration.ranges import calibrate
 from edgekit.core.errors import ArtifactError, ConversionError, TargetError
 from edgekit.core.values import Artifact, DeployableGraph, Normalization, Precision, Recipe, SessionOptions, Size, UInt8
 from edgekit.export.graph import deployable, normalize, reference_labels
-from edgekit.networks.checkpoint import load_checkpoint, save_checkpoint
+from edgekit.networks.checkpoint import Description, load_checkpoint, save_checkpoint
 from edgekit.networks.spssn import SPSSN
 from targets.coreml import TARGET
 from targets.mil.executor import Executor, Program, load_program
@@ -66,13 +66,15 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(
         path,
         network,
-        network="spssn",
-        arguments={"pooling_stages": 1},
-        class_names=CLASSES,
-        normalization=Normalization(),
-        dataset="test",
-        recipe={},
-        metrics={},
+        Description(
+            network="spssn",
+            arguments={"pooling_stages": 1},
+            class_names=CLASSES,
+            normalization=Normalization(),
+            dataset="test",
+            recipe={},
+            metrics={},
+        ),
     )
     return path
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from graphs import graph_of
+from graphs import first, graph_of
+from own_targets import OWN, SMALL, Make, missing
 from PIL import Image
 from seam import edgekit
 from torch import nn
@@ -24,62 +23,24 @@ from calibration.ranges import calibrate
 from calibration.streets import draw as streets_draw
 from edgekit import check_target
 from edgekit.core.errors import ArtifactError, UsageError
-from edgekit.core.files import path_bytes
 from edgekit.core.progress import Progress, noise_to
 from edgekit.core.registry import load_target, target_names
 from edgekit.core.values import (
     Artifact,
     DeployableGraph,
-    Normalization,
     Precision,
-    Ranges,
     Recipe,
-    Scheme,
     SessionOptions,
     Size,
 )
 from edgekit.decoder import HEADER
 from edgekit.devices.board import device_key
 from edgekit.export.graph import deployable, normalize, reference_labels
-from edgekit.export.layers import nodes_of
 from edgekit.export.sizes import decision_size
 from edgekit.export.values import channel_limits, visit_values
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint
 from edgekit.pipeline.artifacts import lazy_graph, make_artifact, open_artifact
-
-OWN = ("coreml", "onnxruntime", "openvino", "tensorrt", "tflite")
-SMALL = Size(192, 384)
-Make = Callable[..., Artifact]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(small_checkpoint: Path) -> Checkpoint:
-    return load_checkpoint(str(small_checkpoint))
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for the whole session: a second test that needs an artifact finds it there."""
-    return tmp_path_factory.mktemp("artifacts")
-
-
-@pytest.fixture(scope="session")
-def make(checkpoint: Checkpoint, folder: Path) -> Make:
-    progress = Progress(silent=True)
-    graphs = {}
-
-    def build(target: str, precision: Precision, size: Size = SMALL, **recipe: object) -> Artifact:
-        if size not in graphs:
-            graphs[size] = lazy_graph(checkpoint, size, progress)
-        chosen = load_target(target)
-        wanted = Recipe(precision, **{"output": chosen.output, **recipe})  # type: ignore[arg-type]
-        return make_artifact(chosen, checkpoint, graphs[size], wanted, size, None, folder, "test", progress)
-
-    return build
-
-
-def missing(name: str) -> str | None:
-    return load_target(name).missing()
+from edgekit.pipeline.plans import Order
 
 
 def test_own_targets_are_found() -> None:
@@ -303,7 +264,7 @@ def test_artifacts_do_not_say_where_they_were_made(name: str, make: Make) -> Non
         pytest.skip(sentence)
     contents = make(name, "fp32").model_path.read_bytes()
     assert str(Path(torch.__file__).parents[1]).encode() not in contents
-    assert str(Path(__file__).parents[1]).encode() not in contents
+    assert str(Path(__file__).parents[2]).encode() not in contents
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="on macOS Core ML itself runs")
@@ -349,10 +310,9 @@ def test_aligned_corners(name: str, tmp_path: Path, folder: Path, monkeypatch: p
     checkpoint = load_checkpoint(str(tmp_path / "corners.pth"), network="corners_network:Corners", class_names=names)
     size = Size(76, 104)
     target = load_target(name)
-    artifact = make_artifact(
-        target, checkpoint, lazy_graph(checkpoint, size, Progress(silent=True)), Recipe("fp32", output=target.output), size,
-        None, folder, "test", Progress(silent=True),
-    )  # fmt: skip
+    progress = Progress(silent=True)
+    order, recipe = Order(checkpoint, size, folder, "test"), Recipe("fp32", output=target.output)
+    artifact = make_artifact(target, order, recipe, lazy_graph(checkpoint, size, progress), progress)
     frame = np.random.default_rng(5).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
     with torch.no_grad():
         logits = network(normalize(torch.from_numpy(frame), checkpoint.normalization))
@@ -361,179 +321,6 @@ def test_aligned_corners(name: str, tmp_path: Path, folder: Path, monkeypatch: p
         labels = session.run(frame)
     assert len(np.unique(expected)) > 3
     assert (labels == expected).mean() >= 0.999
-
-
-class First(nn.Module):
-    """A first convolution, its ReLU, and logits."""
-
-    def __init__(self, channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int):
-        super().__init__()
-        self.first = nn.Conv2d(3, channels, kernel, stride, padding, dilation)
-        self.head = nn.Conv2d(channels, 4, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(torch.relu(self.first(x)))
-        return logits
-
-
-def first(
-    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int, width: int
-) -> tuple[nn.Module, DeployableGraph, np.ndarray]:
-    """The network, its graph at 22 rows, and a frame of noise."""
-    torch.manual_seed(width)
-    network = First(channels, kernel, stride, padding, dilation)
-    return (
-        network,
-        graph_of(network, Size(22, width)),
-        np.random.default_rng(width).integers(0, 256, (1, 22, width, 3), np.uint8),
-    )
-
-
-@pytest.mark.parametrize(
-    ("channels", "kernel", "stride", "padding", "dilation", "width", "rows", "folded"),
-    [
-        (32, (3, 3), (2, 2), 1, 1, 48, True, True),
-        (16, (5, 4), (1, 1), 2, 1, 47, True, True),  # four columns of the output at once, an even kernel
-        (20, (1, 7), (2, 3), 0, 1, 52, True, True),  # three at once would leave one over
-        (8, (3, 3), (2, 2), 1, 1, 49, True, True),  # a width that 2 does not divide
-        (24, (2, 2), (3, 3), 0, 1, 48, True, True),  # a stride beyond the kernel
-        (16, (3, 3), (1, 1), 2, 2, 40, False, False),  # dilated
-        (64, (3, 3), (2, 2), 1, 1, 48, True, False),  # wide enough as it is
-        (31, (3, 3), (2, 2), 1, 1, 46, True, False),  # 23 columns do not divide by two
-    ],
-)
-def test_onnxruntime_reads_the_frame_as_it_lies(
-    channels: int, kernel: tuple[int, int], stride: tuple[int, int], padding: int, dilation: int, width: int, rows: bool,
-    folded: bool, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """In float, planes need not be made; in int8 several columns at once give the same integers as one by one."""
-    if (sentence := missing("onnxruntime")) is not None:
-        pytest.skip(sentence)
-    import onnxruntime
-
-    from edgekit.export import columns
-    from targets.onnx_graph.build import build
-
-    network, graph, frame = first(channels, kernel, stride, padding, dilation, width)
-    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
-    graph = equalized(graph, quantization.scales)
-
-    def logits(precision: Precision) -> tuple[np.ndarray, Counter[str]]:
-        model, _ = build(graph, Recipe(precision, output="logits"), quantization, "asymmetric")
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry(
-            "session.x64quantprecision", "1"
-        )  # the graph is tested, not overflows on old CPUs
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return session.run(None, {"frame": frame})[0], Counter(node.op_type for node in model.graph.node)
-
-    found, operations = logits("fp32")
-    expected = network(normalize(torch.from_numpy(frame), graph.normalization)).detach().numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert ("Transpose" not in operations) == rows
-    together, operations = logits("int8")
-    assert ("Reshape" in operations) == folded
-    monkeypatch.setattr(columns, "FOLDED_CHANNELS", 0)
-    one_by_one, operations = logits("int8")
-    assert "Reshape" not in operations
-    assert np.array_equal(together, one_by_one)
-    assert np.abs(together - expected).max() < 0.1 * np.abs(expected).max()
-
-
-def test_bright_pixels_do_not_overflow_in_onnxruntime() -> None:
-    """Two products of a bright byte and a large int8 do not fit the 16 bits that x86 without VNNI adds them in."""
-    if (sentence := missing("onnxruntime")) is not None:
-        pytest.skip(sentence)
-    import onnx
-    import onnxruntime
-
-    from targets.onnx_graph.build import build
-
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.ReLU()).eval()
-    with torch.no_grad():
-        network[0].weight.abs_()
-    graph = graph_of(network, Size(48, 48))
-    frame = np.full((1, 48, 48, 3), 255, np.uint8)
-    quantization = calibrate(graph, lambda: iter([frame, frame // 2]), 2).quantization
-    graph = equalized(graph, quantization.scales)
-    model, _ = build(graph, Recipe("int8", output="logits"), quantization, "asymmetric")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"frame": frame})[0]
-    expected = network(normalize(torch.from_numpy(frame), graph.normalization)).detach().numpy()
-    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
-    by_pixels = {
-        entry.name: entry.data_type for entry in model.graph.initializer if entry.name.startswith("pixel_weight")
-    }
-    assert onnx.TensorProto.UINT8 in by_pixels.values() and onnx.TensorProto.INT8 not in by_pixels.values()
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_int8_of_tensors_that_are_no_nodes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing is known again, every target looks at its own tensors over all frames."""
-    if (sentence := missing(name)) is not None:
-        pytest.skip(sentence)
-    from edgekit.export import values
-
-    target = load_target(name)
-    network, graph, frame = first(16, (3, 3), (2, 2), 1, 1, 48)
-    passes = []
-
-    def batches() -> Iterator[np.ndarray]:
-        passes.append(None)
-        return iter([frame // 2, frame])
-
-    quantization = calibrate(graph, batches, 2).quantization
-    graph = equalized(graph, quantization.scales)
-    monkeypatch.setattr(values, "TOLERANCE", -1.0)
-    known = len(passes)
-    recipe = Recipe("int8", output="labels")
-    with noise_to(tmp_path / "log"):
-        made = target.convert(graph, recipe, quantization, tmp_path)
-    assert len(passes) == known + 1
-    artifact = Artifact(tmp_path, name, "int8", graph.size, graph.class_names, "labels", 1, made.model, {"notes": {}})
-    expected = reference_labels(network(normalize(torch.from_numpy(frame), graph.normalization)), graph.size).numpy()
-    with target.open(artifact, SessionOptions(1)) as session:
-        assert (session.run(frame) == expected).mean() > 0.9
-
-
-@pytest.mark.parametrize("constant", ["zero", "half", "idle on the probe"])
-@pytest.mark.parametrize("name", OWN)
-def test_int8_of_constant_maps(name: str, constant: str, tmp_path: Path) -> None:
-    """A map that is always zero, or always the same, has no range of its own; one that is idle on the probe has."""
-    if (sentence := missing(name)) is not None:
-        pytest.skip(sentence)
-
-    class Sum(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(4)
-            self.stem, self.odd, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 4, 1)
-            with torch.no_grad():
-                self.odd.weight.abs_().mul_(float(constant != "half"))
-                self.odd.bias.fill_({"zero": -1000.0, "half": 0.5}.get(constant, -1.0))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            stem = torch.relu(self.stem(x))
-            logits: torch.Tensor = self.head(torch.relu(self.odd(stem)) + stem)
-            return logits
-
-    network, size, target = Sum().eval(), Size(64, 96), load_target(name)
-    frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
-    frames = [np.full_like(frame, 120), frame]
-    example = normalize(torch.from_numpy(frame), Normalization())
-    with torch.no_grad():
-        network.head.bias -= network(example).mean((0, 2, 3))  # four classes that are nearly even everywhere
-    graph = graph_of(network, size)
-    quantization = calibrate(graph, lambda: iter(frames), 2).quantization
-    graph = equalized(graph, quantization.scales)
-    with noise_to(tmp_path / "log"):
-        made = target.convert(graph, Recipe("int8", output="labels"), quantization, tmp_path)
-    artifact = Artifact(tmp_path, name, "int8", size, graph.class_names, "labels", 1, made.model, {"notes": {}})
-    expected = reference_labels(network(example), size).numpy()
-    assert len(np.unique(expected)) > 1
-    with target.open(artifact, SessionOptions(1)) as session:
-        assert (session.run(frame) == expected).mean() > 0.9
 
 
 def test_a_package_is_labelled_without_a_word_from_its_libraries(make: Make, tmp_path: Path) -> None:
@@ -627,124 +414,6 @@ def test_tflite_takes_other_weights(make: Make, checkpoint: Checkpoint) -> None:
         found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
     assert np.array_equal(*found)
     assert with_weights_of(model, other, graph) is None  # not what it was converted from
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_layers_stay_in_float(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their modules' names, on every target: all of them kept, int8 is float; one kept, its weights are."""
-    from edgekit.export import columns
-
-    monkeypatch.setattr(columns, "FOLDED_CHANNELS", 0)  # its weights would outweigh what is looked at
-    if (sentence := missing(name)) is not None:
-        pytest.skip(sentence)
-    target = load_target(name)
-    torch.manual_seed(4)
-    network = nn.Sequential(
-        OrderedDict(
-            stem=nn.Conv2d(3, 32, 3, 2, 1), active=nn.ReLU(), middle=nn.Conv2d(32, 32, 3, 1, 1), again=nn.ReLU(),
-            head=nn.Conv2d(32, 4, 1),
-        )
-    ).eval()  # fmt: skip
-    size = Size(64, 96)
-    frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
-    example = normalize(torch.from_numpy(frame), Normalization())
-    with torch.no_grad():
-        network.head.bias -= network(example).mean((0, 2, 3))  # four classes that are nearly even everywhere
-    graph = graph_of(network, size)
-    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
-    graph = equalized(graph, quantization.scales)
-    with torch.no_grad():
-        expected = network(normalize(torch.from_numpy(frame), graph.normalization))
-    labels = reference_labels(expected, size).numpy()
-    wrong, bytes_ = {}, {}
-    for kept in ((), ("middle",), ("stem", "middle", "head")):
-        folder = tmp_path / str(len(kept))
-        folder.mkdir()
-        recipe = Recipe("int8", output="labels", keep_float=kept)
-        with noise_to(tmp_path / "log"):
-            made = target.convert(graph, recipe, quantization, folder)
-        assert set(kept) <= set(made.kept_float)
-        artifact = Artifact(folder, name, "int8", size, graph.class_names, "labels", 1, made.model, {"notes": {}})
-        with target.open(artifact, SessionOptions(1)) as session:
-            wrong[len(kept)] = float((session.run(frame) != labels).mean())
-        bytes_[len(kept)] = path_bytes(folder)
-    assert wrong[3] < 0.002 < wrong[0]
-    assert bytes_[1] - bytes_[0] > 32 * 32 * 9 * (0.4 if name == "coreml" else 1.2)  # a byte each becomes two, or four
-    with pytest.raises(UsageError, match="no layer 'missing': edgekit sensitivity"), noise_to(tmp_path / "log"):
-        target.convert(graph, Recipe("int8", keep_float=("missing",)), quantization, tmp_path)
-
-
-class Shared(nn.Module):
-    """What ``second`` gives is read by ``third``, which decides the labels, and by ``side``, which hardly matters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.first, self.second = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1)
-        self.third, self.side, self.head = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 4, 1)
-        with torch.no_grad():
-            self.side.weight *= 1e-3
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shared = torch.relu(self.second(torch.relu(self.first(x))))
-        third = self.third(shared)
-        logits: torch.Tensor = self.head(third * third + self.side(shared))
-        return logits
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_a_layer_in_float_reads_in_float_what_others_read_rounded(name: str, tmp_path: Path) -> None:
-    """As the ranking of layers counts it: here what ``third`` reads is rounded to a few levels, and nothing else matters."""
-    if (sentence := missing(name)) is not None:
-        pytest.skip(sentence)
-    target, network, size = load_target(name), Shared().eval(), Size(64, 96)
-    frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
-    example = normalize(torch.from_numpy(frame), Normalization())
-    with torch.no_grad():
-        network.head.bias -= network(example).mean((0, 2, 3))
-        labels = reference_labels(network(example), size).numpy()
-    graph = graph_of(network, size)
-    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
-    graph = equalized(graph, quantization.scales)
-    shared = nodes_of(graph, ["second"])
-    coarse: dict[Scheme, Ranges] = {
-        scheme: {node: limits * (100.0 if node in shared else 1.0) for node, limits in ranges.items()}
-        for scheme, ranges in quantization.ranges.items()
-    }
-    quantization = replace(quantization, ranges=coarse)
-    wrong = []
-    for kept in ((), ("third",)):
-        folder = tmp_path / str(len(kept))
-        folder.mkdir()
-        with noise_to(tmp_path / "log"):
-            made = target.convert(graph, Recipe("int8", output="labels", keep_float=kept), quantization, folder)
-        artifact = Artifact(folder, name, "int8", size, graph.class_names, "labels", 1, made.model, {"notes": {}})
-        with target.open(artifact, SessionOptions(1)) as session:
-            wrong.append(float((session.run(frame) != labels).mean()))
-    assert wrong[1] < 0.04 < 0.3 < wrong[0]
-
-
-@pytest.mark.parametrize("name", OWN)
-def test_a_layer_without_an_int8_operation_is_not_said_to_be_kept(name: str, tmp_path: Path) -> None:
-    if (sentence := missing(name)) is not None:
-        pytest.skip(sentence)
-    network, size = Shared().eval(), Size(64, 96)
-    frame = np.random.default_rng(3).integers(0, 256, (1, size.height, size.width, 3), np.uint8)
-    graph = graph_of(network, size)
-    quantization = calibrate(graph, lambda: iter([frame]), 1).quantization
-    recipe = Recipe("int8", keep_float=("frame", ":mul", ":add", "third"))
-    with noise_to(tmp_path / "log"):
-        made = load_target(name).convert(graph, recipe, quantization, tmp_path)
-    expected = {
-        "tensorrt": ("third",),
-        "coreml": (":add", "third"),
-        "onnxruntime": (":add", "third"),
-        "openvino": (":mul", ":add", "third"),
-        "tflite": (":mul", ":add", "third"),
-    }[name]
-    assert made.kept_float[: len(expected)] == expected
-    assert "frame" not in made.kept_float
-    assert (":mul" in made.kept_float) == (":mul" in expected)
 
 
 @pytest.mark.parametrize(
