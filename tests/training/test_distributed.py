@@ -54,7 +54,7 @@ with join_group("cpu") as group:
         default = torch.distributed.group.WORLD._get_backend(group.device).options._timeout
         assert default.total_seconds() > 24 * 3600, default
     network = net(19).double()
-    together = distribute(network, group, True)
+    together = distribute(network, group, every_parameter_used=True)
     share = slice(group.rank, None, group.size)
     loss = group_loss(
         together(x[share]), y[share], recipe, torch.linspace(0.1, 3.0, 19).double(), group, taught[share]
