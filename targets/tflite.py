@@ -42,7 +42,8 @@ from targets.common import (
     widen,
     with_width,
 )
-from targets.tflite_graph.floats import FLOAT32, kind_of, left_in_float
+from targets.tflite_graph.floats import WEIGHTED, left_in_float
+from targets.tflite_graph.model import FLOAT32, Model, kinds
 
 LARGEST_BIAS = 2.0**30
 """The most that an int8 convolution's bias may be, in steps of input scale times weight scale: int32 with room for the sum."""
@@ -92,9 +93,10 @@ class TFLite:
             from targets.tflite_graph.frame import on_bytes
 
             quantized, layers, kinds = _quantize(model, graph, recipe, require_quantization(recipe, quantization))
-            model = on_bytes(quantized, graph.normalization.mean_colour())
+            centred = not on_bytes(quantized, graph.normalization.mean_colour())
+            model = quantized.pack()
             givers = ("what gives these layers what they read",) if layers else ()
-            kept = (*layers, *givers, *kinds, *float_edges(recipe, centred=model is quantized))
+            kept = (*layers, *givers, *kinds, *float_edges(recipe, centred=centred))
         write_bytes(folder / "model.tflite", model)
         return Converted(
             model="model.tflite",
@@ -177,8 +179,8 @@ def _interpreter_class() -> Any:
 
 
 def _quantize(
-    model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
-) -> tuple[bytes, tuple[str, ...], list[str]]:
+    content: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+) -> tuple[Model, tuple[str, ...], list[str]]:
     """Static int8: weights per channel and symmetric, activations per tensor. The edges stay as they are.
 
     And the layers kept in float, and the kinds of operations that are in float elsewhere.
@@ -187,16 +189,18 @@ def _quantize(
     from ai_edge_quantizer import recipe as recipes
 
     from edgekit.export.refusals import refusal
-    from targets.tflite_graph.padding import with_finite_padding
-    from targets.tflite_graph.weights import with_flat_biases
+    from targets.tflite_graph.padding import make_padding_finite
+    from targets.tflite_graph.weights import flatten_biases
 
-    ranges, kept = _ranges(model, graph, recipe, quantization)
-    model = with_flat_biases(with_finite_padding(model, ranges))
+    model = Model(content)
+    ranges, kept = _ranges(content, model, graph, recipe, quantization)
+    make_padding_finite(model, ranges)
+    flatten_biases(model)
     edges = _edge_tensors(model)
     floats, excluded = _floats(model, kept, edges)
     named = (*edges, *(f"^{re.escape(name)};?$" for name in floats))
     left = [f"^{re.escape(name)};?$" for name in left_in_float(model, ranges)]
-    tool = quantizer.Quantizer(model, recipes.static_wi8_ai8())
+    tool = quantizer.Quantizer(model.pack(), recipes.static_wi8_ai8())
     for name in (*named, *left):
         tool.update_quantization_recipe(
             regex=name,
@@ -210,62 +214,52 @@ def _quantize(
         algorithm_key=recipes.AlgorithmName.NO_QUANTIZE,
     )
     try:
-        quantized = bytes(tool.quantize(ranges).quantized_model)
+        quantized = Model(bytes(tool.quantize(ranges).quantized_model))
     except Exception as error:  # it raises many types; each means that it cannot take this network
         raise refusal(graph, "tflite", "ai-edge-quantizer", error, int8=True) from error
     return quantized, kept_layers(recipe, excluded), _float_kinds(quantized, re.compile("|".join(named)))
 
 
-def _float_kinds(model: bytes, but: re.Pattern[str]) -> list[str]:
+def _float_kinds(model: Model, but: re.Pattern[str]) -> list[str]:
     """Kinds of operations of which some give floats, those aside whose result has such a name: for the manifest."""
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    core = flatbuffer.subgraphs[0]
-    found = set()
-    for operator in core.operators:
-        result = core.tensors[operator.outputs[0]]
-        if result.type == FLOAT32 and not but.search(result.name.decode()):
-            found.add(kind_of(flatbuffer, operator))
+    found = {
+        model.kind(operator)
+        for operator in model.operators
+        if model.tensor(operator.outputs[0]).type == FLOAT32 and not but.search(model.result(operator))
+    }
     return sorted(found - {"DEQUANTIZE"})
 
 
 def _ranges(
-    model: bytes, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
+    content: bytes, model: Model, graph: DeployableGraph, recipe: Recipe, quantization: Quantization
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Smallest and largest value of every float tensor, in the form of what the quantizer's own ``calibrate`` gives.
 
     And those that layers kept in float give, with their layers.
     """
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    from targets.tflite_graph.frame import CAST, PAD, PADV2
-
-    interpreter = _open_interpreter(model)
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    core = flatbuffer.subgraphs[0]
+    interpreter = _open_interpreter(content)
     names = {
-        index: core.tensors[index].name.decode()
-        for operator in core.operators
+        index: model.name(index)
+        for operator in model.operators
         for index in operator.outputs
-        if core.tensors[index].type == FLOAT32
+        if model.tensor(index).type == FLOAT32
     }
 
     def values(pixels: UInt8, indices: Iterable[int]) -> Iterator[tuple[str, Any]]:
-        interpreter.set_tensor(core.inputs[0], pixels)
+        interpreter.set_tensor(model.graph.inputs[0], pixels)
         interpreter.invoke()
         return ((names[index], interpreter.get_tensor(index)) for index in indices)
 
     found, unknown = known_ranges(graph, quantization, "asymmetric", values(quantization.probe, names))
-    for operator in core.operators:  # what is no node: the frame's bytes, and a convolution's own padding
-        code = flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode
+    for operator in model.operators:  # what is no node: the frame's bytes, and a convolution's own padding
+        kind = model.kind(operator)
         source, result = names.get(operator.inputs[0]), names.get(operator.outputs[0])
-        if result in unknown and code == CAST and operator.inputs[0] in core.inputs:
+        if result in unknown and kind == "CAST" and operator.inputs[0] in model.graph.inputs:
             found[result] = (0.0, 255.0)
-        elif result in unknown and code == PAD and source in found:
+        elif result in unknown and kind == "PAD" and source in found:
             low, high = found[source]
             found[result] = (min(low, 0.0), max(high, 0.0))
-        elif result in unknown and code == PADV2 and source in found:  # before a max pooling, with minus infinity
+        elif result in unknown and kind == "PADV2" and source in found:  # before a max pooling, with minus infinity
             found[result] = found[source]
     others = [index for index, name in names.items() if name in unknown and name not in found]
     if others:
@@ -276,61 +270,54 @@ def _ranges(
         name: {"min": np.asarray(low, np.float32), "max": np.asarray(high, np.float32)}
         for name, (low, high) in with_width(found).items()
     }
-    ranges |= _weight_ranges(flatbuffer, ranges)
+    ranges |= _weight_ranges(model, ranges)
     kept = kept_tensors(graph, quantization, recipe, values(quantization.probe, names)) if recipe.keep_float else {}
     return ranges, kept
 
 
-def _floats(model: bytes, kept: Mapping[str, str], edges: Sequence[str]) -> tuple[list[str], set[str]]:
+def _floats(model: Model, kept: Mapping[str, str], edges: Sequence[str]) -> tuple[list[str], set[str]]:
     """The results of the operations that stay in float, and the layers of which one would have been int8.
 
     An int8 operation gives int8: what gives a layer in float what it reads, by way of a padding too, must stay in float.
     """
-    from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    core = flatbuffer.subgraphs[0]
-    kinds = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
+    quantizable = {kinds()[code] for code in tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME}
     floats: dict[str, None] = {}
     excluded = set()
     read: set[int] = set()
-    for operator in reversed(core.operators):
-        name = core.tensors[operator.outputs[0]].name.decode()
-        kind = kinds.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
+    for operator in reversed(model.operators):
+        name, kind = model.result(operator), model.kind(operator)
         if name in kept or operator.outputs[0] in read:
             floats[name] = None
-        if name in kept or (kind == qtyping.TFLOperationName.PAD and operator.outputs[0] in read):
+        if name in kept or (kind == "PAD" and operator.outputs[0] in read):
             read |= set(operator.inputs)
         is_edge = any(re.search(pattern, name) for pattern in edges)
-        if name in kept and not is_edge and kind not in (None, qtyping.TFLOperationName.BATCH_MATMUL):
+        if name in kept and not is_edge and kind in quantizable - {"BATCH_MATMUL"}:
             excluded.add(kept[name])
     return list(floats), excluded
 
 
-def _weight_ranges(flatbuffer: Any, ranges: Mapping[str, Any]) -> dict[str, Any]:
+def _weight_ranges(model: Model, ranges: Mapping[str, Any]) -> dict[str, Any]:
     """Ranges of weights that are so small beside their bias that it would not fit into int32, and would be cut off."""
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
     from targets.tflite_graph.weights import CONVOLUTIONS
 
-    core = flatbuffer.subgraphs[0]
     found: dict[str, Any] = {}
-    for operator in core.operators:
-        code = flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode
-        if code not in CONVOLUTIONS or len(operator.inputs) < 3:
+    for operator in model.operators:
+        kind = model.kind(operator)
+        if kind not in CONVOLUTIONS or len(operator.inputs) < 3:
             continue
-        source, weights, biases = (core.tensors[index] for index in operator.inputs[:3])
-        weight, bias = (tfl_flatbuffer_utils.get_tensor_data(one, flatbuffer.buffers) for one in (weights, biases))
-        of_source = ranges.get(source.name.decode())
+        source, weights, biases = operator.inputs[:3]
+        weight, bias = model.constant(weights), model.constant(biases)
+        of_source = ranges.get(model.name(source))
         if weight is None or bias is None or of_source is None:
             continue
-        axis = CONVOLUTIONS[code]
+        axis = CONVOLUTIONS[kind]
         reach = np.abs(weight).max(tuple(other for other in range(4) if other != axis), keepdims=True)
         step = (max(float(of_source["max"]), 0.0) - min(float(of_source["min"]), 0.0)) / 255
         least = (127 * np.abs(bias) / (LARGEST_BIAS * step)).reshape(reach.shape).astype(np.float32)
         if (least > reach).any():
-            name = weights.name.decode()
+            name = model.name(weights)
             reach = np.maximum(np.maximum(reach, least), found[name]["max"] if name in found else 0.0)
             found[name] = {"min": -reach, "max": reach}
     return found
@@ -369,29 +356,18 @@ def _output_type(model: bytes, graph: DeployableGraph, *, int8: bool) -> str:
     return str(interpreter.get_output_details()[0]["dtype"].__name__)
 
 
-def _edge_tensors(model: bytes) -> list[str]:
+def _edge_tensors(model: Model) -> list[str]:
     """Patterns for the outputs of the operations before the first and after the last convolution."""
-    from ai_edge_quantizer import qtyping
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    graph = flatbuffer.subgraphs[0]
-    core = qtyping.TFLOperationName
-    names = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME
-    convolutions = [
-        index
-        for index, operator in enumerate(graph.operators)
-        if names.get(flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode)
-        in (core.CONV_2D, core.DEPTHWISE_CONV_2D, core.CONV_2D_TRANSPOSE, core.FULLY_CONNECTED)
-    ]
+    operators = model.operators
+    convolutions = [index for index, operator in enumerate(operators) if model.kind(operator) in WEIGHTED]
     if not convolutions:
         raise ConversionError("this network has no convolution that could be quantized: convert it in fp32")
-    before = graph.operators[: convolutions[0]]
+    before = operators[: convolutions[0]]
     # A convolution's own padding is done in int8, where XNNPACK makes one operation of the two.
-    while before and names.get(flatbuffer.operatorCodes[before[-1].opcodeIndex].builtinCode) == core.PAD:
+    while before and model.kind(before[-1]) == "PAD":
         before.pop()
-    edges = [*before, *graph.operators[convolutions[-1] + 1 :]]
-    return [f"^{re.escape(graph.tensors[operator.outputs[0]].name.decode())}[;]?$" for operator in edges]
+    edges = [*before, *operators[convolutions[-1] + 1 :]]
+    return [f"^{re.escape(model.result(operator))}[;]?$" for operator in edges]
 
 
 TARGET = TFLite()

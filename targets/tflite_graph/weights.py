@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.core.values import DeployableGraph
-from targets.tflite_graph.floats import kind_of
-from targets.tflite_graph.frame import packed
+from targets.tflite_graph.model import Model
 
-CONVOLUTIONS = {3: 0, 4: 3}
-"""CONV_2D and DEPTHWISE_CONV_2D in TFLite's schema, and where their weights keep the output channels."""
+CONVOLUTIONS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3}
+"""Where convolutions' weights keep the output channels."""
 
 
 def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGraph) -> bytes | None:
@@ -27,52 +26,38 @@ def with_weights_of(model: bytes, before: DeployableGraph, after: DeployableGrap
     """
     if _but_for_weights(before) != _but_for_weights(after):
         return None
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+    parsed = Model(model)
 
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    core = flatbuffer.subgraphs[0]
+    def held(operator: Any, position: int) -> bytes:
+        return parsed.content(parsed.buffer(operator.inputs[position]))
 
-    def buffer(operator: Any, position: int) -> Any:
-        return flatbuffer.buffers[core.tensors[operator.inputs[position]].buffer]
-
-    operators = {
-        _bytes(buffer(operator, 1)): operator
-        for operator in core.operators
-        if flatbuffer.operatorCodes[operator.opcodeIndex].builtinCode in CONVOLUTIONS
-    }
+    operators = {held(operator, 1): operator for operator in parsed.operators if parsed.kind(operator) in CONVOLUTIONS}
     wanted: dict[int, bytes] = {}
     other = _constants(after)
     for name, (weight, bias) in _constants(before).items():
         operator = operators.get(weight.tobytes())
-        if operator is None or len(operator.inputs) < 3 or _bytes(buffer(operator, 2)) != bias.tobytes():
+        if operator is None or len(operator.inputs) < 3 or held(operator, 2) != bias.tobytes():
             return None
         for position, value in enumerate(other[name], 1):
-            place = core.tensors[operator.inputs[position]].buffer
+            place = parsed.buffer(operator.inputs[position])
             if wanted.setdefault(place, value.tobytes()) != value.tobytes():  # equal before, and shared
                 return None
     for place, data in wanted.items():
-        flatbuffer.buffers[place].data = np.frombuffer(data, np.uint8)
-    return packed(flatbuffer, len(model))
+        parsed.fill(place, data)
+    return parsed.pack()
 
 
-def with_flat_biases(model: bytes) -> bytes:
-    """The float model with every constant bias of one axis, which the quantizer takes its scales to lie along.
+def flatten_biases(model: Model) -> None:
+    """Give every constant bias one axis, which the quantizer takes its scales to lie along.
 
     litert makes a product behind a linear layer part of that layer (LayerScale in ConvNeXt), and its bias [1, 1, 1, C].
     """
-    from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-
-    flatbuffer = tfl_flatbuffer_utils.read_model(model)
-    core = flatbuffer.subgraphs[0]
-    changed = False
-    for operator in core.operators:
-        if kind_of(flatbuffer, operator) != "FULLY_CONNECTED" or len(operator.inputs) < 3 or operator.inputs[2] < 0:
+    for operator in model.operators:
+        if model.kind(operator) != "FULLY_CONNECTED" or len(operator.inputs) < 3:
             continue
-        bias = core.tensors[operator.inputs[2]]
-        constant = tfl_flatbuffer_utils.get_tensor_data(bias, flatbuffer.buffers) is not None
-        if constant and len(bias.shape) > 1:
-            bias.shape, changed = np.array([int(np.prod(bias.shape))], np.int32), True
-    return packed(flatbuffer, len(model)) if changed else model
+        if model.constant(operator.inputs[2]) is not None:
+            bias = model.tensor(operator.inputs[2])
+            bias.shape = np.array([int(np.prod(bias.shape))], np.int32)
 
 
 def _but_for_weights(graph: DeployableGraph) -> list[Any]:
@@ -95,10 +80,6 @@ def _but_for_weights(graph: DeployableGraph) -> list[Any]:
             arguments = torch.fx.node.map_arg((node.args, node.kwargs), partial(plain, node))
             parts.append((node.name, str(node.target), arguments))
     return parts
-
-
-def _bytes(buffer: Any) -> bytes:
-    return b"" if buffer.data is None else np.asarray(buffer.data, np.uint8).tobytes()
 
 
 def _constants(graph: DeployableGraph) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
