@@ -28,6 +28,8 @@ RECTIFIERS = (aten.relu.default, aten.leaky_relu.default)
 
 HOMOGENEOUS = (
     *RECTIFIERS,
+    aten.prelu.default,
+    aten._prelu_kernel.default,
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
     aten.upsample_bilinear2d.vec,
@@ -42,7 +44,7 @@ LEVELS = 1.0, 64.0
 """Between these the largest value of a usual map lies; fp16 has room for values and weights on both sides."""
 
 IDLE_SHARE = 1 / 32
-"""Of what a channel could reach by its weights: one that never comes near it may do so on other frames."""
+"""A channel that stays below this share of what its weights allow may come nearer on other frames."""
 
 Scales = Mapping[str, Float32]
 """What each channel of a map is multiplied by: float32 [channels], powers of two, by node; maps without one stay as they are."""
@@ -142,7 +144,7 @@ class _Channels:
         self._parent: list[int] = []
         fixed: set[int] = set()
         for node in module.graph.nodes:
-            numbers = self._carried(node) if _is_map(node) else None
+            numbers = self._carried(node, fixed) if _is_map(node) else None
             if numbers is None and _is_scalable(module, node):
                 numbers = self._new(node)
             elif numbers is None:
@@ -156,10 +158,18 @@ class _Channels:
         self.of = {node: np.asarray([self._root(int(one)) for one in numbers]) for node, numbers in self.of.items()}
         self.fixed = frozenset(self._root(one) for one in fixed)
 
-    def _carried(self, node: Node) -> Int64 | None:
-        """The channels of an operation whose result is scaled as what it reads; None of others."""
-        if node.target in HOMOGENEOUS:
+    def _carried(self, node: Node, fixed: set[int]) -> Int64 | None:
+        """The channels of an operation whose result is scaled as what it reads; None of others.
+
+        Args:
+            fixed: receives the channels of a gate, which weighs those of a map.
+        """
+        if node.target in HOMOGENEOUS or _is_mean_of_places(node):
             return self.of.get(cast(Node, node.args[0]))
+        if (gated := _gated(node)) is not None and all(one in self.of for one in gated):
+            values, gate = gated
+            fixed.update(self.of[gate].tolist())
+            return self.of[values]
         if node.target is aten.add.Tensor and not node.kwargs and all(term in self.of for term in node.args):
             one, other = (self.of[cast(Node, term)] for term in node.args)
             if len(one) == len(other):
@@ -192,6 +202,29 @@ def _is_map(node: Node) -> bool:
         and value.is_floating_point()
         and value.shape[0] == 1
     )
+
+
+def _is_mean_of_places(node: Node) -> bool:
+    """Whether it is each channel's mean over a map, as a gate looks at it."""
+    return (
+        node.target is aten.mean.dim
+        and not node.kwargs
+        and len(node.args) == 3
+        and sorted(side % 4 for side in cast("list[int]", node.args[1])) == [2, 3]
+        and bool(node.args[2])
+    )
+
+
+def _gated(node: Node) -> tuple[Node, Node] | None:
+    """A map and the factor of each of its channels, [1, C, 1, 1] or [1, 1, h, w], that a product weighs it with."""
+    if node.target is not aten.mul.Tensor or node.kwargs or not all(isinstance(one, Node) for one in node.args):
+        return None
+    one, other = cast("tuple[Node, Node]", node.args)
+    for values, gate in ((one, other), (other, one)):
+        smaller = _is_map(values) and _is_map(gate) and node_shape(values) == node_shape(node) != node_shape(gate)
+        if smaller and values is not gate:
+            return values, gate
+    return None
 
 
 def _is_scalable(module: GraphModule, node: Node) -> bool:

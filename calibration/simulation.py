@@ -32,6 +32,9 @@ READERS = (
 """Operations that targets run in int8: what they read is quantized. Resizes and matrix products stay in float everywhere."""
 
 
+ACTIVATIONS = (aten.relu.default, aten.hardtanh.default, aten.clamp.default)
+"""Operations that are fused with the one before them."""
+
 OUTPUT_AXIS: dict[Any, int] = {aten.conv2d.default: 0, aten.linear.default: 0, aten.conv_transpose2d.input: 1}
 """Where the weights of an operation keep their output channels."""
 
@@ -50,8 +53,22 @@ def quantized_places(graph: DeployableGraph, scheme: Scheme) -> frozenset[str]:
         for node in graph.module.graph.nodes
         if (node.op == "call_function" or (node.op == "placeholder" and scheme == "symmetric"))
         and _is_float(node)
-        and any(reads_int8(user, scheme) for user in node.users)
+        and (any(reads_int8(user, scheme) for user in node.users) or gives_int8(node, scheme))
     )
+
+
+def gives_int8(node: Node, scheme: Scheme) -> bool:
+    """Whether an operation's result is int8 whatever reads it.
+
+    ONNX Runtime and TFLite, which are asymmetric, have kernels that give int8 only, after an activation that is fused with
+    them. So a join's parts share the scale of its result there. OpenVINO rounds what is read in int8, and no more.
+    """
+    if scheme == "symmetric" or not node.users or any(user.op == "output" for user in node.users):
+        return False
+    if node.target in ACTIVATIONS:
+        source = node.args[0]
+        return isinstance(source, Node) and source.target in READERS
+    return node.target in READERS and not all(user.target in ACTIVATIONS for user in node.users)
 
 
 def reads_int8(node: Node, scheme: Scheme) -> bool:
@@ -124,11 +141,20 @@ def expected_drop(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     Args:
         pairs: logits [1, C, h, w] of the float network and of the simulated one, frame by frame.
     """
+    return expected_drop_of_labels((expected, logits.argmax(1)[0]) for expected, logits in pairs)
+
+
+def expected_drop_of_labels(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """As :func:`expected_drop`, of labels.
+
+    Args:
+        pairs: logits [1, C, h, w] of the float network and labels [h, w], frame by frame.
+    """
     before = after = np.zeros((1, 1))
-    for expected, logits in pairs:
+    for expected, labels in pairs:
         classes = expected.shape[1]
         probabilities = expected.softmax(1)[0].reshape(classes, -1)
-        for_labels = [F.one_hot(one.argmax(1).reshape(-1), classes).to(torch.float32) for one in (expected, logits)]
-        now_before, now_after = ((probabilities @ labels).double().numpy() for labels in for_labels)
+        chosen = [F.one_hot(one.reshape(-1).long(), classes).to(torch.float32) for one in (expected.argmax(1), labels)]
+        now_before, now_after = ((probabilities @ one).double().numpy() for one in chosen)
         before, after = before + now_before, after + now_after
     return float(np.nanmean(mean_iou(before)) - np.nanmean(mean_iou(after)))

@@ -115,6 +115,17 @@ def is_lost(constant: float, of_sum: tuple[float, float]) -> bool:
     return 0 < constant < (high - low) / 255
 
 
+SMALLEST_PART = 1 / 8
+"""A part of a join that reaches less far, beside the whole, has five bits of int8 or less there."""
+
+
+def is_unlike(parts: Iterable[tuple[float, float]], whole: tuple[float, float]) -> bool:
+    """Whether a join's parts, by their ranges, are too unlike for the one scale that its kernel gives them all."""
+    reach = max(-whole[0], whole[1])
+    reaches = [max(-low, high) for low, high in parts]
+    return any(0 < one < SMALLEST_PART * reach for one in reaches)
+
+
 def float_edges(recipe: Recipe, *, centred: bool = True) -> tuple[str, ...]:
     """What of the frame's way lies outside an int8 core, as a manifest words it.
 

@@ -1,7 +1,7 @@
 """Exact rewrites on an exported ATen graph. Each is one function that changes the graph in place and says how often.
 
 They work on any network that ``torch.export`` takes, because they see operations, not modules. Each is proved equal to
-the original within float rounding by ``tests/test_export.py``.
+the original within float rounding by ``tests/export/test_export.py``.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def number_padding(module: GraphModule) -> int:
 
 
 def fold_batch_norm(module: GraphModule) -> int:
-    """Merge each batch norm into the convolution, transposed or not, before it (paper, section 5.3).
+    """Merge each batch norm into the convolutions, transposed or not, before it (paper, section 5.3).
 
-    Where other nodes read that convolution too, or there is none, the batch norm becomes one product and one sum.
+    It goes through joins, sums and bilinear resizes that nothing else reads, into each convolution before them. Where there is
+    none to take it, the batch norm of a map becomes a depthwise convolution of 1x1, of other values a product and a sum.
     """
     count = 0
     for node in list(module.graph.nodes):
@@ -81,32 +82,139 @@ def fold_batch_norm(module: GraphModule) -> int:
         if gamma is not None:
             scale = scale * gamma.double()
         offset = (0.0 if beta is None else beta.double()) - mean.double() * scale
-        folds = (is_convolution(source) or is_transposed_convolution(source)) and len(source.users) == 1
-        kernel = constant_tensor(module, source.args[1]) if folds else None
-        bias_node = source.args[2] if folds and len(source.args) > 2 else None
-        old_bias = constant_tensor(module, bias_node)
-        if kernel is not None and (old_bias is not None) == (bias_node is not None):  # not one that is computed
-            bias = offset if old_bias is None else offset + old_bias.double() * scale
-            weight = _scaled_outputs(source, kernel.double(), scale).to(kernel.dtype)
-            weight_constant = add_constant(module, source, "folded_weight", weight)
-            bias_constant = add_constant(module, source, "folded_bias", bias.to(kernel.dtype))
-            source.args = (source.args[0], weight_constant, bias_constant, *source.args[3:])
-            result = source
-        else:
-            shape = (1, -1, *[1] * (len(node_shape(source)) - 2))
-            factor = add_constant(module, node, "batch_norm_scale", scale.to(mean.dtype).reshape(shape))
-            addend = add_constant(module, node, "batch_norm_offset", offset.to(mean.dtype).reshape(shape))
-            with module.graph.inserting_before(node):
-                product = module.graph.call_function(aten.mul.Tensor, (source, factor))
-                result = module.graph.call_function(aten.add.Tensor, (product, addend))
-            product.meta = {**node.meta, "val": source.meta["val"]}  # the batch norm's place in the user's code
-            result.meta = dict(product.meta)
+        result = _Affine(module, node).on(source, scale, offset)
         for user in list(node.users):  # getitem 0: the output; the other two items are training statistics
             user.replace_all_uses_with(result)
             module.graph.erase_node(user)
         module.graph.erase_node(node)
         count += 1
+    module.graph.eliminate_dead_code()
     return count
+
+
+def fold_products(module: GraphModule) -> int:
+    """Merge a constant factor, of all or of each channel, into the convolutions before it, as :func:`fold_batch_norm` does."""
+    count = 0
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.mul.Tensor or node.kwargs:
+            continue
+        values = [one for one in node.args if isinstance(one, Node) and one.op != "get_attr"]
+        if len(values) != 1 or len(node_shape(values[0])) != 4 or node_shape(values[0]) != node_shape(node):
+            continue
+        channels = node_shape(node)[1]
+        factor = _factors_of(module, node.args[1] if node.args[0] is values[0] else node.args[0], channels)
+        affine = _Affine(module, node)
+        if factor is None or not affine.reaches_one(values[0]):
+            continue
+        node.replace_all_uses_with(affine.on(values[0], factor, torch.zeros_like(factor)))
+        module.graph.erase_node(node)
+        count += 1
+    module.graph.eliminate_dead_code()
+    return count
+
+
+def _factors_of(module: GraphModule, value: Any, channels: int) -> Tensor | None:
+    """A number, or a constant with a number for each channel, as float64 [channels]; None of anything else."""
+    if isinstance(value, int | float):
+        return torch.full((channels,), float(value), dtype=torch.float64)
+    constant = constant_tensor(module, value)
+    if constant is None or not constant.is_floating_point():
+        return None
+    shape = (1,) * (4 - constant.ndim) + tuple(constant.shape)
+    if len(shape) != 4 or shape[0] != 1 or shape[2:] != (1, 1) or shape[1] not in (1, channels):
+        return None
+    return constant.double().reshape(-1).expand(channels).clone()
+
+
+class _Affine:
+    """A factor and a summand for each channel, put where they cost least.
+
+    Args:
+        norm: the batch norm that they are of, in whose place anything new is put.
+    """
+
+    def __init__(self, module: GraphModule, norm: Node) -> None:
+        self.module, self.norm = module, norm
+
+    def on(self, source: Node, scale: Tensor, offset: Tensor) -> Node:
+        """What stands for ``source * scale + offset``; both float64 [C]. Changes what nothing else reads."""
+        if self._takes(source):
+            self._fold(source, scale, offset)
+            return source
+        if len(source.users) == 1 and source.target is aten.cat.default and source.args[1:] == (1,):
+            parts = cast("list[Node]", source.args[0])
+            if len(set(parts)) == len(parts) and any(self.reaches_one(part) for part in parts):
+                widths = [node_shape(part)[1] for part in parts]
+                pieces = zip(parts, torch.split(scale, widths), torch.split(offset, widths), strict=True)
+                return self._again(source, ([self.on(*piece) for piece in pieces], 1))
+        if self.reaches_one(source) and source.target is aten.upsample_bilinear2d.vec:  # its weights add up to 1
+            return self._again(source, (self.on(cast(Node, source.args[0]), scale, offset), *source.args[1:]))
+        if self.reaches_one(source) and source.target is aten.add.Tensor:
+            one, other = cast("tuple[Node, Node]", source.args)
+            return self._again(source, (self.on(one, scale, offset), self.on(other, scale, offset * 0)))
+        return self._apart(source, scale, offset)
+
+    def _takes(self, node: Node) -> bool:
+        """Whether it is a convolution of constants that one node alone reads."""
+        if not (is_convolution(node) or is_transposed_convolution(node)) or len(node.users) != 1:
+            return False
+        bias = node.args[2] if len(node.args) > 2 else None
+        computed = bias is not None and constant_tensor(self.module, bias) is None
+        return constant_tensor(self.module, node.args[1]) is not None and not computed
+
+    def reaches_one(self, node: Node) -> bool:
+        """Whether all that leads to a node is taken by convolutions, through operations that nothing else reads."""
+        if self._takes(node):
+            return True
+        if node.op != "call_function" or len(node.users) != 1:
+            return False
+        if node.target is aten.upsample_bilinear2d.vec:
+            return self.reaches_one(cast(Node, node.args[0]))
+        if node.target is aten.cat.default and node.args[1:] == (1,):
+            parts = cast("list[Node]", node.args[0])
+            return len(set(parts)) == len(parts) and all(map(self.reaches_one, parts))
+        return _is_sum(node) and node.args[0] is not node.args[1] and all(map(self.reaches_one, node.all_input_nodes))
+
+    def _fold(self, node: Node, scale: Tensor, offset: Tensor) -> None:
+        kernel = constant_tensor(self.module, node.args[1])
+        assert kernel is not None
+        old = constant_tensor(self.module, node.args[2]) if len(node.args) > 2 else None
+        bias = offset if old is None else offset + old.double() * scale
+        weight = _scaled_outputs(node, kernel.double(), scale).to(kernel.dtype)
+        weight_constant = add_constant(self.module, node, "folded_weight", weight)
+        bias_constant = add_constant(self.module, node, "folded_bias", bias.to(kernel.dtype))
+        node.args = (node.args[0], weight_constant, bias_constant, *node.args[3:])
+
+    def _again(self, node: Node, args: tuple[Any, ...]) -> Node:
+        """The same operation on other values, in the batch norm's place."""
+        with self.module.graph.inserting_before(self.norm):
+            made = self.module.graph.call_function(cast(Any, node.target), args)
+        made.meta = dict(node.meta)
+        return made
+
+    def _apart(self, source: Node, scale: Tensor, offset: Tensor) -> Node:
+        """As an operation of its own.
+
+        Every runtime has an int8 kernel for the convolution, with a scale for each channel, and one pass over the map in float.
+        """
+        graph, kind = self.module.graph, source.meta["val"].dtype
+        meta = {**self.norm.meta, "val": source.meta["val"]}  # the batch norm's place in the user's code
+        if len(node_shape(source)) == 4:
+            weight = add_constant(self.module, self.norm, "by_channel_weight", scale.to(kind).reshape(-1, 1, 1, 1))
+            bias = add_constant(self.module, self.norm, "by_channel_bias", offset.to(kind))
+            with graph.inserting_before(self.norm):
+                arguments = (source, weight, bias, [1, 1], [0, 0], [1, 1], scale.numel())
+                result = graph.call_function(aten.conv2d.default, arguments)
+        else:
+            shape = (1, -1, *[1] * (len(node_shape(source)) - 2))
+            factor = add_constant(self.module, self.norm, "batch_norm_scale", scale.to(kind).reshape(shape))
+            addend = add_constant(self.module, self.norm, "batch_norm_offset", offset.to(kind).reshape(shape))
+            with graph.inserting_before(self.norm):
+                product = graph.call_function(aten.mul.Tensor, (source, factor))
+                result = graph.call_function(aten.add.Tensor, (product, addend))
+            product.meta = dict(meta)
+        result.meta = dict(meta)
+        return result
 
 
 def _scaled_outputs(node: Node, kernel: Tensor, scale: Tensor) -> Tensor:
@@ -559,6 +667,7 @@ REWRITES = (
     write_out,
     fold_constants,
     drop_expansions,
+    fold_products,
     fold_batch_norm,
     replace_adaptive_pooling,
     step_by_the_factor,

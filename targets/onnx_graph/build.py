@@ -17,6 +17,7 @@ from edgekit.export.precision import to_half
 from edgekit.export.rewrites import ANTIALIASED, attend_with_heads, smooth_by_matrices, split_max_pooling
 from targets.common import (
     is_lost,
+    is_unlike,
     kept_layers,
     kept_tensors,
     known_ranges,
@@ -194,6 +195,7 @@ def _left_in_float(model: Any, ranges: Mapping[str, tuple[float, float]]) -> dic
 
     The tool leaves a clamp out, for what it reads has a range that ends where the clamp does: but every range holds zero, and
     one whose limits do not is lost. And a constant that is lost in a sum, as the epsilon before a root, was not there in vain.
+    A join's parts and its result have one scale, which unlike parts cannot share.
     """
     values = tensor_values(model)
 
@@ -208,7 +210,9 @@ def _left_in_float(model: Any, ranges: Mapping[str, tuple[float, float]]) -> dic
     for node in model.graph.node:
         low, high = [*node.input[1:3], "", ""][:2]
         clamps = node.op_type == "Clip" and (beyond_zero(low, above=True) or beyond_zero(high, above=False))
-        if clamps or (node.op_type == "Add" and lost(node)):
+        parts = [ranges[name] for name in node.input if name in ranges]
+        unlike = node.op_type == "Concat" and node.output[0] in ranges and is_unlike(parts, ranges[node.output[0]])
+        if clamps or unlike or (node.op_type == "Add" and lost(node)):
             left[node.name] = node.op_type
     return left
 

@@ -663,3 +663,60 @@ def test_any_adaptive_pooling_is_replaced_exactly(
     module.graph.lint()
     module.recompile()
     torch.testing.assert_close(module(x), F.adaptive_avg_pool2d(x, (rows, columns)), rtol=1e-5, atol=1e-5)
+
+
+class Normed(nn.Module):
+    """Batch norm and constant factors behind what ``kind`` names."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.one, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1, groups=3, bias=False)
+        self.up = nn.ConvTranspose2d(3, 6, 2, 2)
+        self.norm = nn.BatchNorm2d({"join": 12, "image": 9, "deep": 15, "reused": 12, "alone": 6}.get(kind, 6))
+        self.register_buffer("factors", torch.linspace(0.5, -2.0, 6).reshape(1, 6, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = self.one(x), self.other(x)
+        larger = F.interpolate(one, scale_factor=2.0, mode="bilinear", align_corners=False)
+        if self.kind == "join":
+            return self.norm(torch.cat([one, other], 1))
+        if self.kind == "image":
+            return self.norm(torch.cat([one, x], 1))
+        if self.kind == "deep":
+            return self.norm(torch.cat([torch.cat([one, x], 1), other], 1))
+        if self.kind == "reused":
+            return self.norm(torch.cat([one, other], 1))[:, :6] + one
+        if self.kind == "sum":
+            return self.norm(one + other)
+        if self.kind == "twice":
+            return self.norm(one + one)
+        if self.kind == "resized":
+            return self.norm(larger)
+        if self.kind == "resized sum":
+            return self.norm(larger + self.up(x))
+        if self.kind == "alone":
+            return self.norm(torch.cat([x, x], 1))
+        return 0.25 * (one * self.factors) + other * 3.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "convolutions"),
+    [
+        ("join", 2), ("image", 2), ("deep", 3), ("reused", 3), ("sum", 2), ("twice", 2), ("resized", 1), ("resized sum", 2),
+        ("alone", 1), ("factors", 2),
+    ],
+)  # fmt: skip
+def test_factors_go_into_the_convolutions_before(kind: str, convolutions: int) -> None:
+    """Through joins, sums and resizes that nothing else reads; what no convolution takes is one of its own, by channel."""
+    torch.manual_seed(3)
+    network = lively(Normed(kind))
+    x = torch.randn(1, 3, 12, 10)
+    with torch.no_grad():
+        expected = network(x)
+        module = export_aten(network, x)
+        apply_rewrites(module)
+        torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    found = operations(module)
+    assert sum("conv" in name for name in found) == convolutions, found
+    assert not any("mul" in name or "batch_norm" in name for name in found), found
