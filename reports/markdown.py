@@ -505,11 +505,21 @@ def _reference_title(predictions: Mapping[str, Any]) -> str | None:
 
 
 def _verdicts(results: Sequence[Result], device: str) -> list[str]:
-    """What to ship, in one or two sentences."""
+    """What is not to be shipped, then what is."""
     artifacts = [result for result in results if not result.is_float and result.failed is None]
     names = dict(zip(map(id, artifacts), distinct_names(artifacts), strict=True))
+    broken = [
+        f"**{escape(names[id(result)])} has collapsed**: {escape(result.measured.collapsed)}."
+        for result in artifacts
+        if result.measured is not None and result.measured.collapsed is not None
+    ]
+    sound = [result for result in artifacts if result.measured is None or result.measured.collapsed is None]
+    return [*broken, _verdict(sound, names, device, _page_scope(results))]
+
+
+def _verdict(artifacts: Sequence[Result], names: Mapping[int, str], device: str, scope: str) -> str:
+    """The artifact to ship, in one or two sentences."""
     good = [r for r in artifacts if r.drop is not None and round(100 * r.drop.high, 9) <= VERDICT_POINTS]
-    scope = _page_scope(results)
     timed = [result for result in good if result.scope == scope and result.latency is not None]
     where = f"on {escape(device)}"
 
@@ -526,25 +536,22 @@ def _verdicts(results: Sequence[Result], device: str) -> list[str]:
         text += f"{best.accuracy_provenance.kind}."
         if best.latency.warnings:
             text += f" Warning, {escape('; '.join(best.latency.warnings))}."
-        return [text]
+        return text
     if any(result.scope == scope for result in artifacts):
-        return [f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."]
+        return f"No artifact timed {where} is within {VERDICT_POINTS:g} point of float (upper end of the interval)."
     if good:
         sizes = {id(result): result.measured.model_bytes if result.measured else None for result in good}
         best = min(good, key=lambda result: (sizes[id(result)] or math.inf, names[id(result)]))
         # What was not timed on this machine does not run on it, or was made for others.
         aim = "Smallest, for a device that runs it," if device == LOCAL else f"Smallest for {escape(device)}"
-        return [
-            (
-                f"{aim} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
-                f"{megabytes(sizes[id(best)])} MB. mIoU: {best.accuracy_provenance.kind}. "
-                "Latency: not measured."
-            )
-        ]
+        return (
+            f"{aim} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
+            f"{megabytes(sizes[id(best)])} MB. mIoU: {best.accuracy_provenance.kind}. Latency: not measured."
+        )
     if artifacts:
         text = f"For {escape(device)} no latency was measured"
-        return [f"{text}, and no artifact is shown to be within {VERDICT_POINTS:g} point of float."]
-    return [f"No artifact of this run is for {escape(device)}."]
+        return f"{text}, and no artifact is shown to be within {VERDICT_POINTS:g} point of float."
+    return f"No artifact of this run is for {escape(device)}."
 
 
 def _subject(context: ReportContext) -> list[str]:

@@ -104,6 +104,8 @@ class Quantized:
         loss: on the frames that guide a repair; None where ``why_not`` says why there is none.
         verification: on frames that neither calibrated nor guided; None where ``unverified`` says why.
         budget, repair: where a budget was asked for, and where it took one.
+        mended: layers that stay in float because int8 broke there.
+        collapsed: why it must not be shipped; None where it may be.
     """
 
     target: str
@@ -122,6 +124,8 @@ class Quantized:
     unverified: str | None = None
     budget: Verdict | None = None
     repair: Repair | None = None
+    mended: tuple[str, ...] = ()
+    collapsed: str | None = None
 
     @property
     def proof(self) -> Loss | None:
@@ -143,6 +147,9 @@ class Quantized:
             row["verification"] = plain(self.verification)
         elif self.unverified is not None:
             row["provenance_verification"] = Provenance("not measured", "", self.unverified).to_json()
+        row["mended"] = list(self.mended)
+        if self.collapsed is not None:
+            row["collapsed"] = self.collapsed
         for key in ("repair", "budget"):
             if getattr(self, key) is not None:
                 row[key] = plain(getattr(self, key))
@@ -175,6 +182,10 @@ def quantization_text(row: Quantized | NotQuantized) -> str:
     ]
     if row.no_int8:
         lines.append(f"  nothing was kept in float of {', '.join(row.no_int8)}: {row.target} runs none of it in int8")
+    if row.mended:
+        lines.append(f"  kept in float, since int8 broke there: {', '.join(row.mended)}")
+    if row.collapsed is not None:
+        lines.append(f"  collapsed: {row.collapsed}")
     if row.loss is None:
         lines.append(f"  mIoU: not measured, {row.why_not}")
     else:

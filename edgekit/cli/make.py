@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,6 +125,7 @@ def run(
     else:
         print_text(summary(finished.document["rows"]))
         print_text(f"\nreport: {finished.page}")
+    refuse_collapsed({f"{row.named} {row.precision}": row.collapsed for row in finished.measured})
     # A target whose packages were never installed is no failure unless it was asked for by name.
     if broken := [entry for entry in finished.failed if targets is not None or not entry.missing]:
         raise EdgekitError(
@@ -251,6 +253,7 @@ def quantize(
             print_text(quantization_text(row))
     if failed := [row for row in rows if isinstance(row, NotQuantized)]:
         raise EdgekitError(f"{len(failed)} of {len(rows)} targets failed, first {failed[0].target}: {failed[0].failed}")
+    refuse_collapsed({f"{row.target} int8": row.collapsed for row in rows if isinstance(row, Quantized)})
     for row in rows:
         if isinstance(row, Quantized) and row.budget is not None and not row.budget.holds and row.proof is not None:
             raise BudgetError(
@@ -296,3 +299,10 @@ def sensitivity(
     else:
         print_text(sensitivity_text(document))
         print_text(f"\nall layers: {folder / 'sensitivity' / 'index.md'}")
+
+
+def refuse_collapsed(found: Mapping[str, str | None]) -> None:
+    """Raise BudgetError where int8 collapsed, by artifact."""
+    if broken := {name: why for name, why in found.items() if why is not None}:
+        name, why = next(iter(broken.items()))
+        raise BudgetError(f"{len(broken)} int8 artifact{'s' if len(broken) > 1 else ''} collapsed, first {name}: {why}")

@@ -497,6 +497,7 @@ class Measurement:
         environment: the machine.
         sustained: None where nothing was kept under load.
         run_folder: where commands find the artifact, besides the run's own.
+        collapsed: why its int8 must not be shipped; None of what may be.
     """
 
     artifact: str
@@ -522,6 +523,7 @@ class Measurement:
     environment: Environment = field(default_factory=dict)
     sustained: Sustained | Unheld | None = absent(None)
     run_folder: str | None = absent(None)
+    collapsed: str | None = absent(None)
 
     @property
     def named(self) -> str:

@@ -25,13 +25,16 @@ from edgekit.core.values import (
     DeployableGraph,
     OutputKind,
     Precision,
+    Quantization,
     Recipe,
     Size,
+    UInt8,
     is_plain_path,
 )
 from edgekit.decoder import HEADER
 from edgekit.networks.checkpoint import Checkpoint
-from edgekit.pipeline.check import FRAMES, check_made
+from edgekit.pipeline.check import check_made, frames_to_check
+from edgekit.pipeline.mending import Attempt, Mended, mended, simulated_drop
 from edgekit.pipeline.plans import Order
 from edgekit.pipeline.quantization import Calibration, calibration_record, int8_graph, prepare, quantization_key
 
@@ -145,24 +148,25 @@ def make_artifact(
     name = artifact_name(target, recipe, size)
     folder = run_folder / "artifacts" / name
     key = artifact_key(target, checkpoint, recipe, size, calibration)
-    original = deployable = graph()
+    original = graph()
     log = run_folder / "logs" / f"{name}.log"
     with progress.stage(stage_name(target, recipe, size)), new_folder(folder) as temporary:
         try:
             with noise_to(log):
-                prepared = prepare(deployable, checkpoint, calibration, run_folder) if calibration else None
+                prepared = prepare(original, checkpoint, calibration, run_folder) if calibration else None
                 quantization = None if prepared is None else prepared.quantization
-                if quantization is not None:
-                    deployable = int8_graph(deployable, quantization, recipe.keep_float)
-                converted = target.convert(deployable, recipe, quantization, temporary)
-                if not (temporary / converted.model).exists():
-                    raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
-                made = Artifact(
-                    temporary, target.name, recipe.precision, size, deployable.class_names, recipe.output, recipe.output_stride,
-                    converted.model, {"notes": dict(converted.notes)},
-                )  # fmt: skip
-                looked_at = order.calibration
-                seen = check_made(target, made, original, [] if looked_at is None else looked_at.some(FRAMES))
+                wanted = frames_to_check(recipe.precision, size)
+                images = [] if order.calibration is None else order.calibration.some(wanted)
+
+                def attempt(recipe: Recipe, folder: Path) -> Attempt:
+                    return _attempt(target, original, recipe, quantization, folder, images, log)
+
+                done = attempt(recipe, temporary)
+                found = Mended(done, (), None)
+                record = None if prepared is None else calibration_record(prepared, done.converted.scheme)
+                if record is not None:
+                    found = mended(done, simulated_drop(record), target, original, images, attempt)
+                converted, seen = found.attempt.converted, found.attempt.seen
         except EdgekitError:
             raise
         except Exception as error:  # converters raise anything; the user needs the cause and the log
@@ -184,7 +188,7 @@ def make_artifact(
             "target": target.name,
             "precision": recipe.precision,
             "size": [size.height, size.width],
-            "class_names": list(deployable.class_names),
+            "class_names": list(original.class_names),
             "output": recipe.output,
             "output_stride": recipe.output_stride,
             "model": converted.model,
@@ -197,13 +201,15 @@ def make_artifact(
             },
             "training": dict(checkpoint.recipe),
             "recipe": asdict(recipe),
-            "calibration": None if prepared is None else calibration_record(prepared, converted.scheme),
+            "calibration": record,
             "kept_float": list(converted.kept_float),
             "no_int8": [layer for layer in recipe.keep_float if layer not in converted.kept_float],
-            "check": dict(seen),
+            "check": {"why": f"not run here: {target.missing()}"} if seen is None else seen.to_json(),
+            "mended": list(found.layers),
+            "collapsed": found.collapsed,
             "native_input": converted.native_input,
             "native_output": converted.native_output,
-            "rewrites": list(deployable.rewrites),
+            "rewrites": list(found.attempt.rewrites),
             "notes": dict(converted.notes),
             "tools": dict(converted.tools),
             "edgekit": __version__,
@@ -212,6 +218,27 @@ def make_artifact(
         }
         write_json(temporary / MANIFEST, manifest)
     return load_artifact(folder)
+
+
+def _attempt(
+    target: Target,
+    graph: DeployableGraph,
+    recipe: Recipe,
+    quantization: Quantization | None,
+    folder: Path,
+    images: Sequence[UInt8],
+    log: Path,
+) -> Attempt:
+    """Convert into a folder, and look at what came of it."""
+    deployable = graph if quantization is None else int8_graph(graph, quantization, recipe.keep_float)
+    converted = target.convert(deployable, recipe, quantization, folder)
+    if not (folder / converted.model).exists():
+        raise ConversionError(f"{target.title} wrote no {converted.model} (its output is in {log})")
+    made = Artifact(
+        folder, target.name, recipe.precision, graph.size, graph.class_names, recipe.output, recipe.output_stride,
+        converted.model, {"notes": dict(converted.notes)},
+    )  # fmt: skip
+    return Attempt(recipe, converted, made, check_made(target, made, graph, images), deployable.rewrites)
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

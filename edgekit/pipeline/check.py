@@ -12,16 +12,26 @@ from numpy.typing import NDArray
 from calibration.datasets import open_split, resize_image
 from edgekit.core.errors import ConversionError
 from edgekit.core.seam import Inspectable, Target
-from edgekit.core.values import Artifact, DeployableGraph, Float32, SessionOptions, Size, UInt8
+from edgekit.core.values import Artifact, DeployableGraph, Float32, Precision, SessionOptions, Size, UInt8
 from edgekit.export.sizes import decision_size
 
 if TYPE_CHECKING:
-    from edgekit.export.compare import Samples
+    from torch import Tensor
+
+    from edgekit.export.compare import Parting, Samples
 
 FRAMES = 2
 """Looked at for each artifact: what a converter gets wrong it gets wrong on every frame."""
 FRAME_PIXELS = 3 << 20
 """Above so many pixels one frame is enough."""
+INT8_FRAMES, INT8_PIXELS = 6, 6 << 20
+"""int8 is looked at on so many frames, of about so many pixels together, since what it loses differs from frame to frame."""
+INT8_APART = 0.2
+"""How far int8's maps may be from the float network's before a layer counts as broken: rounding was seen to do less."""
+WORSE = 0.02
+"""int8 may be expected to lose so much more mIoU than its simulation was: more is no rounding."""
+JUDGED = 1 << 17
+"""About so many pixels of a frame are judged."""
 TOLERANCE: Mapping[str, float] = {"fp32": 0.01, "fp16": 0.03, "bf16": 0.1}
 """How far logits may be from the network's, as a share of their spread: several times what rounding was seen to do."""
 OFFSET_SHARE = 0.01
@@ -40,24 +50,34 @@ class Seen:
         wrong: share of the pixels whose label the network holds for less likely by more than rounding.
         logits_distance: root mean square of the difference over the logits' spread; None of artifacts that give labels, or int8's
             own levels.
+        expected_drop: of mIoU, a fraction, with the float network's own probabilities as the truth.
     """
 
     frames: str
     labels_alike: float
     wrong: float
     logits_distance: float | None
+    expected_drop: float
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's ``check``."""
         return {
             "frames": self.frames, "labels_alike": round(self.labels_alike, 6), "wrong": round(self.wrong, 6),
             "logits_distance": None if self.logits_distance is None else float(f"{self.logits_distance:.4g}"),
+            "expected_drop": round(self.expected_drop, 6),
         }  # fmt: skip
 
 
-def check_frames(size: Size, calibrating: Sequence[UInt8]) -> tuple[str, list[UInt8]]:
+def frames_to_check(precision: Precision, size: Size) -> int:
+    """How many frames an artifact is held to."""
+    if precision == "int8":
+        return max(FRAMES, min(INT8_FRAMES, INT8_PIXELS // (size.height * size.width)))
+    return 1 if size.height * size.width > FRAME_PIXELS else FRAMES
+
+
+def check_frames(precision: Precision, size: Size, calibrating: Sequence[UInt8]) -> tuple[str, list[UInt8]]:
     """Frames to hold an artifact to, each uint8 [1, H, W, 3], and what they are: calibration frames, or drawn ones without these."""
-    count = 1 if size.height * size.width > FRAME_PIXELS else FRAMES
+    count = min(frames_to_check(precision, size), len(calibrating) or FRAMES)
     if calibrating:
         return f"{count} of the calibration", list(calibrating[:count])
     references = open_split("streets", "train", None, size).first(count).references
@@ -73,8 +93,13 @@ def check_artifact(target: Target, artifact: Artifact, graph: DeployableGraph, f
     Raises:
         ConversionError: a float artifact differs in more than rounding; names the first layer where they part.
     """
+    import torch
+
+    from calibration.simulation import expected_drop_of_labels
+
     what, images = frames
     alike, wrong, distances = [], [], []
+    judged: list[tuple[Tensor, Tensor]] = []
     kept: list[Float32] = []
 
     def look(logits: NDArray[Any]) -> None:
@@ -99,8 +124,12 @@ def check_artifact(target: Target, artifact: Artifact, graph: DeployableGraph, f
             chosen = decided[0] if beyond else np.take_along_axis(decided, at[None].astype(np.int64), 0)[0]
             wrong.append(1.0 if beyond else float((best - chosen > 2 * tolerance * spread).mean()))
             alike.append(float((at == decided.argmax(0)).mean()))
+            step = max(1, round((best.size / JUDGED) ** 0.5))
+            some = np.minimum(at[::step, ::step], len(decided) - 1)
+            judged.append((torch.from_numpy(decided[None, :, ::step, ::step].copy()), torch.from_numpy(some.copy())))
     distance = max(distances) if len(distances) == len(images) else None
-    seen = Seen(what, float(np.mean(alike)), float(np.mean(wrong)), distance)
+    drop = expected_drop_of_labels(judged)
+    seen = Seen(what, float(np.mean(alike)), float(np.mean(wrong)), distance, drop)
     if artifact.precision != "int8" and (
         seen.wrong > WRONG_SHARE or (distance is not None and not distance <= tolerance)
     ):
@@ -140,23 +169,31 @@ def _where(
     target: Target, artifact: Artifact, graph: DeployableGraph, images: Sequence[UInt8], tolerance: float
 ) -> str:
     """The first layer at which an artifact and its network part, in words."""
-    from edgekit.export.compare import Samples, compare_layers, float_samples, map_shapes, parting
-
     if not isinstance(target, Inspectable):
         return "this target does not show what its artifacts compute on the way"
-    shapes = map_shapes(graph)
-    expected = float_samples(graph, images)
-    network, model = (Samples(frozenset(shapes.values()), rescaled=False) for _ in range(2))
-    network.values.update({(name, shapes[name]): [value] for name, value in expected.items()})
     try:
-        _show(target, artifact, images, model)
+        found = parts_at(target, artifact, graph, images, tolerance)
     except Exception as error:  # runtimes raise anything; the artifact is told to be wrong all the same
         return f"what it computes on the way cannot be looked at ({type(error).__name__})"
-    found = parting(graph, compare_layers(graph, expected, network, model), tolerance)
     if found.layer is None:
         return "no layer before the last differs"
     unseen = f", or at {', '.join(found.unseen)} just before it" if found.unseen else ""
     return f"they part at '{found.layer}'{unseen}"
+
+
+def parts_at(
+    target: Inspectable, artifact: Artifact, graph: DeployableGraph, images: Sequence[UInt8], tolerance: float
+) -> Parting:
+    """The first layer at which an artifact and its network part; raises whatever a runtime does."""
+    from edgekit.export.compare import Samples, compare_layers, float_samples, map_shapes, parting
+
+    shapes = map_shapes(graph)
+    expected = float_samples(graph, images)
+    kinds = frozenset(shapes.values())
+    network, model = Samples(kinds, rescaled=False), Samples(kinds, rescaled=artifact.precision == "int8")
+    network.values.update({(name, shapes[name]): [value] for name, value in expected.items()})
+    _show(target, artifact, images, model)
+    return parting(graph, compare_layers(graph, expected, network, model), tolerance)
 
 
 def _show(target: Inspectable, artifact: Artifact, images: Sequence[UInt8], model: Samples) -> None:
@@ -166,20 +203,26 @@ def _show(target: Inspectable, artifact: Artifact, images: Sequence[UInt8], mode
 
 def check_made(
     target: Target, converted: Artifact, graph: DeployableGraph, calibrating: Sequence[UInt8]
-) -> Mapping[str, Any]:
-    """The manifest's ``check``: what was seen, or why nothing could be.
+) -> Seen | None:
+    """What was seen; None where it cannot run here.
 
     Raises:
         ConversionError: as :func:`check_artifact`.
     """
     try:
-        return check_artifact(target, converted, graph, check_frames(converted.size, calibrating)).to_json()
-    except ImportError as error:
-        return {"why": f"not run here: {target.missing() or error}"}
+        frames = check_frames(converted.precision, converted.size, calibrating)
+        return check_artifact(target, converted, graph, frames)
+    except ImportError:
+        return None
 
 
 def doubt(artifact: Artifact) -> str | None:
-    """What is to be said at once of an int8 artifact that labels other than its network; None where there is nothing."""
+    """What is to be said at once of an int8 artifact that is not what was simulated; None where there is nothing."""
+    if (why := collapsed(artifact.manifest)) is not None:
+        return f"{artifact.title} has collapsed: {why}"
+    mended = artifact.manifest.get("mended")
+    if isinstance(mended, list) and mended:
+        return f"{artifact.title}: int8 broke at {', '.join(map(str, mended))}, which stay in float"
     seen = artifact.manifest.get("check", {})
     if artifact.precision != "int8" or not isinstance(seen, dict) or seen.get("labels_alike", 1.0) >= 0.9:
         return None
@@ -187,3 +230,9 @@ def doubt(artifact: Artifact) -> str | None:
         f"{artifact.title} labels {100 * seen['labels_alike']:.0f} % of the pixels as the float network does, on {seen['frames']} frames: "
         f"edgekit compare {artifact.folder} names the first layer where they part"
     )
+
+
+def collapsed(manifest: Mapping[str, Any]) -> str | None:
+    """Why an int8 artifact must not be shipped; None of one that may be."""
+    why = manifest.get("collapsed")
+    return why if isinstance(why, str) else None

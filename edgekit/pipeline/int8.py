@@ -34,6 +34,7 @@ from edgekit.pipeline.accuracy import (
     stored_labeller,
 )
 from edgekit.pipeline.artifacts import lazy_graph, recipe_for
+from edgekit.pipeline.check import collapsed
 from edgekit.pipeline.conversion import convert_all, is_prepared, preparing
 from edgekit.pipeline.here import Here, bench_frames_of
 from edgekit.pipeline.inputs import refuse_guided, split_for_agreement
@@ -230,6 +231,7 @@ def _row(common: Quantizing, artifact: Artifact) -> Quantized:
         FrameCount(chosen.dataset, chosen.split, len(chosen)), tuple(artifact.manifest["kept_float"]),
         tuple(artifact.manifest["no_int8"]), float(np.mean(agreement)), len(common.compared),
         Provenance(engine.kind, engine.by, engine.why), loss, common.plan.why_not,
+        mended=tuple(artifact.manifest.get("mended", ())), collapsed=collapsed(artifact.manifest),
     )  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from edgekit.core.registry import load_target
 from edgekit.core.values import MANIFEST, Provenance, Size, is_plain_name
 from edgekit.networks.checkpoint import trained_on
 from edgekit.pipeline.accuracy import PICTURES, Frames
+from edgekit.pipeline.check import collapsed
 from edgekit.pipeline.places import Place, Taken
 from edgekit.pipeline.plans import Bench
 
@@ -119,6 +120,7 @@ def measurement_of(place: Place, taken: Taken, why_not: str | None = None) -> Me
         accuracy_why=None if taken.accuracy is not None else taken.accuracy_why or missing,
         environment={**environment, "events": list(place.notes)} if place.notes else environment,
         sustained=taken.sustained,
+        collapsed=collapsed(manifest),
     )
 
 

@@ -45,11 +45,13 @@ class Finished:
         page: the report's first page.
         document: ``report.json``.
         failed: artifacts that could not be made or run.
+        measured: what was measured of the others.
     """
 
     page: Path
     document: Mapping[str, Any]
     failed: tuple[Failure, ...]
+    measured: tuple[Measurement, ...]
 
 
 def run(plan: Plan, progress: Progress) -> Finished:
@@ -109,7 +111,7 @@ def run(plan: Plan, progress: Progress) -> Finished:
         write_sealed(stamp, {"key": key, "pages": page_hashes(folder)})
     if errors:
         raise DeviceError(f"{errors[0]} (the report {page} holds what was finished)")
-    return Finished(page, report_document(folder), tuple(failed))
+    return Finished(page, report_document(folder), tuple(failed), tuple(measured))
 
 
 def _convert(plan: Plan, progress: Progress) -> tuple[list[Artifact], list[Failure]]:

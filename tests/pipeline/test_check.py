@@ -60,7 +60,7 @@ def made(graph: DeployableGraph, folder: Path, output: OutputKind = "logits", st
 def test_an_artifact_that_is_its_network(tmp_path: Path, output: OutputKind, stride: int) -> None:
     graph = graph_of(Net())
     seen = check_artifact(
-        load_target("onnxruntime"), made(graph, tmp_path / "a", output, stride), graph, check_frames(SIZE, [])
+        load_target("onnxruntime"), made(graph, tmp_path / "a", output, stride), graph, check_frames("fp32", SIZE, [])
     )
     assert seen.wrong == 0
     assert seen.labels_alike > 0.999
@@ -80,7 +80,7 @@ def test_one_that_is_not(tmp_path: Path, output: OutputKind, stride: int, layer:
         )
     artifact = made(graph_of(wrong), tmp_path / "a", output, stride)
     with pytest.raises(ConversionError, match=rf"not the network .* they part at '{layer}'"):
-        check_artifact(load_target("onnxruntime"), artifact, graph_of(network), check_frames(SIZE, []))
+        check_artifact(load_target("onnxruntime"), artifact, graph_of(network), check_frames("fp32", SIZE, []))
 
 
 def test_int8_is_told_rather_than_refused(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_int8_is_told_rather_than_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         wrong.inner[0].weight.mul_(-1)
     artifact = replace(made(graph_of(wrong), tmp_path / "a"), precision="int8")
-    seen = check_artifact(load_target("onnxruntime"), artifact, graph_of(network), check_frames(SIZE, []))
+    seen = check_artifact(load_target("onnxruntime"), artifact, graph_of(network), check_frames("fp32", SIZE, []))
     told = doubt(replace(artifact, manifest={"check": seen.to_json()}))
     assert told is not None
     assert "edgekit compare" in told
