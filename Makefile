@@ -57,7 +57,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd benchmarks && MYPYPATH=..:../tests/devices ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+	cd benchmarks && MYPYPATH=..:../tests:../tests/devices ../$(BIN)/mypy --config-file ../pyproject.toml *.py
 	$(BIN)/lint-imports
 
 # Measures what docs/results.md and benchmarks/results.md show, keeps it in benchmarks/measured, and writes both pages again.

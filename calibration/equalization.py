@@ -210,6 +210,7 @@ def _is_mean_of_places(node: Node) -> bool:
         node.target is aten.mean.dim
         and not node.kwargs
         and len(node.args) == 3
+        and isinstance(node.args[1], list | tuple)
         and sorted(side % 4 for side in cast("list[int]", node.args[1])) == [2, 3]
         and bool(node.args[2])
     )

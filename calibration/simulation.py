@@ -61,13 +61,18 @@ def gives_int8(node: Node, scheme: Scheme) -> bool:
     """Whether an operation's result is int8 whatever reads it.
 
     ONNX Runtime and TFLite, which are asymmetric, have kernels that give int8 only, after an activation that is fused with
-    them. So a join's parts share the scale of its result there. OpenVINO rounds what is read in int8, and no more.
+    them. So a join's parts share the scale of its result there. OpenVINO rounds what is read in int8, and no more. A sum with a
+    constant is none of these: it may be an epsilon, which would be lost, or a mask, which no int8 holds, and targets leave it in float.
     """
     if scheme == "symmetric" or not node.users or any(user.op == "output" for user in node.users):
         return False
     if node.target in ACTIVATIONS:
         source = node.args[0]
         return isinstance(source, Node) and source.target in READERS
+    if node.target == aten.add.Tensor and not all(
+        isinstance(one, Node) and one.op != "get_attr" for one in node.args[:2]
+    ):
+        return False
     return node.target in READERS and not all(user.target in ACTIVATIONS for user in node.users)
 
 

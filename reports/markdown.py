@@ -514,6 +514,8 @@ def _verdicts(results: Sequence[Result], device: str) -> list[str]:
         if result.measured is not None and result.measured.collapsed is not None
     ]
     sound = [result for result in artifacts if result.measured is None or result.measured.collapsed is None]
+    if broken and not sound:
+        return [*broken, f"No artifact for {escape(device)} may be shipped."]
     return [*broken, _verdict(sound, names, device, _page_scope(results))]
 
 

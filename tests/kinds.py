@@ -61,7 +61,8 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.inner(self.stem(x)))
+        out: Tensor = self.head(self.inner(self.stem(x)))
+        return out
 
 
 class JoinedImage(nn.Module):
@@ -85,7 +86,8 @@ class JoinedImage(nn.Module):
         y = self.at_half(torch.cat([self.first(x), half], 1))
         y = self.at_quarter(torch.cat([self.second(y), F.avg_pool2d(half, 3, 2, 1)], 1))
         z = self.reduced(self.joined(torch.cat([self.local(y), self.around(y)], 1)))
-        return self.head(self.last(torch.cat([z * self.gate(z), y], 1)))
+        out: Tensor = self.head(self.last(torch.cat([z * self.gate(z), y], 1)))
+        return out
 
 
 class UnlikeJoin(Network):
@@ -96,7 +98,8 @@ class UnlikeJoin(Network):
         self.after = nn.Sequential(nn.BatchNorm2d(80), nn.ReLU(), block(80, 32))
 
     def inner(self, x: Tensor) -> Tensor:
-        return self.after(torch.cat([0.05 * self.plain(x), 20.0 * self.strong(x), x], 1))
+        out: Tensor = self.after(torch.cat([0.05 * self.plain(x), 20.0 * self.strong(x), x], 1))
+        return out
 
 
 class Gates(Network):
@@ -112,7 +115,8 @@ class Gates(Network):
 
     def inner(self, x: Tensor) -> Tensor:
         y = self.deep(self.wide(x))
-        return x + self.narrow(y * self.gate(y))
+        out: Tensor = x + self.narrow(y * self.gate(y))
+        return out
 
 
 class Pyramid(Network):
@@ -129,7 +133,8 @@ class Pyramid(Network):
         found = [branch(y) for branch in self.branches]
         for index in range(1, len(found)):
             found[index] = found[index] + found[index - 1]
-        return self.active(x + self.mixed(self.after(torch.cat(found, 1))))
+        out: Tensor = self.active(x + self.mixed(self.after(torch.cat(found, 1))))
+        return out
 
 
 class Dense(Network):
@@ -147,7 +152,8 @@ class Dense(Network):
     def inner(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = torch.cat([x, layer(x)], 1)
-        return self.last(x)
+        out: Tensor = self.last(x)
+        return out
 
 
 class Ghosts(Network):
@@ -163,7 +169,8 @@ class Ghosts(Network):
         left, right = torch.cat([y, self.cheap(y)], 1).chunk(2, 1)
         y = torch.cat([left, self.right(right)], 1)
         n, c, h, w = y.shape
-        return self.out(y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
+        out: Tensor = self.out(y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w))
+        return out
 
 
 class Factorized(Network):
@@ -205,7 +212,8 @@ class TwoResolutions(Network):
     def inner(self, x: Tensor) -> Tensor:
         fine, coarse = self.fine(x), self.deep(self.coarse(x))
         fine, coarse = F.relu(fine + larger(self.up(coarse))), F.relu(coarse + self.down(fine))
-        return self.last(fine) + larger(self.low(coarse))
+        out: Tensor = self.last(fine) + larger(self.low(coarse))
+        return out
 
 
 class Refinement(Network):
@@ -220,7 +228,8 @@ class Refinement(Network):
         y = self.deep(x)
         pooled = y.mean((2, 3), keepdim=True)
         y = y * self.gate(pooled) + self.whole(pooled)
-        return self.mixed(torch.cat([x, self.narrow(larger(y, 4))], 1))
+        out: Tensor = self.mixed(torch.cat([x, self.narrow(larger(y, 4))], 1))
+        return out
 
 
 class ChannelsNorm(nn.Module):
@@ -231,7 +240,8 @@ class ChannelsNorm(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        out: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return out
 
 
 class LargeKernels(Network):
@@ -263,7 +273,8 @@ class Boundary(Network):
     def inner(self, x: Tensor) -> Tensor:
         context, detail = larger(self.context(x)), self.detail(x)
         edge = torch.sigmoid(self.edge(detail))
-        return self.out(edge * detail + (1 - edge) * context)
+        out: Tensor = self.out(edge * detail + (1 - edge) * context)
+        return out
 
 
 class Attention(Network):
@@ -282,7 +293,8 @@ class Attention(Network):
         tokens = tokens + self.look(tokens, tokens, tokens, need_weights=False)[0]
         y = tokens.transpose(1, 2).reshape(n, c, h, w)
         y = y + self.mixed(y)
-        return self.last(torch.cat([x, larger(self.up(y), 4)], 1))
+        out: Tensor = self.last(torch.cat([x, larger(self.up(y), 4)], 1))
+        return out
 
 
 KINDS: Mapping[str, Callable[[int], nn.Module]] = {

@@ -120,18 +120,25 @@ def run(
     )
     with run_folder(plan.folder, found, plan.command, replace=replace):
         finished = run_plan(plan, new_progress())
+    gone = [
+        {"artifact": row.artifact, "device": row.device, "collapsed": row.collapsed}
+        for row in finished.measured
+        if row.collapsed is not None
+    ]
     if as_json:
-        print_json({"report": str(finished.page), **finished.document, "failed": plain(finished.failed)})
+        print_json(
+            {"report": str(finished.page), **finished.document, "failed": plain(finished.failed), "collapsed": gone}
+        )
     else:
         print_text(summary(finished.document["rows"]))
         print_text(f"\nreport: {finished.page}")
-    refuse_collapsed({f"{row.named} {row.precision}": row.collapsed for row in finished.measured})
     # A target whose packages were never installed is no failure unless it was asked for by name.
     if broken := [entry for entry in finished.failed if targets is not None or not entry.missing]:
         raise EdgekitError(
             f"{len(broken)} of the artifacts could not be made or run, first {broken[0].named} {broken[0].precision}: "
             f"{broken[0].failed}"
         )
+    refuse_collapsed({f"{row.named} {row.precision}": row.collapsed for row in finished.measured})
 
 
 def convert(

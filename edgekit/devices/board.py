@@ -26,7 +26,7 @@ from edgekit.core.measurement import (
 )
 from edgekit.core.progress import Progress
 from edgekit.core.quantities import is_bytes
-from edgekit.core.values import Artifact, ClassSet
+from edgekit.core.values import Artifact, ClassSet, Provenance
 from edgekit.devices import jetson
 from edgekit.devices.formats import trtexec
 from edgekit.devices.inventory import Device
@@ -344,7 +344,12 @@ class Board:
                 return
             if "latency" in event:
                 target = artifacts[subjects[number][0]].target
-                found[number] = checked_latency(self.device, event["latency"], terms, self.title(target))
+                taken = checked_latency(self.device, event["latency"], terms, self.title(target))
+                if target in ("tensorrt", "coreml") and (
+                    own := taken.settings.get("engine")
+                ):  # as the session names it
+                    taken = replace(taken, provenance=Provenance("measured", str(own)))
+                found[number] = taken
             else:
                 found[number] = failure_of(self.device, event.get("failed"))
 

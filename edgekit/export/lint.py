@@ -231,9 +231,9 @@ def _unlike_tensorflow(node: Node) -> bool:
 
 
 def _is_unfolded_batch_norm(node: Node) -> bool:
-    """The product that ``fold_batch_norm`` leaves where there is no convolution to fold into."""
-    factor = node.args[1] if len(node.args) > 1 else None
-    return isinstance(factor, Node) and str(factor.target).startswith("batch_norm_scale")
+    """The convolution by channel that ``fold_batch_norm`` makes where there is none to fold into."""
+    weight = node.args[1] if len(node.args) > 1 else None
+    return isinstance(weight, Node) and str(weight.target).startswith("by_channel_weight")
 
 
 def _wraps_around(node: Node) -> bool:
@@ -495,17 +495,17 @@ RULES: tuple[Rule, ...] = (
                 "rewritten", (COREML, OPENVINO), "the converter does not know batch norm in the form it is exported in"
             ),
         ),
-        "nothing to do: edgekit folds it into the convolution before it, or makes it one product and one sum",
+        "nothing to do: edgekit folds it into the convolutions before it, or makes it one of its own",
         rewrite="fold_batch_norm",
     ),
     Rule(
         "unfolded-batch-norm",
-        ("mul",),
+        ("conv2d",),
         (
             Outcome(
                 "slow",
                 (ONNXRUNTIME, TENSORRT, TFLITE),
-                "no convolution stands straight before this batch norm, so that it stays a product and a sum",
+                "no convolution before this batch norm can take it, so that it becomes one of its own, over the whole map",
             ),
         ),
         "put the batch norm behind a convolution that nothing else reads",

@@ -104,7 +104,8 @@ def fold_products(module: GraphModule) -> int:
         channels = node_shape(node)[1]
         factor = _factors_of(module, node.args[1] if node.args[0] is values[0] else node.args[0], channels)
         affine = _Affine(module, node)
-        if factor is None or not affine.reaches_one(values[0]):
+        same_type = values[0].meta["val"].dtype == node.meta["val"].dtype
+        if factor is None or not same_type or not affine.reaches_one(values[0]):
             continue
         node.replace_all_uses_with(affine.on(values[0], factor, torch.zeros_like(factor)))
         module.graph.erase_node(node)
@@ -143,7 +144,8 @@ class _Affine:
             return source
         if len(source.users) == 1 and source.target is aten.cat.default and source.args[1:] == (1,):
             parts = cast("list[Node]", source.args[0])
-            if len(set(parts)) == len(parts) and any(self.reaches_one(part) for part in parts):
+            alike = all(part.meta["val"].dtype == source.meta["val"].dtype for part in parts)
+            if alike and len(set(parts)) == len(parts) and any(self.reaches_one(part) for part in parts):
                 widths = [node_shape(part)[1] for part in parts]
                 pieces = zip(parts, torch.split(scale, widths), torch.split(offset, widths), strict=True)
                 return self._again(source, ([self.on(*piece) for piece in pieces], 1))
@@ -172,7 +174,8 @@ class _Affine:
             return self.reaches_one(cast(Node, node.args[0]))
         if node.target is aten.cat.default and node.args[1:] == (1,):
             parts = cast("list[Node]", node.args[0])
-            return len(set(parts)) == len(parts) and all(map(self.reaches_one, parts))
+            alike = all(part.meta["val"].dtype == node.meta["val"].dtype for part in parts)
+            return alike and len(set(parts)) == len(parts) and all(map(self.reaches_one, parts))
         return _is_sum(node) and node.args[0] is not node.args[1] and all(map(self.reaches_one, node.all_input_nodes))
 
     def _fold(self, node: Node, scale: Tensor, offset: Tensor) -> None:

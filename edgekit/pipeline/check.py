@@ -77,9 +77,9 @@ def frames_to_check(precision: Precision, size: Size) -> int:
 
 def check_frames(precision: Precision, size: Size, calibrating: Sequence[UInt8]) -> tuple[str, list[UInt8]]:
     """Frames to hold an artifact to, each uint8 [1, H, W, 3], and what they are: calibration frames, or drawn ones without these."""
-    count = min(frames_to_check(precision, size), len(calibrating) or FRAMES)
     if calibrating:
-        return f"{count} of the calibration", list(calibrating[:count])
+        return f"{len(calibrating)} of the calibration", list(calibrating)
+    count = min(frames_to_check(precision, size), FRAMES)
     references = open_split("streets", "train", None, size).first(count).references
     return f"{count} drawn", [resize_image(reference.load_image(), size)[None].copy() for reference in references]
 
@@ -201,10 +201,8 @@ def _show(target: Inspectable, artifact: Artifact, images: Sequence[UInt8], mode
         target.show_tensors(artifact, image, model.look)
 
 
-def check_made(
-    target: Target, converted: Artifact, graph: DeployableGraph, calibrating: Sequence[UInt8]
-) -> Seen | None:
-    """What was seen; None where it cannot run here.
+def check_made(target: Target, converted: Artifact, graph: DeployableGraph, calibrating: Sequence[UInt8]) -> Seen | str:
+    """What was seen, or why it cannot run here.
 
     Raises:
         ConversionError: as :func:`check_artifact`.
@@ -212,8 +210,8 @@ def check_made(
     try:
         frames = check_frames(converted.precision, converted.size, calibrating)
         return check_artifact(target, converted, graph, frames)
-    except ImportError:
-        return None
+    except ImportError as error:
+        return target.missing() or str(error)
 
 
 def doubt(artifact: Artifact) -> str | None:

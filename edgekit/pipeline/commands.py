@@ -195,12 +195,14 @@ class Benched:
     Attributes:
         artifact: its folder.
         evaluation: its metrics, where they were asked for and taken.
+        accuracy_why: why they were not taken, where they were asked for.
         failed: why something of it could not be measured, where that was tried.
     """
 
     artifact: Path
     measured: Measurement
     evaluation: Evaluation | None
+    accuracy_why: str | None
     failed: str | None
 
     @property
@@ -220,7 +222,9 @@ class Benched:
             row["accuracy"] = self.evaluation.to_json()
         if measured.sustained is not None:
             row["sustained"] = plain(measured.sustained)
-        if self.failed is not None:
+        if self.accuracy_why is not None:
+            row["accuracy_why"] = self.accuracy_why
+        if self.failed is not None and not isinstance(measured.latency, Untimed):
             row["failed"] = self.failed
         return row
 
@@ -245,6 +249,7 @@ def _benched(plan: Bench, place: Place, taken: Taken, why_not: str | None = None
             measured, title=measured.title + told_apart, run_folder=str(artifact.folder.parent.parent), device_pages=()
         ),
         evaluation,
+        why if plan.evaluation is not None and evaluation is None else None,
         failed or (None if taken.error is None else str(taken.error)),
     )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit.core.errors import EdgekitError
 from edgekit.core.seam import Inspectable, Target
 from edgekit.core.values import Artifact, Converted, DeployableGraph, Recipe, UInt8
-from edgekit.export.layers import layers_of
 from edgekit.pipeline.check import INT8_APART, WORSE, Seen, parts_at
 
 MOST_MENDED = 6
@@ -21,7 +20,7 @@ MOST_MENDED = 6
 
 @dataclass(frozen=True)
 class Attempt:
-    """One conversion, and what was seen of it; ``seen`` is None where it cannot run here.
+    """One conversion, and what was seen of it; ``seen`` is why nothing was where it cannot run here.
 
     Attributes:
         rewrites: of the graph that was converted.
@@ -30,12 +29,12 @@ class Attempt:
     recipe: Recipe
     converted: Converted
     artifact: Artifact
-    seen: Seen | None
+    seen: Seen | str
     rewrites: tuple[str, ...]
 
     def excess(self, simulated: float) -> float:
         """How much more mIoU it is expected to lose than was simulated, a fraction; 0 where nobody can know."""
-        return 0.0 if self.seen is None else self.seen.expected_drop - max(simulated, 0.0)
+        return 0.0 if isinstance(self.seen, str) else self.seen.expected_drop - max(simulated, 0.0)
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,10 @@ class Mended:
     collapsed: str | None
 
 
-def simulated_drop(record: Mapping[str, Any]) -> float:
-    """What a manifest's calibration was expected to cost, a fraction of mIoU."""
+def simulated_drop(record: Mapping[str, Any]) -> float | None:
+    """What a manifest's calibration was expected to cost, a fraction of mIoU; None of a target that names no scheme."""
+    if "estimator" not in record:
+        return None
     correction = record.get("bias_correction") or {}
     if correction.get("taken"):
         return float(correction["expected_drop"])
@@ -77,6 +78,8 @@ def mended(
         images: frames to look at, each uint8 [1, H, W, 3].
         again: converts once more, into a folder.
     """
+    from edgekit.export.layers import layers_of
+
     best, tried = first, first
     layers: tuple[str, ...] = ()
     known = {layer.name for layer in layers_of(graph)}
@@ -92,12 +95,18 @@ def mended(
             folder.mkdir()
             try:
                 tried = again(replace(tried.recipe, keep_float=kept), folder)
-            except EdgekitError:  # a layer that this target cannot leave in float
+            except (
+                Exception
+            ):  # a layer that this target cannot leave in float, in whatever words; what was made first stands
+                traceback.print_exc()  # into the conversion's log
                 break
             if tried.excess(simulated) < best.excess(simulated):
                 best = tried
         if best is not first:
-            layers = tuple(layer for layer in best.recipe.keep_float if layer not in first.recipe.keep_float)
+            before = first.recipe.keep_float
+            layers = tuple(
+                one for one in best.recipe.keep_float if one not in before and one in best.converted.kept_float
+            )
             best = _moved(best, first.artifact.folder)
     return Mended(best, layers, _collapsed(best, simulated))
 
@@ -124,7 +133,7 @@ def _moved(attempt: Attempt, folder: Path) -> Attempt:
 
 
 def _collapsed(attempt: Attempt, simulated: float) -> str | None:
-    if attempt.seen is None or attempt.excess(simulated) <= WORSE:
+    if isinstance(attempt.seen, str) or attempt.excess(simulated) <= WORSE:
         return None
     return (
         f"it is expected to lose {100 * attempt.seen.expected_drop:.1f} points of mIoU on {attempt.seen.frames} frames, where "

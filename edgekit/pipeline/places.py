@@ -148,7 +148,9 @@ def measure_at(
     try:
         for stage in stages:
             stage(place, found, task, progress)
-    except DeviceError as error:
+    except EdgekitError as error:
+        if place.name == LOCAL and not isinstance(error, DeviceError):
+            raise
         progress.say(f"{_prefix(place)}{error}")
         return list(found.values()), error
     return list(found.values()), None

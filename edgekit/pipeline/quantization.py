@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from calibration.ranges import Calibrated
 
 MEMORY_FOR_CALIBRATION = 256 << 20
-SCHEMA = 6
+SCHEMA = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +59,11 @@ class Calibration:
 
         return start
 
-    def some(self, count: int) -> list[UInt8]:
-        """The first of the frames."""
-        return [self._frame(index) for index in range(min(count, len(self.frames)))]
+    def spread(self, count: int) -> list[UInt8]:
+        """So many of the frames, spread over all as the simulation's are."""
+        total = len(self.frames)
+        wanted = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+        return [self._frame(int(index)) for index in dict.fromkeys(wanted.tolist())]
 
     def sizes(self) -> dict[str, int]:
         """How many of the frames looked at so far had each size before they were resized, the most frequent first."""

@@ -126,7 +126,7 @@ def _unlike_joins(model: Model, ranges: Mapping[str, Any]) -> list[Any]:
 
     def known(index: int) -> tuple[float, float] | None:
         limits = ranges.get(model.name(index))
-        return None if limits is None else (float(limits["min"]), float(limits["max"]))
+        return None if limits is None else (float(np.min(limits["min"])), float(np.max(limits["max"])))
 
     found = []
     for operator in model.operators:

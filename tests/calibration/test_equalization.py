@@ -197,3 +197,43 @@ def test_what_cannot_be_scaled_is_left_alone() -> None:
     graph = uneven(lively(Shared()), 64, 64)
     assert find_scales(graph, reaches_of(graph, frame_of(graph.size)), 1.0) == {}
     assert equalized(graph, {}) is graph
+
+
+class Gate(nn.Module):
+    """A gate of the whole map, PReLU, and a join behind it, which a depthwise convolution reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.active = nn.Conv2d(3, 8, 3, 2, 1), nn.PReLU(8)
+        self.look, self.after = nn.Conv2d(8, 8, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.last = nn.Conv2d(16, 4, 1)
+        with torch.no_grad():
+            self.first.weight.mul_(torch.logspace(-2, 1, 8).reshape(8, 1, 1, 1))
+            self.active.weight.copy_(torch.linspace(-0.2, 0.6, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.active(self.first(x))
+        return self.last(self.after(torch.cat([y * self.look(y.mean((2, 3), keepdim=True)).sigmoid(), y], 1)))
+
+
+def test_channels_are_evened_out_through_gates() -> None:
+    """The network stays the same bit for bit, and its joined map's channels come to like ranges."""
+    torch.manual_seed(5)
+    network = Gate().eval()
+    graph = uneven(network, 32, 48)
+    frame = np.random.default_rng(1).integers(0, 256, (1, 32, 48, 3), np.uint8)
+    limits: dict[str, np.ndarray] = {}
+
+    def look(node: Any, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.ndim == 4:
+            limits[node.name] = np.abs(value.numpy()).max((0, 2, 3))
+        return value
+
+    logits = visit_values(graph, frame, look)
+    scales = find_scales(graph, limits, 1.0)
+    again = equalized(graph, scales)
+    before = dict(limits)
+    assert torch.equal(visit_values(again, frame, look), logits)
+    (join,) = (node.name for node in graph.module.graph.nodes if node.target is torch.ops.aten.cat.default)
+    spread = [float(found[join].max() / found[join][found[join] > 0].min()) for found in (before, limits)]
+    assert spread[1] < spread[0] / 8

@@ -88,10 +88,10 @@ def converted(place: Path) -> Done:
 
 @pytest.fixture(scope="module")
 def quantized(place: Path) -> Done:
-    """With a budget that nothing can hold."""
+    """With a budget that does not hold: on this one frame a layer of the three costs int8 nothing, so it is not put in float."""
     return edgekit(
         "quantize", "own.pth", "--network", "ownnet:factory", "--classes", "streets", "--target", "onnxruntime",
-        "--size", SIZE, "--out", "made", "--json", "--calib", "streets", "--samples", 2, "--eval", "streets:val",
+        "--size", SIZE, "--out", "made", "--json", "--calib", "streets", "--samples", 1, "--eval", "streets:val",
         "--frames", 2, "--max-drop", 0, "--threads", 1, cwd=place, env=environment(place),
     )  # fmt: skip
 

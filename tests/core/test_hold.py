@@ -184,6 +184,7 @@ def damage(path: Path) -> None:
     path.write_bytes(data[: len(data) - 3])
 
 
+@pytest.mark.slow
 def test_damaged_caches_are_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

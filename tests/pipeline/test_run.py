@@ -156,6 +156,7 @@ def test_progress_is_all_a_terminal_sees(whole: tuple[Path, Callable[[], Done], 
 # Stopped and gone on
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on(place: Path, tmp_path: Path) -> None:
     """Killed in a conversion, killed in an evaluation, interrupted in a measurement: each time the rest is kept."""
     (tmp_path / "sitecustomize.py").write_text(MOMENT)
@@ -341,6 +342,7 @@ def test_another_size_or_checkpoint_gives_another_artifact(
 # What stops a target, or the run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["convert-raise", "convert-missing-file"])
 def test_a_failing_target(
     fault: str, run_here: Callable[..., Done], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

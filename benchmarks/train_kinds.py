@@ -1,6 +1,6 @@
 """Trains the small networks of tests/kinds.py on streets, for a few minutes each, and keeps what the tests load.
 
-``python benchmarks/kinds.py [NAME...]`` writes ``tests/trained/NAME.safetensors`` where it is not there yet.
+``python benchmarks/train_kinds.py [NAME...]`` writes ``tests/trained/NAME.safetensors`` where it is not there yet.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
             logits = F.interpolate(network(x), y.shape[1:], mode="bilinear", align_corners=False)
             loss = F.cross_entropy(logits, y, ignore_index=255)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
             optimizer.step()
             schedule.step()
         network.eval()
@@ -72,7 +72,7 @@ def main() -> None:
         miou = score(add_counts(counts), CITYSCAPES).miou
         factory = f"kinds:{type(network).__name__}"
         metrics = {"streets:val": {"miou": miou, "frames": len(counts)}}
-        recipe = {"dataset": "streets", "split": "train", "command": f"python benchmarks/kinds.py {name}"}
+        recipe = {"dataset": "streets", "split": "train", "command": f"python benchmarks/train_kinds.py {name}"}
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(
             path, network, Description(factory, {}, CITYSCAPES.names, normalization, "streets", recipe, metrics)
