@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.core.values import Recipe as Recipe
     from edgekit.core.values import SessionOptions as SessionOptions
     from edgekit.core.values import Size as Size
+    from edgekit.core.values import TensorForm as TensorForm
     from edgekit.decoder import decode as decode
     from edgekit.export.graph import FrameToLabels as FrameToLabels
     from edgekit.export.graph import deployable as deployable
@@ -46,7 +47,7 @@ _HOMES = {
     "edgekit.core.seam": ("Inspectable", "Session", "Target"),
     "edgekit.core.values": (
         "Artifact", "Batches", "Converted", "DeployableGraph", "Engine", "Normalization", "OutputKind", "Precision",
-        "Quantization", "Recipe", "SessionOptions", "Size",
+        "Quantization", "Recipe", "SessionOptions", "Size", "TensorForm",
     ),
     "edgekit.conformance": ("check_target",),
     "edgekit.decoder": ("decode",),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from edgekit.core.errors import ConversionError
 from edgekit.core.values import (
     DeployableGraph,
+    Float32,
     Quantization,
     Recipe,
     Scheme,
+    TensorForm,
 )
 
 SMALLEST_REACH = 1e-30
@@ -32,50 +35,58 @@ def require_quantization(recipe: Recipe, quantization: Quantization | None) -> Q
     return quantization
 
 
-def known_ranges(
-    graph: DeployableGraph,
-    quantization: Quantization,
-    scheme: Scheme,
-    tensors: Iterable[tuple[str, NDArray[Any]]],
-) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """The smallest and largest value of each of a float model's tensors that is a node of the graph, and the other names.
-
-    Args:
-        tensors: names and values for the probe, float; none is kept.
-    """
-    from edgekit.export.values import known_limits, whole_range
-
-    ranges: dict[str, tuple[float, float]] = {}
-    unknown = []
-    for name, value in tensors:
-        limits = known_limits(graph, quantization, scheme, value)
-        if limits is None:
-            unknown.append(name)
-        else:
-            ranges[name] = whole_range(limits)
-    return ranges, unknown
+Name = TypeVar("Name")
 
 
-def kept_tensors(
+@dataclass(frozen=True)
+class Recognized(Generic[Name]):
+    """What a float model's tensors are in the graph, by one look at the probe frame."""
+
+    limits: dict[Name, Float32]
+    """Of those that are nodes, by name: the least and largest value of each channel, float32 [channels, 2]."""
+    unknown: list[Name]
+    """Names of those that are no node."""
+    kept: dict[Name, str]
+    """Of those that layers kept in float give: the layer."""
+
+    def ranges(self) -> dict[Name, tuple[float, float]]:
+        """Smallest and largest value of each tensor that is a node."""
+        from edgekit.export.values import whole_range
+
+        return {name: whole_range(limits) for name, limits in self.limits.items()}
+
+
+def recognize(
     graph: DeployableGraph,
     quantization: Quantization,
     recipe: Recipe,
-    tensors: Iterable[tuple[str, NDArray[Any]]],
-) -> dict[str, str]:
-    """Those of a float model's tensors that layers kept in float give, and the layer of each.
+    scheme: Scheme,
+    tensors: Iterable[tuple[Name, NDArray[Any]]],
+) -> Recognized[Name]:
+    """Which nodes of the graph a float model's tensors are, so what their ranges are and which layers give them.
 
     Args:
         tensors: names and values for the probe, float; none is kept.
 
     Raises:
-        UsageError: there is no such layer.
+        UsageError: the recipe keeps a layer that does not exist.
     """
     from edgekit.export.layers import nodes_of
-    from edgekit.export.values import find_nodes
+    from edgekit.export.values import find_nodes, known_limits
 
-    kept = {node: layer for layer in recipe.keep_float for node in nodes_of(graph, (layer,))}
-    found = ((name, node) for name, value in tensors for node in find_nodes(graph, quantization, value)) if kept else ()
-    return {name: kept[node] for name, node in found if node in kept}
+    layers = {node: layer for layer in recipe.keep_float for node in nodes_of(graph, (layer,))}
+    seen: Recognized[Name] = Recognized({}, [], {})
+    for name, value in tensors:
+        nodes = find_nodes(graph, quantization, value)
+        limits = known_limits(graph, quantization, scheme, nodes)
+        if limits is None:
+            seen.unknown.append(name)
+        else:
+            seen.limits[name] = limits
+        for node in nodes:
+            if node in layers:
+                seen.kept[name] = layers[node]
+    return seen
 
 
 def kept_layers(recipe: Recipe, excluded: Collection[str]) -> tuple[str, ...]:
@@ -138,10 +149,10 @@ def float_edges(recipe: Recipe, *, centred: bool = True) -> tuple[str, ...]:
 
 def native_output(
     graph: DeployableGraph, recipe: Recipe, *, channels_last: bool = False, dtype: str = "float32"
-) -> str:
-    """What a model with labels or logits (of ``dtype``) as its output gives, as a manifest words it."""
+) -> TensorForm:
+    """What a model with labels or logits (of ``dtype``) as its output gives."""
     if recipe.output == "logits":
         classes, height, width = len(graph.class_names), graph.logits_size.height, graph.logits_size.width
         shape = (height, width, classes) if channels_last else (classes, height, width)
-        return f"{dtype} [1,{','.join(map(str, shape))}]"
-    return f"uint8 [1,{graph.size.height},{graph.size.width}]"
+        return TensorForm(dtype, (1, *shape), "NHWC" if channels_last else "NCHW")
+    return TensorForm("uint8", (1, graph.size.height, graph.size.width), "NHW")

@@ -30,6 +30,7 @@ from edgekit.core.values import (
     Recipe,
     SessionOptions,
     Size,
+    TensorForm,
     UInt8,
 )
 from edgekit.runtimes.common import check_frame, label_map, output_settings, threads
@@ -37,8 +38,8 @@ from edgekit.runtimes.coreml import quiet
 from targets.common import (
     float_edges,
     kept_layers,
-    kept_tensors,
-    known_ranges,
+    native_output,
+    recognize,
     require_quantization,
     widen,
     with_width,
@@ -136,14 +137,12 @@ class CoreML:
         _describe(model, graph, recipe)
         model.save(str(folder / MODEL))
         height, width = graph.size.height, graph.size.width
-        native_output = f"int32 [1,{height},{width}] labels"
-        if recipe.output == "logits":
-            low = graph.logits_size
-            native_output = f"float32 [1,{len(graph.class_names)},{low.height},{low.width}] logits"
         return Converted(
             model=MODEL,
             native_input=f"RGB image {width} wide, {height} high",
-            native_output=native_output,
+            native_output=TensorForm("int32", (1, height, width), "NHW")
+            if recipe.output == "labels"
+            else native_output(graph, recipe),
             tools=self.tools(),
             kept_float=kept,
             scheme="symmetric" if recipe.precision == "int8" else None,
@@ -414,10 +413,10 @@ def _ranges(
     kept: dict[str, str] = {}
 
     def compare(name: str, value: torch.Tensor) -> None:
-        known, others = known_ranges(graph, quantization, "symmetric", [(name, value.numpy())])
-        found.update(known)
-        unknown.update(others)
-        kept.update(kept_tensors(graph, quantization, recipe, [(name, value.numpy())]))
+        seen = recognize(graph, quantization, recipe, "symmetric", [(name, value.numpy())])
+        found.update(seen.ranges())
+        unknown.update(seen.unknown)
+        kept.update(seen.kept)
 
     def observe(name: str, value: torch.Tensor) -> None:
         if name in unknown:

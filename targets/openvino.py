@@ -34,13 +34,17 @@ from edgekit.export.sizes import decision_size
 from edgekit.runtimes.openvino import load, open_session, without_telemetry
 from targets.common import (
     SMALLEST_REACH,
+    Recognized,
     float_edges,
     kept_layers,
-    kept_tensors,
     native_output,
     planes,
+    recognize,
     require_quantization,
 )
+
+Source = tuple[str, int]
+"""An operation's name in the float core, and which of its results."""
 
 JOINED = ("Add", "Clamp", "Elu", "HSigmoid", "HSwish", "PRelu", "Relu", "Sigmoid")
 """What the CPU plugin makes part of the operation before."""
@@ -147,7 +151,7 @@ class OpenVINO:
         elements = {source: np.prod(node.get_output_shape(0)) for source, node in _float_results(model).items()}
         left = sorted(elements, key=lambda source: -elements[source])
         while left:  # gigabytes in all
-            together: list[tuple[str, int]] = []
+            together: list[Source] = []
             held = 0
             while left and (not together or held + elements[left[-1]] <= ELEMENTS_AT_ONCE):
                 together.append(left.pop())
@@ -191,7 +195,12 @@ def _quantize(
     def centred(frame: UInt8) -> Float32:
         return planes(frame - graph.normalization.mean_colour())
 
-    kept = _kept(core, graph, recipe, quantization, centred)
+    results = _float_results(core)
+    looked_at = (
+        set(results) if recipe.keep_float else set()
+    )  # the others are looked at once it is known which are quantized
+    seen = _recognize(core, looked_at, graph, recipe, quantization, centred)
+    kept = _kept(results, seen)
     floats = {*kept, *_wrongly_padded(core), *_of_divisions(core)}
     try:
         quantized = nncf.quantize(
@@ -209,7 +218,10 @@ def _quantize(
         if node.get_friendly_name() in floats:
             _read_float(node)
     quantizers = [node for node in quantized.get_ordered_ops() if _quantizes_activations(node)]
-    limits = _limits(core, {_source(node) for node in quantizers}, graph, quantization, centred)
+    sources = {_source(node) for node in quantizers}
+    others = _recognize(core, sources - looked_at, graph, recipe, quantization, centred)
+    limits = {source: known for source, known in {**seen.limits, **others.limits}.items() if source in sources}
+    limits |= _observed_limits(core, sources - limits.keys(), quantization, centred)
     shared: dict[bytes, list[Any]] = {}
     for node in quantizers:  # those around a concatenation have one range for all
         shared.setdefault(b"".join(_constant(node, side).tobytes() for side in (1, 2)), []).append(node)
@@ -299,15 +311,15 @@ def _quantizes_activations(node: Any) -> bool:
     return node.get_type_name() == "FakeQuantize" and node.input_value(0).get_node().get_type_name() not in CONSTANT
 
 
-def _source(quantizer: Any) -> tuple[str, int]:
+def _source(quantizer: Any) -> Source:
     """What a quantizer reads, as the float core calls it."""
     value = quantizer.input_value(0)
     return value.get_node().get_friendly_name(), value.get_index()
 
 
 def _open(
-    core: Any, sources: set[tuple[str, int]], to_input: Callable[[UInt8], Any]
-) -> tuple[list[tuple[str, int]], Callable[[UInt8], list[Any]]]:
+    core: Any, sources: set[Source], to_input: Callable[[UInt8], Any]
+) -> tuple[list[Source], Callable[[UInt8], list[Any]]]:
     """Parts of the float core in an order, and what gives their values for a frame."""
     ov = load()
     copy = core.clone()
@@ -325,7 +337,7 @@ def _open(
     return order, values
 
 
-def _float_results(model: Any) -> dict[tuple[str, int], Any]:
+def _float_results(model: Any) -> dict[Source, Any]:
     """The operations that compute one float tensor of a fixed shape, by what they are known as."""
     return {
         (node.get_friendly_name(), 0): node
@@ -335,50 +347,43 @@ def _float_results(model: Any) -> dict[tuple[str, int], Any]:
     }  # fmt: skip
 
 
-def _limits(
+def _recognize(
     core: Any,
-    sources: set[tuple[str, int]],
-    graph: DeployableGraph,
-    quantization: Quantization,
-    to_input: Callable[[UInt8], Float32],
-) -> dict[tuple[str, int], Float32]:
-    """Smallest and largest value of parts of the float core by channel, [channels, 2], the graph's where they are its nodes."""
-    from edgekit.export.values import channel_limits, joined_limits, known_limits
-
-    order, values = _open(core, sources, to_input)
-    found: dict[tuple[str, int], Float32] = {}
-    unknown = []
-    for position, value in enumerate(values(quantization.probe)):
-        limits = known_limits(graph, quantization, "asymmetric", value)
-        if limits is None:
-            unknown.append(position)
-        else:
-            found[order[position]] = limits
-    if unknown:
-        for frame in quantization.batches():
-            given = values(frame)
-            for position in unknown:
-                now = channel_limits(given[position])
-                found[order[position]] = joined_limits(found.get(order[position], now), now)
-    return found
-
-
-def _kept(
-    core: Any,
+    sources: set[Source],
     graph: DeployableGraph,
     recipe: Recipe,
     quantization: Quantization,
     to_input: Callable[[UInt8], Float32],
-) -> dict[str, str]:
+) -> Recognized[Source]:
+    """What parts of the float core are in the graph."""
+    if not sources:
+        return Recognized({}, [], {})
+    order, values = _open(core, sources, to_input)
+    return recognize(graph, quantization, recipe, "asymmetric", zip(order, values(quantization.probe), strict=True))
+
+
+def _observed_limits(
+    core: Any, sources: set[Source], quantization: Quantization, to_input: Callable[[UInt8], Float32]
+) -> dict[Source, Float32]:
+    """Smallest and largest value by channel, [channels, 2], on the calibration frames, of parts that are no node of the graph."""
+    from edgekit.export.values import channel_limits, joined_limits
+
+    found: dict[Source, Float32] = {}
+    if not sources:
+        return found
+    order, values = _open(core, sources, to_input)
+    for frame in quantization.batches():
+        for source, value in zip(order, values(frame), strict=True):
+            now = channel_limits(value)
+            found[source] = joined_limits(found.get(source, now), now)
+    return found
+
+
+def _kept(results: Mapping[Source, Any], seen: Recognized[Source]) -> dict[str, str]:
     """Names of the operations that belong to layers kept in float, the convolution before a bias too, and their layers."""
-    if not recipe.keep_float:
-        return {}
-    sources = _float_results(core)
-    order, values = _open(core, set(sources), to_input)
-    known = ((str(position), value) for position, value in enumerate(values(quantization.probe)))
     names = {}
-    for position, layer in kept_tensors(graph, quantization, recipe, known).items():
-        node = sources[order[int(position)]]
+    for source, layer in seen.kept.items():
+        node = results[source]
         names[node.get_friendly_name()] = layer
         before = node.input_value(0).get_node()
         if before.get_type_name() in WEIGHTED and node.get_type_name() == "Add":

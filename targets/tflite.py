@@ -35,9 +35,8 @@ from edgekit.runtimes.litert import interpreter_class, open_session
 from targets.common import (
     float_edges,
     kept_layers,
-    kept_tensors,
-    known_ranges,
     native_output,
+    recognize,
     require_quantization,
     widen,
     with_width,
@@ -250,7 +249,8 @@ def _ranges(
         interpreter.invoke()
         return ((names[index], interpreter.get_tensor(index)) for index in indices)
 
-    found, unknown = known_ranges(graph, quantization, "asymmetric", values(quantization.probe, names))
+    seen = recognize(graph, quantization, recipe, "asymmetric", values(quantization.probe, names))
+    found, unknown = seen.ranges(), set(seen.unknown)
     for operator in model.operators:  # what is no node: the frame's bytes, and a convolution's own padding
         kind = model.kind(operator)
         source, result = names.get(operator.inputs[0]), names.get(operator.outputs[0])
@@ -271,8 +271,7 @@ def _ranges(
         for name, (low, high) in with_width(found).items()
     }
     ranges |= _weight_ranges(model, ranges)
-    kept = kept_tensors(graph, quantization, recipe, values(quantization.probe, names)) if recipe.keep_float else {}
-    return ranges, kept
+    return ranges, seen.kept
 
 
 def _floats(model: Model, kept: Mapping[str, str], edges: Sequence[str]) -> tuple[list[str], set[str]]:

@@ -205,13 +205,45 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class TensorForm:
+    """A tensor as a runtime holds it."""
+
+    dtype: str
+    """By numpy's name, e.g. ``int8``."""
+    shape: tuple[int, ...]
+    axes: str
+    """A letter for each of the shape's sides: N frames, C classes, H height, W width."""
+
+    def to_json(self) -> dict[str, object]:
+        """As a manifest holds it."""
+        return {"dtype": self.dtype, "shape": list(self.shape), "axes": self.axes}
+
+    @classmethod
+    def from_json(cls, value: object) -> TensorForm:
+        """Raises ValueError for what no :meth:`to_json` gives."""
+        if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "axes"}:
+            raise ValueError("a tensor's form has 'dtype', 'shape' and 'axes'")
+        dtype, shape, axes = value["dtype"], value["shape"], value["axes"]
+        if dtype not in TENSOR_TYPES:
+            raise ValueError(f"a tensor's 'dtype' is one of {', '.join(TENSOR_TYPES)}")
+        if not isinstance(shape, list) or not all(type(side) is int and 0 < side < 100_000 for side in shape):
+            raise ValueError("a tensor's 'shape' holds whole numbers")
+        if not isinstance(axes, str) or len(axes) != len(shape) or not set(axes) <= set("NCHW"):
+            raise ValueError("a tensor's 'axes' has a letter of NCHW for each side")
+        return cls(dtype, tuple(shape), axes)
+
+
+TENSOR_TYPES = ("int8", "uint8", "float32", "float16", "int32", "int64")
+
+
+@dataclass(frozen=True)
 class Converted:
     """What a target's converter says of the model it wrote.
 
     Attributes:
         model: name of the model's file or folder inside the artifact's folder.
         native_input: the runtime's own input form, e.g. ``uint8 [1,512,1024,3] RGB``.
-        native_output: the runtime's own output form.
+        native_output: what the runtime gives.
         tools: package -> version of everything that had a hand in it.
         kept_float: layers left in higher precision, in the target's terms; of the recipe's those that would have been int8.
         scheme: of int8 activations, where there are any.
@@ -220,7 +252,7 @@ class Converted:
 
     model: str
     native_input: str
-    native_output: str
+    native_output: TensorForm
     tools: Mapping[str, str]
     kept_float: tuple[str, ...] = ()
     scheme: Scheme | None = None

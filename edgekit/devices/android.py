@@ -37,7 +37,7 @@ from edgekit.core.measurement import (
 from edgekit.core.progress import Progress
 from edgekit.core.quantities import MOST_CORES, is_bytes
 from edgekit.core.record import plain
-from edgekit.core.values import Artifact, ClassSet, Provenance, SessionOptions, UInt8
+from edgekit.core.values import Artifact, ClassSet, Provenance, SessionOptions, TensorForm, UInt8
 from edgekit.devices import adb
 from edgekit.devices.agent.lock import Busy, DeviceLock
 from edgekit.devices.environment import UNAVAILABLE, arm_cores, cluster, cpu_flags
@@ -641,14 +641,18 @@ def _cores(clusters: Sequence[str], cpuinfo: str) -> int:
 
 
 def _tensor(artifact: Artifact) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """The output's type and shape, as the manifest words them: ``int8 [1,32,64,19]``."""
-    worded = str(artifact.manifest["native_output"])
-    match = re.fullmatch(r"(int8|uint8|float32|float16|int32|int64) \[([\d,]+)\]", worded)
-    if match is None:
+    """The output's type and shape by the manifest.
+
+    Raises:
+        ArtifactError: it does not say them, as those of earlier versions, which had a sentence.
+    """
+    try:
+        form = TensorForm.from_json(artifact.manifest["native_output"])
+    except ValueError as error:
         raise ArtifactError(
-            f"{artifact.title} has the output '{worded}', which cannot be read from a file: convert it again"
-        )
-    return np.dtype(match[1]), tuple(int(part) for part in match[2].split(","))
+            f"{artifact.title} does not say what its output is, so a phone's cannot be read ({error}): convert it again"
+        ) from error
+    return np.dtype(form.dtype), form.shape
 
 
 def _statistics(runs: Sequence[benchmark_model.BenchmarkRun]) -> Statistics:

@@ -6,7 +6,7 @@ Converters rename, fuse and reorder, each in its own way; what their tensors hol
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -180,7 +180,7 @@ def find_nodes(graph: DeployableGraph, quantization: Quantization, value: NDArra
 
 
 def known_limits(
-    graph: DeployableGraph, quantization: Quantization, scheme: Scheme, value: NDArray[Any]
+    graph: DeployableGraph, quantization: Quantization, scheme: Scheme, names: Collection[str]
 ) -> Float32 | None:
     """What int8 is to represent of a converted model's tensor by channel, float32 [channels, 2]; None where it is no node's.
 
@@ -188,10 +188,9 @@ def known_limits(
     reaches on other frames is not: of those nothing is known.
 
     Args:
-        value: as :func:`find_nodes` takes it.
+        names: the nodes that the tensor is, as :func:`find_nodes` finds them.
     """
-    names = find_nodes(graph, quantization, value)
-    if not names or not any(_marks(graph, quantization)[name].sample.any() for name in names):
+    if not any(_marks(graph, quantization)[name].sample.any() for name in names):
         return None
     return reduce(joined_limits, (quantization.ranges[scheme][name] for name in names))
 

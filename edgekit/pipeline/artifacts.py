@@ -215,7 +215,7 @@ def make_artifact(
             "mended": list(found.layers),
             "collapsed": found.collapsed,
             "native_input": converted.native_input,
-            "native_output": converted.native_output,
+            "native_output": converted.native_output.to_json(),
             "rewrites": list(found.attempt.rewrites),
             "notes": dict(converted.notes),
             "tools": dict(converted.tools),
@@ -261,7 +261,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 _MANIFEST_PARTS: Mapping[str, Any] = {
     "key": str, "target": str, "precision": str, "size": list, "class_names": list, "output": str, "output_stride": int, "model": str,
     "model_bytes": int, "files": dict, "checkpoint": dict, "calibration": (dict, type(None)), "kept_float": list, "notes": dict,
-    "command": str, "recipe": dict, "no_int8": list, "native_input": str, "native_output": str,
+    "command": str, "recipe": dict, "no_int8": list, "native_input": str, "native_output": (str, dict),  # a sentence in manifests of before fields
 }  # fmt: skip
 
 

@@ -19,9 +19,8 @@ from targets.common import (
     is_lost,
     is_unlike,
     kept_layers,
-    kept_tensors,
-    known_ranges,
     planes,
+    recognize,
     require_quantization,
     widen,
     with_width,
@@ -162,12 +161,11 @@ def _quantize(
             "QuantizeBias": False,
             "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm", "ConvTranspose"],
         }
-    kept = _kept(model, graph, recipe, quantization, to_input)
+    found, kept = _ranges(model, graph, recipe, quantization, scheme, to_input, operations)
     excluded = {layer for node in model.graph.node if (layer := kept.get(node.name)) and node.op_type in operations}
     read = {name for node in model.graph.node if node.name in kept for name in node.input}
     # The tool makes them the limits of their quantized result; what reads it in float needs them as they are.
     activations = {node.name for node in model.graph.node if node.op_type in CLAMPS and read & set(node.output)}
-    found = _ranges(model, graph, quantization, scheme, to_input, operations)
     left = _left_in_float(model, found)
     floats = kept.keys() | activations | left.keys()
     with tempfile.TemporaryDirectory() as folder:
@@ -245,27 +243,34 @@ def _read_float(quantized: Any, model: Any, names: Collection[str]) -> None:
 def _ranges(
     model: Any,
     graph: DeployableGraph,
+    recipe: Recipe,
     quantization: Quantization,
     scheme: Scheme,
     to_input: Callable[[UInt8], Float32],
     operations: list[str],
-) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of all that the quantized operations read and give."""
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """Smallest and largest value of all that the quantized operations read and give.
+
+    And the nodes that belong to layers kept in float, with their layers.
+    """
     constants = {entry.name for entry in model.graph.initializer}
-    names = dict.fromkeys(
+    quantized = [
         name
         for node in model.graph.node
         if node.op_type in operations
         for name in (*node.input, *node.output)
         if name and name not in constants and name != CORE_INPUT
-    )
-    session = _session_on(model, list(names))
+    ]
+    given_by = {name: node.name for node in model.graph.node for name in node.output if name}
+    names = list(dict.fromkeys([*quantized, *given_by] if recipe.keep_float else quantized))
     given = to_input(quantization.probe)
-    values = session.run(None, {CORE_INPUT: given})
-    found, unknown = known_ranges(graph, quantization, scheme, zip(names, values, strict=True))
-    del values
-    frame, _ = known_ranges(graph, quantization, scheme, [(CORE_INPUT, given)])
-    found |= frame or {CORE_INPUT: (0.0, 255.0)}
+    values = zip(names, _session_on(model, names).run(None, {CORE_INPUT: given}), strict=True)
+    floats = [(CORE_INPUT, given), *((name, value) for name, value in values if value.dtype == np.float32)]
+    seen = recognize(graph, quantization, recipe, scheme, floats)
+    del values, floats
+    ranges = {CORE_INPUT: (0.0, 255.0), **seen.ranges()}
+    found = {name: ranges[name] for name in (CORE_INPUT, *quantized) if name in ranges}
+    unknown = [name for name in dict.fromkeys(quantized) if name not in found]
     for node in model.graph.node:  # pooled in two steps: the one between is no node, and holds some of what it reads
         if node.op_type == "MaxPool" and node.output[0] in unknown and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
@@ -275,25 +280,8 @@ def _ranges(
         for pixels in quantization.batches():
             for name, value in zip(unknown, session.run(None, {CORE_INPUT: to_input(pixels)}), strict=True):
                 widen(found, name, value)
-    return with_width(found)
-
-
-def _kept(
-    model: Any,
-    graph: DeployableGraph,
-    recipe: Recipe,
-    quantization: Quantization,
-    to_input: Callable[[UInt8], Float32],
-) -> dict[str, str]:
-    """Names of the nodes that belong to layers kept in float, and their layers."""
-    if not recipe.keep_float:
-        return {}
-    names = [name for node in model.graph.node for name in node.output]
-    values = zip(names, _session_on(model, names).run(None, {CORE_INPUT: to_input(quantization.probe)}), strict=True)
-    kept = kept_tensors(
-        graph, quantization, recipe, ((name, value) for name, value in values if value.dtype == np.float32)
-    )
-    return {node.name: kept[name] for node in model.graph.node for name in node.output if name in kept}
+    kept = {given_by[name]: layer for name, layer in seen.kept.items() if name in given_by}
+    return with_width(found), kept
 
 
 def _reads_frame(graph: DeployableGraph, layers: tuple[str, ...]) -> bool:

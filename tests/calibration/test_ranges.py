@@ -150,10 +150,8 @@ def test_maps_that_the_probe_cannot_tell_apart_are_held_together() -> None:
     found = {}
 
     def look(node: torch.fx.Node, value: torch.Tensor) -> torch.Tensor:
-        found[node.name] = (
-            find_nodes(graph, quantization, value.numpy()),
-            known_limits(graph, quantization, "symmetric", value.numpy()),
-        )
+        names = find_nodes(graph, quantization, value.numpy())
+        found[node.name] = names, known_limits(graph, quantization, "symmetric", names)
         return value
 
     visit_values(graph, quantization.probe, look)

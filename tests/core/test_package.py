@@ -18,7 +18,7 @@ PUBLIC = {
     "Artifact", "Batches", "Checkpoint", "ConversionError", "Converted", "DeployableGraph", "EdgekitError", "Engine",
     "FrameToLabels", "Inspectable", "Normalization", "OutputKind", "Precision", "Quantization", "Recipe", "Session",
     "SessionOptions", "Size",
-    "Target", "TargetError",
+    "Target", "TargetError", "TensorForm",
     "check_target", "decode", "deployable", "load_checkpoint", "reference_labels", "__version__",
 }  # fmt: skip
 

@@ -438,10 +438,20 @@ def test_one_phone_does_one_thing_at_a_time(device: Device, handset: Adbd, artif
     assert waits and log(2).exists()
 
 
-def test_an_output_that_cannot_be_read_is_said(device: Device, artifact: Artifact, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        "float32 [1,2,2,19]",
+        {"dtype": "object", "shape": [1], "axes": "N"},
+        {"dtype": "int8", "shape": [1, -2], "axes": "NH"},
+    ],
+)
+def test_an_output_that_cannot_be_read_is_said(
+    form: object, device: Device, artifact: Artifact, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
-    odd = replace(artifact, manifest={**artifact.manifest, "native_output": "float32 [1,2,2,19] and more"})
+    odd = replace(artifact, manifest={**artifact.manifest, "native_output": form})
     with connect(device, tmp_path) as phone, pytest.raises(ArtifactError, match="convert it again"):
         phone.labeller(odd, None)(np.zeros((1, SIZE.height, SIZE.width, 3), np.uint8))
 

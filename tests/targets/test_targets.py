@@ -442,7 +442,7 @@ def test_tflite_int8_reads_bytes(
     def logits() -> tuple[np.ndarray, Counter[str]]:
         recipe = Recipe("int8", output="logits")
         made = load_target("tflite").convert(graph, recipe, quantization, tmp_path)
-        assert made.native_output.startswith("int8 [1,")
+        assert made.native_output.dtype == "int8"
         interpreter = Interpreter(str(tmp_path / "model.tflite"))
         operations = Counter(operation["op_name"] for operation in interpreter._get_ops_details())
         interpreter.allocate_tensors()

@@ -25,6 +25,7 @@ from edgekit import (
     Recipe,
     SessionOptions,
     TargetError,
+    TensorForm,
     decode,
 )
 
@@ -90,7 +91,8 @@ class TorchScript:
         frame = torch.zeros(1, graph.size.height, graph.size.width, 3, dtype=torch.uint8)
         with torch.no_grad():
             torch.jit.trace(module, frame).save(str(folder / "model.pt"))
-        return Converted("model.pt", "uint8 [1,H,W,3] RGB", "uint8 [1,H,W]", self.tools())
+        labels = TensorForm("uint8", (1, graph.size.height, graph.size.width), "NHW")
+        return Converted("model.pt", "uint8 [1,H,W,3] RGB", labels, self.tools())
 
     @contextmanager
     def open(self, artifact: Artifact, options: SessionOptions) -> Iterator[TorchScriptSession]:
