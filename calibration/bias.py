@@ -72,7 +72,12 @@ def corrected(graph: DeployableGraph, corrections: Corrections, but: Collection[
     drop_unused_constants(module)
     module.graph.lint()
     module.recompile()
-    return replace(graph, module=module, rewrites=(*graph.rewrites, f"correct_biases x {len(wanted)}"))
+    return replace(
+        graph,
+        module=module,
+        origin=graph.origin or graph,
+        rewrites=(*graph.rewrites, f"correct_biases x {len(wanted)}"),
+    )
 
 
 def _own_weight(graph: DeployableGraph, node: Node) -> Tensor | None:

@@ -128,7 +128,9 @@ def equalized(graph: DeployableGraph, scales: Scales) -> DeployableGraph:
     drop_unused_constants(module)
     module.graph.lint()
     module.recompile()
-    return replace(graph, module=module, rewrites=(*graph.rewrites, f"equalize_channels x {count}"))
+    return replace(
+        graph, module=module, origin=graph.origin or graph, rewrites=(*graph.rewrites, f"equalize_channels x {count}")
+    )
 
 
 class _Channels:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +160,12 @@ class OpenVINO:
                 look(f"{name}:{index}", value)
 
 
-@lru_cache(maxsize=1)
 def _core(graph: DeployableGraph) -> Any:
     """The core as an OpenVINO model, converted once for all precisions; users clone it, since edges are added in place."""
+    return graph.derived.once("openvino core", None, lambda: _convert(graph))
+
+
+def _convert(graph: DeployableGraph) -> Any:
     import torch
 
     from edgekit.export.pixels import on_centred_pixels

@@ -131,23 +131,17 @@ class TFLite:
             look(detail["name"], scale * (value.astype(np.float32) - zero_point) if integer else value)
 
 
-_last: dict[Any, tuple[DeployableGraph, bytes]] = {}
-"""What was converted last: a float artifact's model, of which int8's is made."""
-
-
 def _float_model(graph: DeployableGraph, output: OutputKind, output_stride: int) -> bytes:
-    """The float flatbuffer, converted once for a float artifact and the int8 one made after it, whose weights are scaled."""
-    key = (graph.checkpoint_sha256, graph.size, output, output_stride)
-    if key in _last:
-        from targets.tflite_graph.weights import with_weights_of
+    """The float flatbuffer, converted once for a float artifact and the int8 ones made after it, which have other weights."""
+    from targets.tflite_graph.weights import with_weights_of
 
-        before, model = _last[key]
-        other = model if before is graph else with_weights_of(model, before, graph)
-        if other is not None:
-            return other
-    _last.clear()
-    _last[key] = graph, _convert(graph, output, output_stride)
-    return _last[key][1]
+    def convert() -> bytes:
+        return _convert(graph, output, output_stride)
+
+    key = (output, output_stride)
+    before, model = (graph.origin or graph).derived.once("tflite", key, lambda: (graph, convert()))
+    other = model if before is graph else with_weights_of(model, before, graph)
+    return graph.derived.once("tflite of its own", key, convert) if other is None else other
 
 
 def _convert(graph: DeployableGraph, output: OutputKind, output_stride: int) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,6 +153,25 @@ class Quantization:
     biases: Mapping[str, Float32] = field(default_factory=dict)
 
 
+Made = TypeVar("Made")
+
+
+class Derived:
+    """What is made of a value and kept with it: it goes when the value does."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[Hashable, Any]] = {}
+
+    def once(self, kind: str, key: Hashable, make: Callable[[], Made], *, most: int = 1) -> Made:
+        """What ``make`` gave for this key before, or gives now; of each kind the ``most`` that were asked for last are kept."""
+        kept = self._kept.setdefault(kind, {})
+        made: Made = kept.pop(key) if key in kept else make()
+        kept[key] = made
+        while len(kept) > most:
+            del kept[next(iter(kept))]
+        return made
+
+
 @dataclass(frozen=True)
 class DeployableGraph:
     """A network made ready for converters: static size, evaluation mode, exact rewrites applied.
@@ -166,6 +185,8 @@ class DeployableGraph:
         checkpoint_sha256: the checkpoint it came from.
         rewrites: the exact rewrites that were applied, in order.
         left_out: what the network gives besides its logits, a sentence each.
+        origin: the float graph of the same nodes, of which int8's was made by other weights; None of one that is its own.
+        derived: what targets and calibration make of the graph, once for all that share it.
     """
 
     module: torch.fx.GraphModule
@@ -176,6 +197,8 @@ class DeployableGraph:
     checkpoint_sha256: str
     rewrites: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    origin: DeployableGraph | None = field(default=None, repr=False, compare=False)
+    derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

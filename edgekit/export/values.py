@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -99,8 +99,11 @@ def _reads_memory(graph: DeployableGraph) -> bool:
     return any(node.target in READING_MEMORY for node in graph.module.graph.nodes)
 
 
-@lru_cache(maxsize=4)
 def _channels_last(graph: DeployableGraph) -> GraphModule:
+    return graph.derived.once("channels last", None, lambda: _moved(graph))
+
+
+def _moved(graph: DeployableGraph) -> GraphModule:
     module = copy.deepcopy(graph.module)
     for node in module.graph.nodes if not _reads_memory(graph) else ():
         weight = (
@@ -133,8 +136,11 @@ class _Mark:
     sample: Float32
 
 
-@lru_cache(maxsize=4)
 def _marks(graph: DeployableGraph, quantization: Quantization) -> Mapping[str, _Mark]:
+    return graph.derived.once("marks", quantization, lambda: _marked(graph, quantization))
+
+
+def _marked(graph: DeployableGraph, quantization: Quantization) -> Mapping[str, _Mark]:
     marks: dict[str, _Mark] = {}
 
     def mark(node: Node, value: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,7 +20,7 @@ from edgekit.core.ahead import in_order
 from edgekit.core.errors import DataError, EdgekitError, UsageError
 from edgekit.core.files import read_checked, sha256_json, write_checked
 from edgekit.core.registry import versions
-from edgekit.core.values import Batches, DeployableGraph, Quantization, Ranges, Scheme, Size, UInt8
+from edgekit.core.values import Batches, DeployableGraph, Derived, Quantization, Ranges, Scheme, Size, UInt8
 from edgekit.networks.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -38,10 +37,12 @@ class Calibration:
     Attributes:
         choice: the frames, and how they were chosen.
         size: they are resized to.
+        derived: what was worked out on them.
     """
 
     choice: Choice
     size: Size
+    derived: Derived = field(default_factory=Derived, init=False, repr=False)
     _kept: dict[int, UInt8] = field(default_factory=dict, repr=False)
     _sizes: dict[int, Size] = field(default_factory=dict, repr=False)
 
@@ -123,12 +124,12 @@ def prepare(graph: DeployableGraph, checkpoint: Checkpoint, calibration: Calibra
     path = quantization_path(checkpoint, calibration, run_folder)
     if read_checked(path) is None:  # not there, or damaged since
         _work_out(graph, calibration, path)
-    return _stored(path, calibration)
+    # One value for all targets of a process, which keep with their graphs what they make of it.
+    return calibration.derived.once("quantization", path, lambda: _stored(path, calibration))
 
 
-@lru_cache(maxsize=2)
 def _stored(path: Path, calibration: Calibration) -> Calibrated:
-    """What was worked out before: the same value for all targets of a process, which know its nodes by it."""
+    """What was worked out before."""
     from calibration.ranges import Calibrated
 
     data = read_checked(path)
@@ -147,21 +148,22 @@ def _stored(path: Path, calibration: Calibration) -> Calibrated:
         return Calibrated(Quantization(ranges, scales, stored["probe"], calibration.batches(), biases), record)
 
 
-@lru_cache(maxsize=2)
 def equalized_graph(graph: DeployableGraph, quantization: Quantization) -> DeployableGraph:
-    """The float network in int8's scales: one graph for all that a process does with it."""
+    """The float network in int8's scales, made once."""
     from calibration.equalization import equalized
 
-    return equalized(graph, quantization.scales)
+    return graph.derived.once("equalized", quantization, lambda: equalized(graph, quantization.scales))
 
 
-@lru_cache(maxsize=2)
 def int8_graph(graph: DeployableGraph, quantization: Quantization, keep_float: tuple[str, ...]) -> DeployableGraph:
-    """What int8 is made of: one graph for all targets of a process, which keep what they make of it."""
+    """What int8 is made of, made once for all targets."""
     from calibration.bias import corrected
     from edgekit.export.layers import nodes_of
 
-    return corrected(equalized_graph(graph, quantization), quantization.biases, but=nodes_of(graph, keep_float))
+    def make() -> DeployableGraph:
+        return corrected(equalized_graph(graph, quantization), quantization.biases, but=nodes_of(graph, keep_float))
+
+    return graph.derived.once("int8", (quantization, keep_float), make, most=2)
 
 
 def calibration_record(calibrated: Calibrated, scheme: Scheme | None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +73,16 @@ def build(
     return with_output(from_bordered(core, graph, bordered), graph, recipe, bytes_of_floats=False), kept
 
 
-@lru_cache(maxsize=2)
 def _centred_core(graph: DeployableGraph, *, half: bool, smooth: bool) -> Any:
     """The core on centred pixels, exported once for all targets and precisions that share it; nobody changes it."""
-    module = on_centred_pixels(graph)
-    if smooth:
-        smooth_by_matrices(module)
-    return _export(module, graph, graph.size, half=half)
+
+    def export() -> Any:
+        module = on_centred_pixels(graph)
+        if smooth:
+            smooth_by_matrices(module)
+        return _export(module, graph, graph.size, half=half)
+
+    return graph.derived.once("onnx core", (half, smooth), export, most=2)
 
 
 def _smooths(graph: DeployableGraph, scheme: Scheme) -> bool:

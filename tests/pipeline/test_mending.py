@@ -56,11 +56,11 @@ def test_a_tensor_with_a_wrong_range_is_mended_by_its_layer(
 
     ranges = build._ranges
 
-    def spoiled(model: Any, *rest: Any) -> dict[str, tuple[float, float]]:
-        found = ranges(model, *rest)
+    def spoiled(model: Any, *rest: Any) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+        found, kept = ranges(model, *rest)
         maps = [name for node in model.graph.node if node.op_type == "Conv" for name in node.input[:1] if name in found]
         name = maps[len(maps) // 2]
-        return {**found, name: (found[name][0] * share, found[name][1] * share)}
+        return {**found, name: (found[name][0] * share, found[name][1] * share)}, kept
 
     monkeypatch.setattr(build, "_ranges", spoiled)
     made = int8(checkpoint, tmp_path, load_target("onnxruntime"))
