@@ -45,8 +45,8 @@ test-devices: $(VENV)/.installed-dev
 # int8's accuracy on ARM's kernels, without the hardware: a Debian arm64 userland that qemu executes, over ssh. Root, Debian, some
 # 20 minutes and 1 GB in runs/arm64; it needs no binfmt and no privilege. Keeps its result and writes docs/results.md again.
 test-arm64: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/arm64.py
-	$(BIN)/python benchmarks/results.py
+	$(BIN)/python -m benchmarks.accuracy.arm64
+	$(BIN)/python -m benchmarks.pages.results
 
 # 25,000 damaged inputs for each reader of what devices print and of files that people pass on; make test gives some hundred.
 fuzz: $(VENV)/.installed-dev
@@ -57,32 +57,32 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd benchmarks && MYPYPATH=..:../tests:../tests/devices ../$(BIN)/mypy --config-file ../pyproject.toml *.py
+	MYPYPATH=.:tests:tests/devices $(BIN)/mypy --explicit-package-bases -p benchmarks
 	$(BIN)/lint-imports
 
 # Measures what docs/results.md and benchmarks/results.md show, keeps it in benchmarks/measured, and writes both pages again.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/help_time.py
-	$(BIN)/python benchmarks/streets_floor.py
-	$(BIN)/python benchmarks/vendor_int8.py
-	$(BIN)/python benchmarks/paper_speed.py
-	$(BIN)/python benchmarks/vendor_speed.py
-	$(BIN)/python benchmarks/decoder.py
-	$(BIN)/python benchmarks/edges.py
-	$(BIN)/python benchmarks/harness.py
-	$(BIN)/python benchmarks/floor.py
-	$(BIN)/python benchmarks/time_to_artifact.py
-	$(BIN)/python benchmarks/calibration_memory.py
+	$(BIN)/python -m benchmarks.speed.help_time
+	$(BIN)/python -m benchmarks.accuracy.streets_floor
+	$(BIN)/python -m benchmarks.accuracy.vendor_int8
+	$(BIN)/python -m benchmarks.speed.paper_speed
+	$(BIN)/python -m benchmarks.speed.vendor_speed
+	$(BIN)/python -m benchmarks.speed.decoder
+	$(BIN)/python -m benchmarks.speed.edges
+	$(BIN)/python -m benchmarks.speed.harness
+	$(BIN)/python -m benchmarks.speed.floor
+	$(BIN)/python -m benchmarks.speed.time_to_artifact
+	$(BIN)/python -m benchmarks.speed.calibration_memory
 	$(BIN)/edgekit run
-	$(BIN)/python benchmarks/results.py runs/spssn-streets
-	$(BIN)/python benchmarks/speed_page.py
+	$(BIN)/python -m benchmarks.pages.results runs/spssn-streets
+	$(BIN)/python -m benchmarks.pages.speed_page
 
 # Hours: what needs CamVid (CAMVID_ROOT) and trains. Goes on where it was stopped; `make bench` then shows it.
 bench-training: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/evaluation_speed.py
-	$(BIN)/python benchmarks/training_speed.py
-	$(BIN)/python benchmarks/int8_accuracy.py
-	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python -m benchmarks.speed.evaluation_speed
+	$(BIN)/python -m benchmarks.training.training_speed
+	$(BIN)/python -m benchmarks.accuracy.int8_accuracy
+	$(BIN)/python -m benchmarks.training.ablation
 
 clean:
 	rm -rf runs .pytest_cache .hypothesis .mypy_cache .ruff_cache build

@@ -15,10 +15,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """``benchmarks/results.py``, writing elsewhere."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    """``benchmarks/pages/results.py``, writing elsewhere."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
     monkeypatch.setattr(sys, "argv", ["results.py"])
-    module = importlib.import_module("results")
+    module = importlib.import_module("benchmarks.pages.results")
     monkeypatch.setattr(module, "PAGE", tmp_path / "results.md")
     return module
 
@@ -31,7 +31,7 @@ def test_the_page_is_what_the_stored_measurements_say(script: ModuleType) -> Non
 def test_the_page_of_speed_is_what_the_stored_measurements_say(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("speed_page")
+    module = importlib.import_module("benchmarks.pages.speed_page")
     monkeypatch.setattr(module, "PAGE", script.PAGE)
     module.main()
     assert script.PAGE.read_text() == (BENCHMARKS / "results.md").read_text()

@@ -1,6 +1,6 @@
 """int8 of trained networks of the kinds that people have, by default options, on frames that did not calibrate.
 
-The weights are those of ``benchmarks/train_kinds.py``; what each kind is hard for stands in ``kinds.py``.
+The weights are those of ``benchmarks/training/train_kinds.py``; what each kind is hard for stands in ``kinds.py``.
 """
 
 from __future__ import annotations

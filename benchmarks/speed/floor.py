@@ -1,6 +1,6 @@
 """The floor: how fast this machine could run the network at best, from its own measured rates.
 
-Run: python benchmarks/floor.py. Operations of the deployable graph over the rate of a large matrix product (float32,
+Run: python -m benchmarks.speed.floor. Operations of the deployable graph over the rate of a large matrix product (float32,
 bfloat16, int8), and bytes over the bandwidth of a large copy. Bytes: weights once, every map written once and read once by
 each operation that reads it; an activation function belongs to what it follows. No engine that runs operation after
 operation can be below both; ``benchmarks/results.md`` sets the measured times beside them.
@@ -14,9 +14,9 @@ from math import prod
 from typing import Any
 
 import torch
-from measured import keep
 from torch.fx import GraphModule, Node
 
+from benchmarks.shared.measured import keep
 from edgekit.core.progress import Progress
 from edgekit.core.values import Size
 from edgekit.devices.environment import available_cores

@@ -1,6 +1,6 @@
 """How long all artifacts take, float and int8, against the vendors' converters called one after another.
 
-Run: python benchmarks/time_to_artifact.py [SIZE] [SAMPLES] [ROUNDS]; 1024x2048, 32 and 5 by default. One side is a fresh
+Run: python -m benchmarks.speed.time_to_artifact [SIZE] [SAMPLES] [ROUNDS]; 1024x2048, 32 and 5 by default. One side is a fresh
 process that does what each converter's documentation says, with defaults, on the network as it is: coremltools, litert-torch
 and ai-edge-quantizer, OpenVINO and NNCF, torch.onnx.export and, of its one file, ONNX Runtime's quantize_static twice, the
 second time in TensorRT's form, reading the calibration frames for each. coremltools has no int8 of activations on Linux: that
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import vendor_tools as tools
-from measured import keep
 from PIL import Image
 
+from benchmarks.shared import vendor_tools as tools
+from benchmarks.shared.measured import keep
 from calibration.choice import CANDIDATES
 from calibration.datasets import open_split, resize_image
 from calibration.streets import LABEL_IDS
@@ -182,7 +182,19 @@ def run(side: str, size: Size, samples: int, root: Path) -> dict[str, Any]:
     """One side in a fresh process: seconds, processor time of all its processes, peak memory, and its own stages."""
     with tempfile.TemporaryDirectory() as name:
         begun = time.perf_counter()
-        process = subprocess.Popen([sys.executable, __file__, "--side", side, str(size), str(samples), str(root), name])
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.speed.time_to_artifact",
+                "--side",
+                side,
+                str(size),
+                str(samples),
+                str(root),
+                name,
+            ]
+        )
         peak = 0
         ended = threading.Event()
 

@@ -1,6 +1,6 @@
 """Writes ``docs/results.md`` from stored measurements; no number on that page is typed by hand but the paper's own.
 
-Run: python benchmarks/results.py [RUN_DIR], the folder of an ``edgekit run`` of the shipped checkpoint on streets; without it, of the
+Run: python -m benchmarks.pages.results [RUN_DIR], the folder of an ``edgekit run`` of the shipped checkpoint on streets; without it, of the
 run that was kept last.
 """
 
@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from measured import FOLDER, kept
-
+from benchmarks.shared.measured import FOLDER, kept
 from edgekit.core.files import read_json, write_json, write_text
 from edgekit.networks.checkpoint import Checkpoint, load_checkpoint, load_network, shipped_names
 from reports.document import trainings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "results.md"
 
 # Mamoon et al. 2020, Tables 2 and 4: on the Cityscapes test set, in %.
@@ -236,17 +235,20 @@ def distillation() -> list[str]:
     return [
         "### A teacher, on frames that training did not see",
         f"Two trainings of SPSSN's CamVid variant, {on_val['result']['epochs']} epochs from the same short one, once from labels alone and once "
-        f"with {100 * on_val['result']['part']:.0f} % of the loss from a teacher (`edgekit train --teacher`; `benchmarks/distillation.py`, one seed "
-        "each). The teacher is EfficientNet-Lite2 with a decoder (`benchmarks/camvid_teacher.py`), its encoder pre-trained on ImageNet; test was not "
+        f"with {100 * on_val['result']['part']:.0f} % of the loss from a teacher (`edgekit train --teacher`; "
+        "`benchmarks/training/distillation.py`, one seed "
+        "each). The teacher is EfficientNet-Lite2 with a decoder (`benchmarks/training/camvid_teacher.py`), its encoder "
+        "pre-trained on ImageNet; test was not "
         "looked at. Class mIoU in %: along the way at the frame size of training, and of the last weights by the size that frames are brought to.",
         "On val, all trained on train. All of val is of a street sequence that train has too. The teacher has "
         f"{scores[0]} %, frames of training were brought to 720x960:",
         students(on_val),
-        "On sequence 0006R0, all trained on the rest of train and val (`benchmarks/camvid_by_sequence.py`): streets that training did not show, as "
+        "On sequence 0006R0, all trained on the rest of train and val (`benchmarks/training/camvid_by_sequence.py`): streets "
+        "that training did not show, as "
         f"three quarters of test are. The teacher has {scores[1]} %, frames of training were brought to 576x768:",
         students(unseen),
-        f"With a teacher the last weights are {gains[0]} and {gains[1]} points from those without at the frame size of training: nothing, in so many "
-        "epochs. No shipped network had a teacher. These were trained by (the second with CAMVID_ROOT=runs/camvid-by-sequence)",
+        f"With a teacher the last weights are {gains[0]} and {gains[1]} points from those without at the frame size of training. "
+        "No shipped network had a teacher. These were trained by (the second with CAMVID_ROOT=runs/camvid-by-sequence)",
         *("```\n" + "\n".join(trainings(teacher["recipe"])) + "\n```" for teacher in teachers),
     ]  # fmt: skip
 
@@ -269,8 +271,8 @@ def kinds() -> list[str]:
     return [
         "## int8 of networks of many kinds",
         "Twelve small networks, each with what is hard for int8 about its kind (`tests/kinds.py`), trained on streets for minutes "
-        "(`benchmarks/train_kinds.py`); their float mIoU is low, and what counts is the drop. By default options, 16 calibration frames, "
-        "24 val frames at 128x256 (`benchmarks/kinds_int8.py`). Drop in points of class mIoU with its paired 95 % interval:",
+        "(`benchmarks/training/train_kinds.py`); their float mIoU is low, and what counts is the drop. By default options, 16 calibration frames, "
+        "24 val frames at 128x256 (`benchmarks/accuracy/kinds_int8.py`). Drop in points of class mIoU with its paired 95 % interval:",
         table(["network", "float mIoU, %", *names], losses),
         "The drop that each artifact was seen to have as it was made, by the network's own probabilities, is within 0.2 points of "
         f"the simulated one in {within} of {len(apart)} cases, and {100 * max(apart):.2f} points off at most. "
@@ -286,7 +288,8 @@ def int8() -> list[str]:
         return []
     parts = [
         "## What int8 costs on CamVid's test frames",
-        "Class mIoU on the 233 test frames, drop against float PyTorch with its paired 95 % interval (`benchmarks/int8_accuracy.py`). The vendors' "
+        "Class mIoU on the 233 test frames, drop against float PyTorch with its paired 95 % interval "
+        "(`benchmarks/accuracy/int8_accuracy.py`). The vendors' "
         "side is the straight export with their tools' defaults; edgekit's is `edgekit quantize --max-drop 0.01`. Both calibrate on "
         "the same 64 training frames; val, on which these networks were trained too, is all that guides a repair, and test "
         "proves it. coremltools calibrates activations on macOS only. Core ML's and TensorRT's rows are references, by the executor "
@@ -365,7 +368,8 @@ def memory() -> list[str]:
     return [
         "## Memory of calibration",
         f"`{result['checkpoint']}`, {result['frames']} {result['dataset']} frames of {result['size']} chosen and calibrated on, in a process of its "
-        f"own on {machine(document)} (`benchmarks/calibration_memory.py`): at most {peak:.2f} GiB, of which {before:.2f} GiB were reached in the "
+        f"own on {machine(document)} (`benchmarks/speed/calibration_memory.py`): at most {peak:.2f} GiB, of which {before:.2f} "
+        "GiB were reached in the "
         "export before it.",
     ]
 
@@ -390,7 +394,7 @@ def ablation() -> list[str]:
     return [
         "## The ablation, the paper's Table 6",
         f"On CamVid val, {result['epochs']} epochs on train alone from random weights, {seeds_each} seeds each, same frames in the same "
-        "order, CamVid variant of all three (`benchmarks/ablation.py`); the paper's on Cityscapes "
+        "order, CamVid variant of all three (`benchmarks/training/ablation.py`); the paper's on Cityscapes "
         "val after 800. Intervals are Welch's over the seeds.",
         table(["network", "paper: class mIoU, %", "paper: category mIoU, %", "ours: class mIoU, %", "each seed"], rows),
         *steps,
@@ -447,7 +451,8 @@ def speed_on_gpu() -> list[str]:
         for title in next(iter(result["sizes"].values()))[scope]
     ]
     return [
-        f"On an {result['device']} by PyTorch {result['torch']} (`benchmarks/paper_speed.py gpu`), p50 in ms (FPS) over 200 iterations in turns, "
+        f"On an {result['device']} by PyTorch {result['torch']} (`benchmarks/speed/paper_speed.py gpu`), p50 in ms (FPS) over 200 "
+        "iterations in turns, "
         "each waited for: float32 without TF32, kernels launched one by one, and float16 with the kernels captured into one CUDA graph. "
         "`frame-to-labels` begins and ends in the host's memory. The card is generations newer than the paper's; one by one, launching the "
         "kernels decides at these sizes, not arithmetic. The last column is the share of pixels that float16 labels as float32 does. TensorRT was "
@@ -479,7 +484,7 @@ def throughput() -> list[str]:
         parts += [
             "## Training speed",
             f"SPSSN (CamVid variant), {result['recipe']['crop']} crops, batch {result['recipe']['batch']}, {result['epochs']} epochs, in turns "
-            f"in one run, on {machine(document)} (`benchmarks/training_speed.py`). The plain loop is eager float32 with logits upsampled to "
+            f"in one run, on {machine(document)} (`benchmarks/training/training_speed.py`). The plain loop is eager float32 with logits upsampled to "
             "full size before the "
             "loss and frames decoded in the training process; edgekit decodes once, trains in mixed precision and channels-last order, and takes the "
             "loss at every second pixel.",
@@ -491,7 +496,8 @@ def throughput() -> list[str]:
         parts += [
             "## Evaluation speed",
             f"`{result['checkpoint']}` on {result['frames']} CamVid frames at {result['size']}, on {machine(document)} "
-            f"(`benchmarks/evaluation_speed.py`): `edgekit evaluate` is {ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times as fast "
+            f"(`benchmarks/speed/evaluation_speed.py`): `edgekit evaluate` is {ratio['value']:.2f} [{ratio['low']:.2f}, "
+            f"{ratio['high']:.2f}] times as fast "
             f"as the obvious loop, with the same mIoU. Subnormal weights cost it a factor "
             f"of {slowed['value']:.2f} [{slowed['low']:.2f}, {slowed['high']:.2f}]. Frames of val, which the network was "
             "trained on: only the clock is looked at. A tenth of the weights were made subnormal, which ruins the labels, and "
@@ -545,7 +551,7 @@ def render(document: dict[str, Any]) -> None:
         best = max(floor["result"]["miou"].values())
         parts += [
             "## How hard `streets` is",
-            f"A per-pixel classifier on colour and position reaches {percent(best)} % mIoU (`benchmarks/streets_floor.py`): what a "
+            f"A per-pixel classifier on colour and position reaches {percent(best)} % mIoU (`benchmarks/accuracy/streets_floor.py`): what a "
             "network scores above that it owes to shape, texture and context.",
         ]
     vendor = kept("vendor_int8")
@@ -553,7 +559,7 @@ def render(document: dict[str, Any]) -> None:
         result = vendor["result"]
         parts += [
             f"int8 by the vendors' own defaults on the straight export, same checkpoint, 16 calibration frames, {result['frames']} "
-            f"test frames at {result['size']}; float PyTorch {percent(result['float'])} % (`benchmarks/vendor_int8.py`):",
+            f"test frames at {result['size']}; float PyTorch {percent(result['float'])} % (`benchmarks/accuracy/vendor_int8.py`):",
             table(
                 ["recipe", "mIoU, %", "drop, points [95 %]"],
                 [

@@ -1,6 +1,6 @@
 """Frames a second of ``edgekit evaluate`` against the loop that anyone would write, with the same numbers.
 
-Run: python benchmarks/evaluation_speed.py [CHECKPOINT] [FRAMES] [ROUNDS]; needs CAMVID_ROOT. The obvious loop: decode a frame,
+Run: python -m benchmarks.speed.evaluation_speed [CHECKPOINT] [FRAMES] [ROUNDS]; needs CAMVID_ROOT. The obvious loop: decode a frame,
 normalize it in numpy, one forward pass, logits upsampled to full size, argmax, confusion by bincount, next frame. Both run
 in turns in one process, from the files; a second pair repeats it with a checkpoint whose weights hold subnormal numbers.
 """
@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measured import keep
 
+from benchmarks.shared.measured import keep
 from calibration.datasets import Split, open_split, resize_image, resize_labels
 from edgekit.core.progress import Progress
 from edgekit.core.values import IGNORE, Size

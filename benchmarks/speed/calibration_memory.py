@@ -1,6 +1,6 @@
 """How much memory calibration takes: many frames of the paper's full size, of which a few at a time are looked at.
 
-Run: python benchmarks/calibration_memory.py [SIZE] [SAMPLES]; 1024x2048 and 128 by default. A process of its own does what
+Run: python -m benchmarks.speed.calibration_memory [SIZE] [SAMPLES]; 1024x2048 and 128 by default. A process of its own does what
 ``edgekit quantize`` does before it converts: chooses frames by class coverage, looks at each, and works ranges, equalization
 and biases out. The peak is the operating system's, of the whole process, PyTorch and the graph included.
 """
@@ -13,8 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measured import keep
-
+from benchmarks.shared.measured import keep
 from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress

@@ -1,6 +1,6 @@
 """What the vendors' own int8 defaults cost on ``streets``; what edgekit's recipes cost stands in any run's report.
 
-Run: python benchmarks/vendor_int8.py [CHECKPOINT] [FRAMES]. The straight export of the network (no rewrite) goes through
+Run: python -m benchmarks.accuracy.vendor_int8 [CHECKPOINT] [FRAMES]. The straight export of the network (no rewrite) goes through
 NNCF's and ONNX Runtime's default post-training quantization, with the 16 calibration frames of ``make demo``.
 Proves that ``streets`` is hard enough for int8 to hurt: some default loses half a point of mIoU or more.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import vendor_tools as tools
-from measured import keep
 
+from benchmarks.shared import vendor_tools as tools
+from benchmarks.shared.measured import keep
 from calibration.datasets import Split, open_split
 from edgekit.core.progress import noise_to
 from edgekit.core.values import Size

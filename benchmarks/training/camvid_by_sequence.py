@@ -3,7 +3,7 @@
 All of val is of a sequence that train holds as well, three quarters of test are of one that no other frame shows. Here val is
 sequence 0006R0, which train then lacks: what holds there may hold on test.
 
-Run: python benchmarks/camvid_by_sequence.py; needs CAMVID_ROOT. Train by it with CAMVID_ROOT=runs/camvid-by-sequence.
+Run: python -m benchmarks.training.camvid_by_sequence; needs CAMVID_ROOT. Train by it with CAMVID_ROOT=runs/camvid-by-sequence.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The paper's Table 7 on this machine: one forward pass of SPSSN, over 200 iterations or more, and frame to labels.
 
-Run: python benchmarks/paper_speed.py [CHECKPOINT] [SIZE...], with ``camvid`` for Table 5's frames a second alone, or with
+Run: python -m benchmarks.speed.paper_speed [CHECKPOINT] [SIZE...], with ``camvid`` for Table 5's frames a second alone, or with
 ``gpu`` for PyTorch on a GPU. PyTorch and every runtime that runs here, float and int8, take turns at each size; the paper's
 figure is the bare network (`graph`), a user waits for `frame-to-labels`.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import gpu, keep
 
+from benchmarks.shared.measured import gpu, keep
 from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.contract import Scope, Terms
@@ -49,7 +49,7 @@ def artifacts(checkpoint: Checkpoint, size: Size, folder: Path) -> list[Artifact
     progress = Progress(silent=True)
     graph = lazy_graph(checkpoint, size, progress)
     calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
-    order = Order(checkpoint, size, folder, "benchmarks/paper_speed.py", calibration)
+    order = Order(checkpoint, size, folder, "benchmarks/speed/paper_speed.py", calibration)
     return [
         make_artifact(require(name), order, recipe_for(require(name), precision, None, 1), graph, progress)
         for name in TARGETS
@@ -202,7 +202,7 @@ def camvid(folder: Path) -> dict[str, dict[str, Any]]:
         size = default_size(checkpoint)
         calibration = Calibration(choose_frames(open_split("streets", "train", size=size), 4), size)
         progress = Progress(silent=True)
-        order = Order(checkpoint, size, folder / name, "benchmarks/paper_speed.py", calibration)
+        order = Order(checkpoint, size, folder / name, "benchmarks/speed/paper_speed.py", calibration)
         recipe = recipe_for(require("openvino"), "int8", None, 1)
         made[name] = make_artifact(require("openvino"), order, recipe, lazy_graph(checkpoint, size, progress), progress)
     samples: dict[str, list[float]] = {name: [] for name in made}

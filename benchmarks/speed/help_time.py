@@ -1,6 +1,6 @@
 """How long ``edgekit --help`` and ``import edgekit`` take: a command line that thinks before it speaks is not used.
 
-Run: python benchmarks/help_time.py. Prints the median of ten runs of each, and of a bare interpreter for comparison.
+Run: python -m benchmarks.speed.help_time. Prints the median of ten runs of each, and of a bare interpreter for comparison.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from measured import keep
+from benchmarks.shared.measured import keep
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],

@@ -1,6 +1,6 @@
 """Images a second of ``edgekit train`` against a plain PyTorch loop, on the same recipe, and the val mIoU both end at.
 
-Run: python benchmarks/training_speed.py [EPOCHS] [SEEDS] [cpu or cuda]; needs CAMVID_ROOT. The plain loop is what a tutorial writes:
+Run: python -m benchmarks.training.training_speed [EPOCHS] [SEEDS] [cpu or cuda]; needs CAMVID_ROOT. The plain loop is what a tutorial writes:
 eager float32, logits upsampled to full size before the loss, frames decoded again each epoch in the training process. Both
 see the same augmented crops in the same order, from the same weights, with the same optimizer, schedule and average.
 The processes take turns (one is stopped while the other runs), so that a busy machine is busy for both. A third one, on CPU, is
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
-from measured import gpu, keep
 
+from benchmarks.shared.measured import gpu, keep
 from calibration.datasets import Split, open_split
 from edgekit.devices.environment import available_cores
 from edgekit.networks.checkpoint import load_checkpoint
@@ -140,7 +140,17 @@ def start(kind: str, epochs: int, seed: int, device: str, folder: Path) -> subpr
     if kind.endswith("two processes"):
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
-        [*launcher, __file__, "--child", kind, str(epochs), str(seed), device, str(folder)],
+        [
+            *launcher,
+            "-m",
+            "benchmarks.training.training_speed",
+            "--child",
+            kind,
+            str(epochs),
+            str(seed),
+            device,
+            str(folder),
+        ],
         env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         stdout=subprocess.DEVNULL,
         stderr=(folder / "errors").open("wb"),

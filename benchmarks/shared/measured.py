@@ -9,7 +9,7 @@ from typing import Any
 from edgekit.core.files import read_json, write_json
 from edgekit.devices.environment import local_environment
 
-FOLDER = Path(__file__).parent / "measured"
+FOLDER = Path(__file__).parents[1] / "measured"
 
 
 def keep(name: str, result: Any) -> None:

@@ -1,6 +1,6 @@
 """Writes ``benchmarks/results.md``: speed, from what the benchmarks kept. No number on it is typed but the goals.
 
-Run: python benchmarks/speed_page.py.
+Run: python -m benchmarks.pages.speed_page.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from measured import FOLDER, kept
-from results import machine, percent, table
-
+from benchmarks.pages.results import machine, percent, table
+from benchmarks.shared.measured import FOLDER, kept
 from edgekit.core.files import read_json, write_text
 
-PAGE = Path(__file__).with_name("results.md")
+PAGE = Path(__file__).parents[1] / "results.md"
 ELSEWHERE = FOLDER / "elsewhere"
 MEMORY_GOAL = 0.4
 LABELS_GOAL = 0.999
@@ -56,7 +55,8 @@ def against_vendors() -> list[str]:
     result = document["result"]
     parts = [
         "## Against the vendors' default pipelines",
-        f"`{result['checkpoint']}`, from a camera frame in memory to its full-size label map, on {machine(document)} (`benchmarks/vendor_speed.py`). "
+        f"`{result['checkpoint']}`, from a camera frame in memory to its full-size label map, on {machine(document)} "
+        "(`benchmarks/speed/vendor_speed.py`). "
         "The vendor's side: the network with full-size logits through the vendor's converter and int8 tool with their defaults, frames "
         "normalized in numpy, argmax in numpy; all cores on both sides. Ratio: median time of the vendor's pipeline over edgekit's, both "
         f"open at once and taking turns in {result['rounds']} rounds, 95 % interval. Labels: share of pixels labelled as the unrewritten float "
@@ -133,7 +133,7 @@ def decoder() -> list[str]:
     ways = list(next(iter(result["maps"].values()))["milliseconds"])
     return [
         "## The decoder",
-        f"Median ms from stride-8 logits to the label map, {result['path']}, on {machine(document)} (`benchmarks/decoder.py`). `drawn` are the "
+        f"Median ms from stride-8 logits to the label map, {result['path']}, on {machine(document)} (`benchmarks/speed/decoder.py`). `drawn` are the "
         "shipped network's logits for a street, `noise` the worst case, where every cell must be interpolated.",
         table(["map", "cells to interpolate, %", *ways, "labels as torch's, %"], rows),
     ]
@@ -159,7 +159,7 @@ def harness() -> list[str]:
     return [
         "## Is the clock honest?",
         f"The same artifacts at {result['size']} by `edgekit bench --scope graph` and by the vendor's own tool, in turns, "
-        f"{result['rounds']} rounds of {result['runs']} runs, on {machine(document)} (`benchmarks/harness.py`). The goal "
+        f"{result['rounds']} rounds of {result['runs']} runs, on {machine(document)} (`benchmarks/speed/harness.py`). The goal "
         f"is {100 * result['goal']:.0f} %, or an interval that holds 1.",
         table(["artifact", "tool", "edgekit, ms", "tool, ms", "ratio", "goal"], rows),
     ]
@@ -188,7 +188,7 @@ def edges() -> list[str]:
     return [
         "## The edges",
         f"From frame to labels at {result['size']}, in turns, {result['rounds']} rounds, on {machine(document)} "
-        "(`benchmarks/edges.py`). `network` is the deployable graph alone, converted by the vendor's tool: ready float planes "
+        "(`benchmarks/speed/edges.py`). `network` is the deployable graph alone, converted by the vendor's tool: ready float planes "
         "in, stride-8 logits out; in int8 that tool would quantize another network, so that the edges inside the graph are not told "
         f"apart. The goal is {100 * result['goal']:.0f} % of the network's own time: met where the whole interval is below it.",
         table(["artifact", *(f"{side}, ms" for side in SIDES), "outside the graph", "all edges", "goal"], rows),
@@ -219,7 +219,8 @@ def time_to_artifact() -> list[str]:
     return [
         "## Time to all artifacts",
         f"Every target, float and int8, at {result['size']} with {result['samples']} calibration frames, on {machine(document)} "
-        "(`benchmarks/time_to_artifact.py`). The vendors' side calls the converters one after another on the straight network, with all cores. Both "
+        "(`benchmarks/speed/time_to_artifact.py`). The vendors' side calls the converters one after another on the straight "
+        "network, with all cores. Both "
         f"read the frames from PNG files. {result['without']}.",
         table(["side", "seconds, each round", "peak memory, GiB", "times as fast as the vendors", "goals"], rows),
     ]
@@ -239,7 +240,7 @@ def floor() -> list[str]:
     parts = [
         "## The floor",
         "Operations over the rate of a large matrix product, and bytes (weights once, every map written once and read by each operation that "
-        f"reads it) over the bandwidth of a large copy, both measured on {machine(document)} (`benchmarks/floor.py`): "
+        f"reads it) over the bandwidth of a large copy, both measured on {machine(document)} (`benchmarks/speed/floor.py`): "
         + ", ".join(f"{name} {rates[name] / 1e9:.0f} G operations/s" for name in ("fp32", "bf16", "int8"))
         + f", {rates['bytes'] / 1e9:.0f} GB/s. An engine that runs operation after operation can be below neither."
         + (

@@ -1,6 +1,6 @@
 """int8 of the twelve kinds of networks that tests/kinds.py holds: what it loses, what was expected, and how fast it is beside float.
 
-Run: python benchmarks/kinds_int8.py [NAME ...]; goes on where it was stopped. By default options, on all targets: 16 calibration
+Run: python -m benchmarks.accuracy.kinds_int8 [NAME ...]; goes on where it was stopped. By default options, on all targets: 16 calibration
 frames, 24 streets val frames at 128x256, which did not calibrate. Latency is of the bare graph at 256x512, int8 and float in turns.
 """
 
@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from measured import keep, kept
-
+from benchmarks.shared.measured import keep, kept
 from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.contract import Terms
@@ -31,7 +30,7 @@ from edgekit.pipeline.stored import bench_frames
 from reports.quantization import Quantized
 from reports.statistics import bootstrap_ratio
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from kinds import KINDS  # noqa: E402  the tests' folder is put on the path above
@@ -49,7 +48,7 @@ def accuracy(name: str) -> list[dict[str, Any]]:
     checkpoint = load_checkpoint(str(ROOT / "tests" / "trained" / f"{name}.safetensors"), factory(name))
     plan = Quantize(
         checkpoint, TARGETS, SIZE, open_split("streets", "train", size=SIZE), SAMPLES,
-        open_split("streets", "val", size=SIZE).first(FRAMES), Path("runs") / f"kinds-{name}", "benchmarks/kinds_int8.py",
+        open_split("streets", "val", size=SIZE).first(FRAMES), Path("runs") / f"kinds-{name}", "benchmarks/accuracy/kinds_int8.py",
     )  # fmt: skip
     rows = []
     for row in quantize(plan, Progress()):
@@ -77,7 +76,7 @@ def speed(name: str) -> dict[str, list[float]]:
     progress = Progress(silent=True)
     graph = lazy_graph(checkpoint, LARGER, progress)
     calibration = Calibration(choose_frames(open_split("streets", "train", size=LARGER), 4), LARGER)
-    order = Order(checkpoint, LARGER, folder, "benchmarks/kinds_int8.py", calibration)
+    order = Order(checkpoint, LARGER, folder, "benchmarks/accuracy/kinds_int8.py", calibration)
     found: dict[str, list[float]] = {}
     for runtime in TIMED:
         target = load_target(runtime)

@@ -1,6 +1,6 @@
 """What int8 costs on CamVid's test frames: the vendors' defaults beside edgekit, for the shipped networks, on all targets.
 
-Run: python benchmarks/int8_accuracy.py [CHECKPOINT ...]; needs CAMVID_ROOT; goes on where it was stopped. The vendors' side is
+Run: python -m benchmarks.accuracy.int8_accuracy [CHECKPOINT ...]; needs CAMVID_ROOT; goes on where it was stopped. The vendors' side is
 the straight export, quantized with the tools' defaults by the same 64 calibration frames and run in the vendor's runtime.
 coremltools calibrates activations on macOS only. edgekit's side is ``edgekit quantize --max-drop 0.01``: val guides it,
 the 233 test frames prove it. ``spssn-camvid-apart`` is ``spssn-camvid`` made to collapse: the same function, with the ranges of
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import vendor_tools as tools
-from measured import keep, kept
 from torch import nn
 
+from benchmarks.shared import vendor_tools as tools
+from benchmarks.shared.measured import keep, kept
 from calibration.choice import choose_frames
 from calibration.datasets import Split, open_split, resize_image, resize_labels
 from edgekit.core.progress import Progress, noise_to
@@ -129,7 +129,7 @@ def edgekit_side(checkpoint: Checkpoint, size: Size, test: Split) -> list[dict[s
     """Rows of ``edgekit quantize --max-drop 0.01``."""
     plan = Quantize(
         checkpoint, TARGETS, size, open_split("camvid", "train"), SAMPLES, open_split("camvid", "val"),
-        Path("runs") / f"int8-{checkpoint.name}", "benchmarks/int8_accuracy.py", budget=Budget(0.01, test),
+        Path("runs") / f"int8-{checkpoint.name}", "benchmarks/accuracy/int8_accuracy.py", budget=Budget(0.01, test),
     )  # fmt: skip
     return [row.to_json() for row in quantize(plan, Progress())]
 

@@ -1,6 +1,6 @@
 """Trains the small networks of tests/kinds.py on streets, for a few minutes each, and keeps what the tests load.
 
-``python benchmarks/train_kinds.py [NAME...]`` writes ``tests/trained/NAME.safetensors`` where it is not there yet.
+``python -m benchmarks.training.train_kinds [NAME...]`` writes ``tests/trained/NAME.safetensors`` where it is not there yet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekit.core.values import Size
 from edgekit.metrics.scores import add_counts, count_frame, score
 from edgekit.networks.checkpoint import Description, save_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from kinds import KINDS, SCALES  # noqa: E402  the tests' folder is put on the path above
@@ -72,7 +72,11 @@ def main() -> None:
         miou = score(add_counts(counts), CITYSCAPES).miou
         factory = f"kinds:{type(network).__name__}"
         metrics = {"streets:val": {"miou": miou, "frames": len(counts)}}
-        recipe = {"dataset": "streets", "split": "train", "command": f"python benchmarks/train_kinds.py {name}"}
+        recipe = {
+            "dataset": "streets",
+            "split": "train",
+            "command": f"python -m benchmarks.training.train_kinds {name}",
+        }
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(
             path, network, Description(factory, {}, CITYSCAPES.names, normalization, "streets", recipe, metrics)

@@ -1,6 +1,6 @@
 """From camera frame to label map: edgekit's artifacts against the vendors' default pipelines for the same checkpoint.
 
-Run: python benchmarks/vendor_speed.py [SIZE...] [--rounds N]. The vendor's side converts the network with full-size logits
+Run: python -m benchmarks.speed.vendor_speed [SIZE...] [--rounds N]. The vendor's side converts the network with full-size logits
 by its converter's defaults, feeds normalized floats from numpy and takes the argmax in numpy; int8 is its tool's default
 quantization with the same frames. Both sides have all cores. All pipelines of a family are open at once, each in a process
 of its own, and take turns. edgekit's labels are compared with the unrewritten float network's in PyTorch.
@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import vendor_tools as tools
-from full_size import FullSize
-from measured import keep
 from torch import nn
-from vendor_worker import normalized
 
+from benchmarks.shared import vendor_tools as tools
+from benchmarks.shared.full_size import FullSize
+from benchmarks.shared.measured import keep
+from benchmarks.shared.vendor_worker import normalized
 from calibration.choice import choose_frames
 from calibration.datasets import open_split
 from edgekit.core.progress import Progress, noise_to
@@ -49,7 +49,7 @@ QUERIES, WARMUP = 2, 3
 """Of each pipeline in one round, and before the first."""
 SETTLING = 0.3
 """Seconds before each turn: threads of ONNX Runtime spin for a while after a query, on a core that the next pipeline needs."""
-VENDOR_WORKER = (sys.executable, str(Path(__file__).with_name("vendor_worker.py")))
+VENDOR_WORKER = (sys.executable, "-m", "benchmarks.shared.vendor_worker")
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def main() -> None:
                 (folder / "vendor").mkdir()
                 np.save(folder / "frames.npy", np.concatenate(test))
                 network = FullSize(Logits(load_network(checkpoint), len(checkpoint.class_names))).eval()
-                order = Order(checkpoint, size, folder, "benchmarks/vendor_speed.py", calibration)
+                order = Order(checkpoint, size, folder, "benchmarks/speed/vendor_speed.py", calibration)
                 target = require("openvino" if family == "pytorch" else family)
                 precisions = dict.fromkeys(pair.precision for pair in FAMILIES[family])
                 with noise_to(folder / "log"):

@@ -1,6 +1,6 @@
 """What the way from frame to labels costs beside the network itself.
 
-Run: python benchmarks/edges.py [SIZE] [ROUNDS]. Three sides take turns in one run, each in a process of its own: frame to
+Run: python -m benchmarks.speed.edges [SIZE] [ROUNDS]. Three sides take turns in one run, each in a process of its own: frame to
 labels; the artifact's graph alone; and, for float, the network alone, which is the deployable graph converted by the
 vendor's tool with ready float planes in and stride-8 logits out. In int8 the vendors' tools would quantize another network,
 so that only what lies outside the graph is told: handing over the frame, and the decoder.
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import vendor_tools as tools
-from measured import keep
-from shipped_artifacts import artifacts, save_frames
 from torch import Tensor, nn
-from vendor_speed import VENDOR_WORKER, describe, interleaved
 
+from benchmarks.shared import vendor_tools as tools
+from benchmarks.shared.measured import keep
+from benchmarks.shared.shipped_artifacts import artifacts, save_frames
+from benchmarks.speed.vendor_speed import VENDOR_WORKER, describe, interleaved
 from edgekit.core.progress import noise_to
 from edgekit.core.values import DeployableGraph, Size
 from edgekit.devices.environment import available_cores
@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, log, frames = Path(name), Path(name) / "log", Path(name) / "frames.npy"
         save_frames(size, 2, frames)
-        for artifact, graph in artifacts(checkpoint, size, TARGETS, folder, "benchmarks/edges.py"):
+        for artifact, graph in artifacts(checkpoint, size, TARGETS, folder, "benchmarks/speed/edges.py"):
             alone = None
             if artifact.precision == "fp32":
                 with noise_to(log):

@@ -1,6 +1,6 @@
 """What int8 artifacts give on ARM's kernels: the agent by ssh in a Debian arm64 userland that qemu executes.
 
-Run: make test-arm64 [or python benchmarks/arm64.py FOLDER]. As root, on Debian or Ubuntu x86-64; it installs what it needs.
+Run: make test-arm64 [or python -m benchmarks.accuracy.arm64 FOLDER]. As root, on Debian or Ubuntu x86-64; it installs what it needs.
 qemu executes each program instruction by instruction, so that neither binfmt nor any privilege beyond root in a container is
 needed; its times say nothing, and none is kept.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured import keep
 
+from benchmarks.shared.measured import keep
 from edgekit.core.errors import EdgekitError
 from edgekit.core.files import read_json, write_text
 from edgekit.core.measurement import Counts
@@ -25,7 +25,7 @@ from edgekit.core.record import read
 from edgekit.metrics.scores import dense, mean_iou
 from reports.statistics import bootstrap_drop
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "devices"))  # a real sshd of its own, as the tests start it
 
 import sshd  # noqa: E402

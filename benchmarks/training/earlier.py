@@ -1,6 +1,6 @@
 """What SPSSN had on CamVid's test frames before it was trained further: rows of Table 5.
 
-Run: python benchmarks/earlier.py CHECKPOINT WHEN, for example "after 230 epochs". Nothing is evaluated again:
+Run: python -m benchmarks.training.earlier CHECKPOINT WHEN, for example "after 230 epochs". Nothing is evaluated again:
 ``edgekit train`` did that on the test frames, and wrote it into the checkpoint.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from measured import keep, kept
-
+from benchmarks.shared.measured import keep, kept
 from edgekit.networks.checkpoint import load_checkpoint
 
 

@@ -1,6 +1,6 @@
 """The paper's Table 6 on CamVid: Fast-SCNN, stream pooling and stage pooling, trained alike, on val, over several seeds.
 
-Run: python benchmarks/ablation.py [EPOCHS] [SEEDS]; needs CAMVID_ROOT. Every network starts from random weights and sees the
+Run: python -m benchmarks.training.ablation [EPOCHS] [SEEDS]; needs CAMVID_ROOT. Every network starts from random weights and sees the
 same frames in the same order; the test split is not looked at. Trainings lie in runs/ablation and go on where they stopped.
 """
 
@@ -11,9 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from measured import keep
 from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # its stubs are a package of their own
-from trainings import val_scores
+
+from benchmarks.shared.measured import keep
+from benchmarks.shared.trainings import val_scores
 
 FOLDER = Path("runs/ablation")
 NETWORKS = ("fast-scnn", "spssn-stream", "spssn")

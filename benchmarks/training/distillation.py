@@ -1,8 +1,8 @@
 """What a teacher gives SPSSN on CamVid's val: the same training from labels alone, and from labels and a teacher.
 
-Run: python benchmarks/distillation.py TEACHER [by-sequence]; needs CAMVID_ROOT. TEACHER was trained on train alone, and so are
+Run: python -m benchmarks.training.distillation TEACHER [by-sequence]; needs CAMVID_ROOT. TEACHER was trained on train alone, and so are
 both students, which begin with the same short training from labels; the test split is not looked at. With ``by-sequence`` all
-three are trained and validated on the split of benchmarks/camvid_by_sequence.py. Trainings lie in runs/distillation and
+three are trained and validated on the split of benchmarks/training/camvid_by_sequence.py. Trainings lie in runs/distillation and
 runs/distillation_by_sequence and go on where they stopped.
 """
 
@@ -12,10 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from camvid_by_sequence import by_sequence
-from measured import keep
-from trainings import val_scores
-
+from benchmarks.shared.measured import keep
+from benchmarks.shared.trainings import val_scores
+from benchmarks.training.camvid_by_sequence import by_sequence
 from calibration.datasets import open_split
 from edgekit.core.errors import UsageError
 from edgekit.core.files import read_json

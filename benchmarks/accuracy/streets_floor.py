@@ -5,7 +5,7 @@ class mIoU on test frames, once with pixels sampled as they come and once balanc
 scenes cannot be solved by colour and place: whatever a network scores above this floor it owes to shape, texture and
 context.
 
-    python benchmarks/streets_floor.py [--steps 1500]
+    python -m benchmarks.accuracy.streets_floor [--steps 1500]
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from measured import keep
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.shared.measured import keep
 from calibration import streets
 
 CLASSES, HEIGHT, WIDTH = 19, 512, 1024

@@ -1,6 +1,6 @@
 """Is the clock honest? edgekit's ``graph`` scope beside each vendor's own tool, on the same artifacts, in turns.
 
-Run: python benchmarks/harness.py [SIZE] [ROUNDS]. OpenVINO: benchmark_app, one synchronous request (its latency hint takes all cores), float32
+Run: python -m benchmarks.speed.harness [SIZE] [ROUNDS]. OpenVINO: benchmark_app, one synchronous request (its latency hint takes all cores), float32
 for what is not int8. LiteRT: litert-benchmark. ONNX Runtime has no tool in its package: a bare loop over session.run in a
 process of its own. The goal is 3 %, or an interval that holds 1.
 """
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from measured import keep
-from shipped_artifacts import artifacts, save_frames
 
+from benchmarks.shared.measured import keep
+from benchmarks.shared.shipped_artifacts import artifacts, save_frames
 from edgekit.core.errors import EdgekitError
 from edgekit.core.values import Artifact, Size
 from edgekit.devices.environment import available_cores
@@ -108,7 +108,7 @@ def main() -> None:
         folder = Path(name)
         frames = folder / "frames.npy"
         save_frames(size, 1, frames)
-        for artifact, _ in artifacts(checkpoint, size, tuple(TOOLS), folder, "benchmarks/harness.py"):
+        for artifact, _ in artifacts(checkpoint, size, tuple(TOOLS), folder, "benchmarks/speed/harness.py"):
             tool, measure = TOOLS[artifact.target]
             worker = Worker(Subject(artifact.folder, artifact.title), frames, None, "graph", folder / "log")
             try:
