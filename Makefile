@@ -70,6 +70,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.speed.decoder
 	$(BIN)/python -m benchmarks.speed.edges
 	$(BIN)/python -m benchmarks.speed.harness
+	$(BIN)/python -m benchmarks.speed.same_artifact
 	$(BIN)/python -m benchmarks.speed.floor
 	$(BIN)/python -m benchmarks.speed.time_to_artifact
 	$(BIN)/python -m benchmarks.speed.calibration_memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -220,34 +220,55 @@ def _class_section(page: Sequence[Result], context: ReportContext) -> list[str]:
 
 
 def _ratio_section(results: Sequence[Result]) -> list[str]:
-    """int8 against float of one target, where both ran in the same interleaved rounds and have the same scope."""
+    """int8 against float of each target, and the fastest against the next, where both ran in the same interleaved rounds."""
     rows = []
-    for result in results:
-        if result.taken is None or result.row.precision != "int8":
+    timed = [result for result in results if result.taken is not None]
+    pairs = [
+        (result, other)
+        for result in timed
+        for other in timed
+        if result.row.precision == "int8" and other.row.precision != "int8" and _is_of_same(result, other)
+    ]
+    names = dict(zip(map(id, timed), distinct_names(timed), strict=True))
+    for size in dict.fromkeys(size_of(result) for result in timed):
+        first, second = [*_fastest([result for result in timed if size_of(result) == size])[:2], None, None][:2]
+        if first is not None and second is not None and (second, first) not in pairs and (first, second) not in pairs:
+            pairs.append((second, first))
+    for result, other in pairs:
+        if not _interleaved(result, other):
             continue
-        for other in results:
-            if other.taken is None or other.row.precision == "int8" or not _interleaved(result, other):
-                continue
-            ratio = bootstrap_ratio(_rounds(result), _rounds(other))
-            if ratio.high < 1:
-                reading = f"int8 is {1 / ratio.value:.2f} times as fast"
-            elif ratio.low > 1:
-                reading = f"int8 is slower: {ratio.value:.2f} times the time"
-            else:
-                reading = "no difference shown"
-            rows.append([
-                escape(_target(result)), size_of(result), str(result.scope), f"int8 / {other.row.precision}",
-                f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]", reading,
-            ])  # fmt: skip
-    lead = (
-        "p50 of int8 over p50 of the same target in float, with its 95 % paired bootstrap interval over rounds (Student's t below 6 of them). Only "
-        "pairs that ran in the same interleaved rounds, with one scope, size, output and thread count, are compared."
-    )
+        ratio = bootstrap_ratio(_parts(result), _parts(other))
+        if ratio.high < 1:
+            reading = f"{1 / ratio.value:.2f} times as fast"
+        elif ratio.low > 1:
+            reading = f"slower: {ratio.value:.2f} times the time"
+        else:
+            reading = "undecided"
+        rows.append([
+            f"{escape(names[id(result)])} / {escape(names[id(other)])}", size_of(result), str(result.scope),
+            f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]", reading,
+        ])  # fmt: skip
     if not rows:
-        lead = "No int8 artifact of this page was interleaved with its float."
-        return ["## int8 against float latency", "", lead, ""]
-    header = ["Target", "Size", "Scope", "Pair", "Ratio [95 %]", "Reading"]
-    return ["## int8 against float latency", "", lead, "", *table(header, rows)]
+        return ["## Latency, one against the other", "", "No two artifacts of this page were interleaved.", ""]
+    lead = (
+        "p50 of int8 over p50 of the same target in float, and of the second fastest artifact over the fastest, with the 95 % paired interval over "
+        "the processes that each was measured in (bootstrap; Student's t of up to 8). Only pairs of the same interleaved rounds, with one scope, "
+        "size and thread count, are compared. *Undecided* is a pair whose interval holds 1: another measurement may well turn it round."
+    )
+    header = ["Pair", "Size", "Scope", "Ratio [95 %]", "Reading"]
+    return ["## Latency, one against the other", "", lead, "", *table(header, rows)]
+
+
+def _fastest(timed: Iterable[Result]) -> list[Result]:
+    """Timed results, the fastest first."""
+    return sorted(timed, key=lambda result: result.latency.p50 if result.latency else math.inf)
+
+
+def _is_of_same(first: Result, second: Result) -> bool:
+    """Whether two artifacts are of one target and network, and do the same."""
+    one, two = first.measured, second.measured
+    alike = ("target", "checkpoint", "size", "output", "output_stride", "device")
+    return one is not None and two is not None and all(getattr(one, key) == getattr(two, key) for key in alike)
 
 
 def _interleaved(first: Result, second: Result) -> bool:
@@ -255,23 +276,32 @@ def _interleaved(first: Result, second: Result) -> bool:
     one, two = first.measured, second.measured
     if one is None or two is None or first.taken is None or second.taken is None:
         return False
-    alike = ("target", "checkpoint", "size", "output", "output_stride", "device")
     return (
-        all(getattr(one, key) == getattr(two, key) for key in alike)
+        one.checkpoint == two.checkpoint
+        and one.size == two.size
+        and one.device == two.device
         and first.scope == second.scope
         and first.taken.mode == second.taken.mode
-        and len(_rounds(first)) == len(_rounds(second)) >= 2
+        and len(_parts(first)) == len(_parts(second)) >= 2
         and first.taken.settings.get("threads") == second.taken.settings.get("threads")
     )
 
 
-def _rounds(result: Result) -> Sequence[Sequence[float]]:
-    """Raw samples by round, or each round's median where a tool keeps its samples to itself; none where it has neither."""
+def _parts(result: Result) -> Sequence[Sequence[float]]:
+    """Raw samples by process or round, or each round's median where a tool keeps its samples; none where it has neither."""
     if result.taken is None:
         return ()
     printed = [one.median_ms for one in result.taken.rounds]
     medians = [[median] for median in printed if median is not None]
-    return result.taken.rounds_ms or (medians if len(medians) == len(printed) else ())
+    return result.taken.processes_ms or (medians if len(medians) == len(printed) else ())
+
+
+def _processes(timed: Sequence[Result]) -> str:
+    """How many processes each artifact was measured in, in words."""
+    counts = sorted({len(result.taken.process_rounds or (1,)) for result in timed if result.taken is not None})
+    if counts == [1]:
+        return "a fresh process"
+    return f"{' to '.join(dict.fromkeys(map(str, (counts[0], counts[-1]))))} fresh processes, one after the other"
 
 
 def _sizes(result: Result) -> list[int]:
@@ -306,7 +336,7 @@ def _how_section(results: Sequence[Result]) -> list[str]:
         lines.append(f"- Scope `{scope}`: {_SCOPES.get(scope, ('', 'as the runtime defines it.'))[1]}")
     warm = LATENCY_CONTRACTS["quick"]  # the same in every mode
     lines += [
-        "- Each artifact runs in a fresh process. The process that runs the model reads the clock.",
+        f"- Each artifact runs in {_processes(timed)}. The process that runs the model reads the clock.",
         f"- Warm-up: at least {warm.warmup_runs} runs and {warm.warmup_seconds:g} s before the first sample.",
     ]
     for mode in dict.fromkeys(result.taken.mode for result in timed if result.taken is not None):
@@ -530,12 +560,19 @@ def _verdict(artifacts: Sequence[Result], names: Mapping[int, str], device: str,
         return f"**{escape(names[id(result)])}**, drop {interval(result.drop)} points"
 
     if timed:
-        best = min(timed, key=lambda result: result.latency.p50 if result.latency else math.inf)
+        best, *others = _fastest(timed)
         assert best.latency is not None
         text = f"Fastest {where} within {VERDICT_POINTS:g} point of float: {describe(best)}, "
         of = "" if scope == HEADLINE_SCOPE else f" of `{scope}`"
         text += f"p50{of} {milliseconds(best.latency.p50)} ms ({best.latency_provenance.kind}), mIoU "
         text += f"{best.accuracy_provenance.kind}."
+        for other in others[:1]:
+            ratio = bootstrap_ratio(_parts(other), _parts(best)) if _interleaved(best, other) else None
+            if ratio is not None and ratio.low <= 1:
+                text += (
+                    f" Undecided beside {describe(other)}, which takes {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times "
+                    "as long: either may be the faster one next time."
+                )
         if best.latency.warnings:
             text += f" Warning, {escape('; '.join(best.latency.warnings))}."
         return text

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.core.contract import LATENCY_CONTRACTS
+from edgekit.core.contract import CROWDED, LATENCY_CONTRACTS
 from edgekit.core.errors import EdgekitError
 from edgekit.core.measurement import Latency, Statistics
 from edgekit.core.quantities import LONGEST_MS, SHORTEST_MS, is_milliseconds
@@ -28,7 +28,7 @@ CONFIDENCE = 0.99
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 """Student's t at 97.5 % for 1 to 14 degrees of freedom."""
 
-FEW_FRAMES, FEW_ROUNDS = 16, 6
+FEW_FRAMES, FEW_ROUNDS = 16, 9
 """Below these many, percentiles of resamples err far more often than in 5 % (no resample leaves the few values that there are), and an
 interval is Student's t around the value."""
 
@@ -265,6 +265,11 @@ def condition_warnings(latency: Latency) -> list[str]:
         warnings.append(f"throttled: the GPU's clock was between {gpu.min} and {gpu.max} MHz under load")
     if highest and min(highest) < THROTTLED * max(highest):
         warnings.append(f"throttled: the clock was between {min(highest) / 1e6:.2f} and {max(highest) / 1e6:.2f} GHz")
+    taken = [entry.cores_taken for entry in latency.conditions if entry.cores_taken is not None]
+    if taken and max(taken) > CROWDED:
+        warnings.append(
+            f"busy machine: other programs took up to {max(taken):.1f} of the cores that it had threads for"
+        )
     if jump := latency.clock_set_seconds:
         warnings.append(f"the time of day was set by {jump:+.0f} s meanwhile; the samples are of a clock that keeps on")
     return warnings
@@ -332,12 +337,12 @@ def bootstrap_ratio(
 ) -> Interval:
     """Median latency of ``first`` over that of ``second``, with a 95 % paired bootstrap interval.
 
-    Rounds are resampled in pairs (both artifacts ran in the same round under the same clock), then samples inside
-    each drawn round. Of few rounds the interval is Student's t on the logarithms of the rounds' own ratios, around their
-    mean, and takes in the value.
+    What is drawn should differ as much as two measurements would: processes where there are several, else rounds. They are
+    resampled in pairs (both artifacts ran in the same round under the same clock), then samples inside each. Of
+    few the interval is Student's t on the logarithms of their own ratios, around their mean, and takes in the value.
 
     Args:
-        first, second: rounds of milliseconds; round i of both ran next to each other.
+        first, second: processes or rounds of milliseconds; number i of both ran next to each other.
 
     Raises:
         EdgekitError: they do not have the same number of rounds, or a round is empty.

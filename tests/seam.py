@@ -39,7 +39,7 @@ def factory():
 
 MOMENT = """
 from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
-LATENCY_CONTRACTS["quick"] = LatencyContract(1, 0.0, 64, 0.0)
+LATENCY_CONTRACTS["quick"] = LatencyContract(1, 0.0, 64, 0.0, 1)
 """
 
 
@@ -105,7 +105,7 @@ def short_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """A measurement of a moment, for tests that do not look at the times."""
     from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
 
-    monkeypatch.setitem(LATENCY_CONTRACTS, "quick", LatencyContract(1, 0.0, 8, 0.0))
+    monkeypatch.setitem(LATENCY_CONTRACTS, "quick", LatencyContract(1, 0.0, 8, 0.0, 1))
 
 
 def plug_in(folder: Path, package: str, target: str) -> None:

@@ -88,7 +88,9 @@ def speed(name: str) -> dict[str, list[float]]:
         taken = Here(None, folder / "logs", progress).times(pair, samples, Terms("quick", "graph"))
         if failed := [one for one in taken if isinstance(one, EdgekitError)]:
             raise failed[0]
-        rounds = [one.latency.rounds_ms for one in taken if isinstance(one, Timed) and isinstance(one.latency, Latency)]
+        rounds = [
+            one.latency.processes_ms for one in taken if isinstance(one, Timed) and isinstance(one.latency, Latency)
+        ]
         assert rounds[0] is not None and rounds[1] is not None
         ratio = bootstrap_ratio(rounds[0], rounds[1])
         found[runtime] = [ratio.value, ratio.low, ratio.high]

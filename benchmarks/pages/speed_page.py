@@ -195,6 +195,33 @@ def edges() -> list[str]:
     ]
 
 
+def same_artifact() -> list[str]:
+    """How often the interval of an artifact beside its own copy holds 1."""
+    document = kept("same_artifact")
+    if not document:
+        return []
+    result, rows = document["result"], []
+    for state, title in (
+        ("quiet", "nothing else runs"),
+        ("load", f"{2 * result['cores']} other programs want every core"),
+    ):
+        cells = []
+        for kind in ("process", "round"):
+            intervals = [one[kind] for one in result[state]]
+            held = sum(low <= 1 <= high for _, low, high in intervals)
+            width = sorted(high / low for _, low, high in intervals)[len(intervals) // 2]
+            cells += [f"{held} of {len(intervals)}", f"{width:.2f}"]
+        rows.append([title, *cells])
+    return [
+        "## Do the intervals hold?",
+        f"An artifact beside its own copy at {result['size']}, {result['pairs']} pairs of three runtimes in each state, on {machine(document)} "
+        "(`benchmarks/speed/same_artifact.py`). Neither is faster, so 95 % of the intervals should hold 1. Reports make them of processes, since all "
+        "rounds of one process share its fate; the last two columns are what they would be of rounds. The width is the median of "
+        "upper over lower end.",
+        table(["state", "hold 1, by process", "width", "hold 1, by round", "width"], rows),
+    ]
+
+
 def time_to_artifact() -> list[str]:
     """All artifacts of a run."""
     document = kept("time_to_artifact")
@@ -268,7 +295,7 @@ def main() -> None:
     parts: list[Any] = [
         "# Speed",
         "Written by `make bench` from what is stored in `benchmarks/measured`. The machine is shared: read ratios, which were taken in turns.",
-        *against_vendors(), *elsewhere(), *decoder(), *edges(), *harness(), *time_to_artifact(), *floor(),
+        *against_vendors(), *elsewhere(), *decoder(), *edges(), *harness(), *same_artifact(), *time_to_artifact(), *floor(),
     ]  # fmt: skip
     write_text(PAGE, "\n\n".join(parts) + "\n")
     print(f"wrote {PAGE}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any, Union
 
 from edgekit.core.contract import LATENCY_CONTRACTS
@@ -137,12 +138,14 @@ class Conditions:
         temperature_c: by sensor, Celsius.
         thermal_status: of a phone.
         battery: of a phone: level, status, what it is plugged into.
+        cores_taken: by other programs while a round was taken, of those that the artifact has threads for; 0.5 is half of one.
     """
 
     clock_khz: Mapping[str, Quantity] = field(default_factory=dict)
     temperature_c: Mapping[str, Quantity] = field(default_factory=dict)
     thermal_status: str | None = absent(None)
     battery: Battery = absent(None)
+    cores_taken: Number | None = absent(None)
 
     @property
     def clocks(self) -> list[float]:
@@ -286,6 +289,7 @@ class Latency:
         scope: ``frame-to-labels`` or ``graph``.
         mode: of the contract.
         rounds_ms: samples of each round in the order they were taken; None where ``statistics`` stand for them.
+        process_rounds: how many rounds each process took, in order; None where one took all.
         rounds: of a tool that prints statistics.
         warmup_ms: None when it was not recorded.
         first_ms, load_ms: the first inference, and loading.
@@ -300,6 +304,7 @@ class Latency:
     mode: ContractMode
     scope: str = HEADLINE_SCOPE
     rounds_ms: Annotated[tuple[Samples, ...], Entries(1, MOST_ROUNDS)] | None = absent(None)
+    process_rounds: tuple[Runs, ...] | None = absent(None)
     statistics: Statistics | None = absent(None)
     rounds: Annotated[tuple[Round, ...], Entries(0, MOST_ROUNDS)] = absent(())
     warmup_ms: tuple[Milliseconds, ...] | None = None
@@ -319,11 +324,23 @@ class Latency:
             raise EdgekitError(f"{place} has neither samples nor statistics, or both")
         if self.rounds_ms is not None and sum(map(sum, self.rounds_ms)) > MOST_MS:
             raise EdgekitError(f"{place}.rounds_ms holds more than a day of samples")
+        if self.process_rounds is not None and sum(self.process_rounds) != len(self.rounds_ms or ()):
+            raise EdgekitError(
+                f"{place}.process_rounds tells of {sum(self.process_rounds)} rounds, not of those of rounds_ms"
+            )
 
     @property
     def samples(self) -> list[float]:
         """All samples, milliseconds; empty where a tool keeps them to itself."""
         return [sample for part in self.rounds_ms or () for sample in part]
+
+    @property
+    def processes_ms(self) -> list[list[float]]:
+        """Samples of each process, or of each round where one process took all: what intervals are made of."""
+        rounds = iter(self.rounds_ms or ())
+        if self.process_rounds is None:
+            return [list(one) for one in rounds]
+        return [[sample for one in islice(rounds, count) for sample in one] for count in self.process_rounds]
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,26 @@ def cluster(cores: str, governor: str, highest: str) -> str:
     return f"cores {cores}: {governor}, to {limit}"
 
 
+def busy_seconds(process: int | None = None) -> float | None:
+    """Seconds of work since the start, of the cores that this process may use or of one process; None where nobody says."""
+    try:
+        if process is None:
+            cores = os.sched_getaffinity(0)
+            lines = (line.split() for line in Path("/proc/stat").read_text(encoding="ascii").splitlines())
+            own = [
+                [int(value) for value in line[1:9]]
+                for line in lines
+                if re.fullmatch(r"cpu\d+", line[0]) and int(line[0][3:]) in cores
+            ]
+            ticks = sum(sum(line) - line[3] - line[4] for line in own)  # but for idle, and idle while a disk works
+        else:
+            text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+            ticks = sum(map(int, text.rpartition(")")[2].split()[11:13]))
+        return float(ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
 def conditions() -> Conditions:
     """What may change while a measurement goes on, cheap enough to look at between any two blocks of samples."""
     return Conditions(clocks(), temperatures())

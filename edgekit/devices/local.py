@@ -13,22 +13,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
-from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract, Scope, Terms
+from edgekit.core.contract import CROWDED, LATENCY_CONTRACTS, LatencyContract, Scope, Terms, cores_taken
 from edgekit.core.errors import ArtifactError, DeviceError, EdgekitError
 from edgekit.core.files import open_log
 from edgekit.core.measurement import Conditions, Latency, LoadInterval, Sustained
 from edgekit.core.progress import Progress
 from edgekit.core.values import Provenance
-from edgekit.devices.environment import conditions
+from edgekit.devices.environment import available_cores, busy_seconds, conditions
 
 ROUNDS = 8
 SETTLING = 0.1
 """Seconds before a turn, and a query that does not count: ONNX Runtime's threads spin on for 40 ms after theirs, on others' cores."""
+LATER_WARMUP = 0.25
+"""Share of the warm-up's seconds that an artifact's later processes have: caches of the machine are warm by then."""
+LOOKING = 0.3
+"""Seconds for which the machine's load is looked at before anything is measured."""
+TICK = 0.01
+"""Seconds by which Linux counts work."""
 LOCK_SECONDS = 3600.0
 """How long a device that somebody else measures on is waited for."""
 CLOCK_SLACK = 2.0
@@ -108,6 +114,11 @@ class Worker:
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def process_id(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
         """One command and its answer.
@@ -199,6 +210,30 @@ def interval_of(seconds: float) -> float:
     return min(10.0, max(1.0, seconds / 60))
 
 
+class _Elsewhere:
+    """How busy the cores are with other programs from now on.
+
+    Args:
+        process: that measures, whose own work does not count.
+    """
+
+    def __init__(self, process: int | None) -> None:
+        self._process, self._begin = process, time.monotonic()
+        self._before = self._work()
+
+    def _work(self) -> float | None:
+        whole = busy_seconds()
+        own = 0.0 if self._process is None else busy_seconds(self._process)
+        return None if whole is None or own is None else whole - own
+
+    def cores(self) -> float | None:
+        """Cores' worth of work since; None where the system does not say."""
+        now, seconds = self._work(), time.monotonic() - self._begin
+        if now is None or self._before is None or seconds < 10 * TICK:
+            return None
+        return max(0.0, (now - self._before) / seconds)
+
+
 class _Turns:
     """One artifact that is measured in turns with others: its process, its share of a round, and what came of it."""
 
@@ -208,18 +243,28 @@ class _Turns:
         self._terms, self._contract = terms, contract
         self._worker: Worker | None = None
         self._share = 0
+        self._opened: dict[str, Any] = {}
         self._warmup: list[float] = []
         self._rounds: list[tuple[float, ...]] = []
+        self._process_rounds: list[int] = []
         self._conditions: list[Conditions] = []
         self._peak: int | None = None
 
     def open(self, frames: Path, log: Path, command: Sequence[str]) -> None:
-        """Start its process and warm it up; its pace there plans how many queries a round has."""
+        """Start a process of it and warm it up; the pace of the first plans how many queries a round has."""
         terms, contract = self._terms, self._contract
+        first = self._worker is None
+        if not first:
+            self.close()
+            self.stop()
         self._worker = Worker(self.subject, frames, terms.threads, terms.scope, log, command)
-        self._warmup = self._ask({"do": "warm", "runs": contract.warmup_runs, "seconds": contract.warmup_seconds})
-        pace = sorted(self._warmup)[len(self._warmup) // 2] / 1e3
-        self._share = math.ceil(max(contract.queries, math.ceil(contract.seconds / pace)) / ROUNDS)
+        seconds = contract.warmup_seconds * (1.0 if first else LATER_WARMUP)
+        warmup = self._ask({"do": "warm", "runs": contract.warmup_runs, "seconds": seconds})
+        self._process_rounds.append(0)
+        if first:
+            self._opened, self._warmup = self._worker.opened, warmup
+            pace = sorted(warmup)[len(warmup) // 2] / 1e3
+            self._share = math.ceil(max(contract.queries, math.ceil(contract.seconds / pace)) / ROUNDS)
 
     def _ask(self, command: dict[str, Any]) -> list[float]:
         assert self._worker is not None
@@ -228,16 +273,22 @@ class _Turns:
 
     def take(self, *, settle: bool) -> None:
         """Its share of a round, and the conditions after it."""
+        assert self._worker is not None
         if settle:
             time.sleep(SETTLING)
             self._ask({"do": "warm", "runs": 1, "seconds": 0})
+        elsewhere = _Elsewhere(self._worker.process_id)
         self._rounds.append(tuple(self._ask({"do": "round", "count": self._share})))
-        self._conditions.append(conditions())
+        busy = elsewhere.cores()
+        taken = None if busy is None else round(cores_taken(busy, self._terms.threads, available_cores()), 2)
+        self._conditions.append(replace(conditions(), cores_taken=taken))
+        self._process_rounds[-1] += 1
 
     def close(self) -> None:
-        """Ask for its peak memory."""
+        """Ask for its peak memory; that of the process with the most counts."""
         assert self._worker is not None
-        self._peak = self._worker.ask({"do": "close"})["peak_rss_bytes"]
+        peak = self._worker.ask({"do": "close"})["peak_rss_bytes"]
+        self._peak = peak if self._peak is None or peak is None else max(self._peak, peak)
 
     def attempt(self, work: Callable[[], None]) -> None:
         """Do something, unless it failed before; what goes wrong now is kept."""
@@ -262,11 +313,11 @@ class _Turns:
         """The latency, or what went wrong."""
         if self.error is not None:
             return self.error
-        assert self._worker is not None
-        opened = self._worker.opened
+        opened, processes = self._opened, tuple(self._process_rounds)
         return Latency(
             Provenance("measured", self.subject.by), self._terms.mode, self._terms.scope,
-            rounds_ms=tuple(self._rounds), warmup_ms=tuple(self._warmup), first_ms=opened["first_ms"],
+            rounds_ms=tuple(self._rounds), process_rounds=processes if len(processes) > 1 else None,
+            warmup_ms=tuple(self._warmup), first_ms=opened["first_ms"],
             load_ms=opened["load_ms"], peak_rss_bytes=self._peak, settings=opened["settings"],
             conditions=tuple(self._conditions), clock_set_seconds=round(clock_set, 1) if clock_set else None,
         )  # fmt: skip
@@ -292,23 +343,27 @@ class Clock:
         """Latency of artifacts that are to be compared: for each the value, or the error that stopped it.
 
         All are open at once, each in its process; in every round each runs its share of queries in turn, so that a slow
-        minute of the machine falls on all of them, after a moment in which the one before comes to rest. Clocks and
-        temperatures are read after each share.
+        minute of the machine falls on all of them, after a moment in which the one before comes to rest. Every few rounds
+        all get new processes, since one that begins badly stays so. Clocks, temperatures and what other programs do are read
+        with each share.
 
         Args:
             frames: an ``.npy`` of uint8 [N, H, W, 3], cycled through.
             contract: the mode's own by default.
         """
         clocks = _Clocks()
-        turns = [_Turns(subject, terms, contract or LATENCY_CONTRACTS[terms.mode]) for subject in subjects]
+        contract = contract or LATENCY_CONTRACTS[terms.mode]
+        turns = [_Turns(subject, terms, contract) for subject in subjects]
+        self._look_around(terms)
         try:
-            for one in turns:
-                self.progress.update(f"loading {one.subject.title}")
-                log = self.logs / f"{one.subject.folder.name}.bench.log"
-                one.attempt(partial(one.open, frames, log, self.command))
             number = 0
             # The share of a round is planned from the warm-up's pace; where that was slow, rounds are added for all.
             while number < ROUNDS or (number < 4 * ROUNDS and not all(one.enough() for one in turns)):
+                if number % max(1, ROUNDS // contract.processes) == 0:
+                    for one in turns:
+                        self.progress.update(f"loading {one.subject.title}")
+                        log = self.logs / f"{one.subject.folder.name}.bench.log"
+                        one.attempt(partial(one.open, frames, log, self.command))
                 number += 1
                 for one in turns:
                     if one.error is None:
@@ -324,6 +379,17 @@ class Clock:
             for one in turns:
                 one.stop()
         return [one.outcome(clocks.jumped()) for one in turns]
+
+    def _look_around(self, terms: Terms) -> None:
+        """Say so where other programs want the cores that are about to be measured."""
+        elsewhere = _Elsewhere(None)
+        time.sleep(LOOKING)
+        cores, busy = available_cores(), elsewhere.cores()
+        if busy is not None and cores_taken(busy, terms.threads, cores) > CROWDED:
+            self.progress.say(
+                f"this machine is busy: other programs use {busy:.1f} of {cores} cores. Times are longer than they would be "
+                "alone, and their intervals wider: stop those programs, or read ratios only"
+            )
 
     def sustain(
         self,

@@ -335,7 +335,7 @@ def _priced(repair: Repair, before: Artifact, after: Artifact, common: Quantizin
     samples = bench_frames(bench_frames_of(before), before.size, apart)
     here = Here(common.plan.threads, apart / "logs", Progress(silent=True))
     taken = here.times([before, after], samples, Terms("quick", "graph", common.plan.threads))
-    rounds = [one.latency.rounds_ms for one in taken if isinstance(one, Timed) and isinstance(one.latency, Latency)]
+    rounds = [one.latency.processes_ms for one in taken if isinstance(one, Timed) and isinstance(one.latency, Latency)]
     if len(rounds) < 2 or rounds[0] is None or rounds[1] is None:
         return replace(repair, why="its latency could not be measured")
     ratio = bootstrap_ratio(rounds[1], rounds[0])

@@ -22,6 +22,7 @@ from PIL import Image
 from seam import MOMENT, Done, call, edgekit, environment, files, own_network, partials, short_latency
 
 from calibration.datasets import open_split
+from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
 from edgekit.core.errors import ConversionError
 from edgekit.core.files import sha256_path
 from edgekit.core.values import Provenance, Size
@@ -647,6 +648,20 @@ def test_bench_json(run_here: Call, artifact: Path, monkeypatch: pytest.MonkeyPa
     assert row["summary"]["p50"] > 0
     assert row["latency"]["scope"] == "frame-to-labels"
     assert row["latency"]["settings"]["threads"] == 1
+
+
+def test_bench_takes_turns_in_several_processes(
+    run_here: Call, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that begins badly stays so: half of the rounds are of another."""
+    monkeypatch.setitem(LATENCY_CONTRACTS, "quick", LatencyContract(1, 0.0, 8, 0.0, 2))
+    done = run_here("bench", artifact, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    (row,) = done.document["rows"]
+    assert row["latency"]["process_rounds"] == [4, 4]
+    assert len(row["latency"]["rounds_ms"]) == len(row["latency"]["conditions"]) == 8
+    taken = [one["cores_taken"] for one in row["latency"]["conditions"] if "cores_taken" in one]
+    assert all(share is None or share >= 0 for share in taken)
 
 
 def test_predict_json(run_here: Call, artifact: Path, tmp_path: Path) -> None:

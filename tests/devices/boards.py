@@ -12,7 +12,7 @@ from seam import Done, call, edgekit, environment
 
 MOMENT = """
 from edgekit.core.contract import LATENCY_CONTRACTS, LatencyContract
-LATENCY_CONTRACTS["quick"] = LatencyContract(1, 0.0, 64, 0.0)
+LATENCY_CONTRACTS["quick"] = LatencyContract(1, 0.0, 64, 0.0, 1)
 """
 RUN = (
     "--precisions", "fp32", "--size", "64x128", "--frames", 5, "--samples", 3, "--threads", 1, "--out", "out",

@@ -72,7 +72,7 @@ def until(true: Callable[[], Any], seconds: float = 60) -> None:
 
 def longer(project: Project, seconds: float = 1.5) -> None:
     """Measurements in whose middle something can happen."""
-    project.patch.setitem(LATENCY_CONTRACTS, "quick", LatencyContract(1, 0.0, 8, seconds))
+    project.patch.setitem(LATENCY_CONTRACTS, "quick", LatencyContract(1, 0.0, 8, seconds, 1))
 
 
 def agents(cache: Path) -> list[int]:
