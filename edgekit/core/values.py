@@ -162,6 +162,10 @@ class Derived:
     def __init__(self) -> None:
         self._kept: dict[str, dict[Hashable, Any]] = {}
 
+    def __reduce__(self) -> tuple[type[Derived], tuple[()]]:
+        """A copy of the value, in another process too, makes its own."""
+        return Derived, ()
+
     def once(self, kind: str, key: Hashable, make: Callable[[], Made], *, most: int = 1) -> Made:
         """What ``make`` gave for this key before, or gives now; of each kind the ``most`` that were asked for last are kept."""
         kept = self._kept.setdefault(kind, {})
